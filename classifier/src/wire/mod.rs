@@ -1,0 +1,1 @@
+//! Header views, one protocol per file.

@@ -1,0 +1,1 @@
+//! Intent to snapshot: pure and deterministic.

@@ -1,0 +1,1 @@
+//! Ports: where frames come in and go out.

@@ -1,0 +1,4 @@
+//! The one executable.
+#![forbid(unsafe_code)]
+
+fn main() {}

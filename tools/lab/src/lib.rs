@@ -1,0 +1,2 @@
+//! Lab networks.
+#![forbid(unsafe_code)]

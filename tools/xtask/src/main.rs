@@ -1,0 +1,4 @@
+//! Maintenance tasks.
+#![forbid(unsafe_code)]
+
+fn main() {}
