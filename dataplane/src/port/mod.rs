@@ -1,1 +1,46 @@
 //! Ports: where frames come in and go out.
+//!
+//! [`xdp`] is a kernel interface through AF_XDP, [`memory`] a pair of queues for tests and
+//! in-process benchmarks, [`pcap`] a capture file played once. All look alike to the path of a
+//! frame, which deals in batches: one virtual call per batch, none per frame.
+
+use std::os::fd::RawFd;
+
+use crate::frame::Frame;
+use crate::pool::FramePool;
+
+pub mod memory;
+
+/// Most frames that [`Port::receive`] returns at once.
+pub const BURST: usize = 64;
+
+/// One attachment point of the switch.
+///
+/// Frames are conserved: whatever a port takes from the pool or from the path it gives back, by
+/// [`receive`](Port::receive), [`reclaim`](Port::reclaim) or at the latest by
+/// [`close`](Port::close).
+pub trait Port: Send {
+    /// Step 1 of the path: appends up to [`BURST`] received frames to `batch`, and refills what the
+    /// kernel receives into. Returns how many.
+    fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize;
+
+    /// Step 7: sends `frames` in order, as one tx batch with one kick, and leaves in the vector what
+    /// did not fit. Returns how many were taken.
+    fn transmit(&mut self, frames: &mut Vec<Frame>) -> usize;
+
+    /// Step 8: gives frames whose transmission is complete back to the pool.
+    fn reclaim(&mut self, pool: &mut FramePool);
+
+    /// What becomes readable when frames arrive; `None` if there is nothing to wait for.
+    fn fd(&self) -> Option<RawFd>;
+
+    /// Longest frame the port can send, Ethernet header included, in bytes.
+    fn max_frame(&self) -> usize;
+
+    /// Whether frames it was given are still being sent and want another
+    /// [`reclaim`](Port::reclaim) soon.
+    fn is_busy(&self) -> bool;
+
+    /// Detaches, and gives back every frame the port still had.
+    fn close(self: Box<Self>, pool: &mut FramePool);
+}

@@ -3,8 +3,15 @@
 //! Each AF_XDP socket registers the same area (`XDP_UMEM_REG`), so a frame received on one port is
 //! transmitted on another without a copy, ports come and go in any order, and no socket depends on
 //! another one's life. See docs/adr/0002.
+//!
+//! Invariant: at any time, each chunk is owned by exactly one [`Frame`] handle or by the kernel.
+//! `Umem::new` makes one handle per chunk; [`Umem::lend`] turns a handle into kernel ownership and
+//! [`Umem::return_from_kernel`] turns it back, once, checked against a table. So two handles of one
+//! chunk cannot exist, and a `&mut Frame` gives exclusive access to the chunk's bytes.
 
 use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use crate::frame::Frame;
 
@@ -17,10 +24,27 @@ pub const HEADROOM: usize = 256;
 /// Longest frame a chunk holds.
 pub const MAX_FRAME: usize = CHUNK - HEADROOM;
 
+/// Owner of a chunk that a [`Frame`] handle owns.
+const USER: u16 = 0;
+
+/// Distinguishes umems, so that a frame cannot be used with another one's memory.
+static NEXT_ID: AtomicU32 = AtomicU32::new(1);
+
 /// One memory area, shared by all ports of a process.
+#[derive(Debug)]
 pub struct Umem {
-    _private: (),
+    id: u32,
+    base: NonNull<u8>,
+    frames: u32,
+    /// Who owns each chunk: [`USER`], or the number of the socket it was lent to.
+    owners: Box<[AtomicU16]>,
 }
+
+// SAFETY: the area is plain memory, mapped for the life of the Umem; access to each chunk is
+// exclusive to the owner of its Frame, which is itself Send.
+unsafe impl Send for Umem {}
+// SAFETY: as above; `&Umem` gives access only through `&Frame` (read) or `&mut Frame` (write).
+unsafe impl Sync for Umem {}
 
 impl Umem {
     /// Maps an area of `frames` chunks and hands out a [`Frame`] for each.
@@ -28,13 +52,38 @@ impl Umem {
     /// # Errors
     /// If the memory cannot be mapped.
     pub fn new(frames: u32) -> io::Result<(Self, Vec<Frame>)> {
-        let _ = frames;
-        todo!()
+        let bytes = frames as usize * CHUNK;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice affects no memory
+        // that exists already.
+        let area = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if area == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(area.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let owners = (0..frames).map(|_| AtomicU16::new(USER)).collect();
+        let handles =
+            (0..frames).map(|chunk| Frame::claim(id, chunk, HEADROOM as u16, 0)).collect();
+        Ok((Self { id, base, frames, owners }, handles))
     }
 
     /// Number of chunks.
     pub fn frames(&self) -> u32 {
-        todo!()
+        self.frames
+    }
+
+    /// Address and length of the area, for `XDP_UMEM_REG`.
+    pub fn area(&self) -> (u64, u64) {
+        (self.base.as_ptr() as u64, self.frames as u64 * CHUNK as u64)
     }
 
     /// The frame's bytes.
@@ -42,16 +91,108 @@ impl Umem {
     /// # Panics
     /// If the frame is of another umem.
     pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        let _ = frame;
-        todo!()
+        let start = self.start_of(frame);
+        // SAFETY: `start_of` checked that the span lies in the area; the shared borrow of the
+        // chunk's only handle keeps writers away for the life of the slice.
+        unsafe { std::slice::from_raw_parts(start, frame.len()) }
     }
 
     /// The frame's bytes, to write.
     ///
     /// # Panics
     /// If the frame is of another umem.
+    #[allow(clippy::mut_from_ref)] // exclusive by the `&mut Frame`
     pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
-        let _ = frame;
-        todo!()
+        let start = self.start_of(frame);
+        // SAFETY: `start_of` checked that the span lies in the area; the exclusive borrow of the
+        // chunk's only handle makes the slice exclusive.
+        unsafe { std::slice::from_raw_parts_mut(start, frame.len()) }
+    }
+
+    /// Gives a chunk to the kernel by way of socket number `owner` (not 0). Returns the descriptor
+    /// address: the frame's first byte, in bytes from the area's start.
+    ///
+    /// # Panics
+    /// If the frame is of another umem.
+    pub fn lend(&self, frame: Frame, owner: u16) -> u64 {
+        assert_eq!(frame.umem(), self.id, "a frame goes back to the umem it is of");
+        let address = frame.chunk() as u64 * CHUNK as u64 + u64::from(frame.offset());
+        let chunk = frame.release();
+        self.owners[chunk as usize].store(owner, Ordering::Relaxed);
+        address
+    }
+
+    /// Takes a chunk back that the kernel says, by a descriptor on socket `owner`, it is done with.
+    /// `None` if the address is outside the area or the chunk was not lent to that socket: then the
+    /// descriptor is ignored, because believing it would make a second handle.
+    pub fn return_from_kernel(&self, address: u64, len: u32, owner: u16) -> Option<Frame> {
+        let chunk = u32::try_from(address / CHUNK as u64).ok()?;
+        let offset = (address % CHUNK as u64) as usize;
+        if len as usize > CHUNK - offset {
+            return None;
+        }
+        let slot = self.owners.get(chunk as usize)?;
+        slot.compare_exchange(owner, USER, Ordering::Relaxed, Ordering::Relaxed).ok()?;
+        Some(Frame::claim(self.id, chunk, offset as u16, len as u16))
+    }
+
+    /// Takes back everything that was lent to socket `owner`. Only after that socket is closed and
+    /// the kernel has let go of its rings.
+    pub fn reclaim_all(&self, owner: u16) -> Vec<Frame> {
+        (0..self.frames)
+            .filter_map(|chunk| self.return_from_kernel(u64::from(chunk) * CHUNK as u64, 0, owner))
+            .collect()
+    }
+
+    /// Checked pointer to the frame's first byte; `frame.len()` bytes from it lie in the area.
+    fn start_of(&self, frame: &Frame) -> *mut u8 {
+        assert_eq!(frame.umem(), self.id, "a frame is used with the umem it is of");
+        debug_assert!(frame.offset() as usize + frame.len() <= CHUNK);
+        let at = frame.chunk() as usize * CHUNK + frame.offset() as usize;
+        // SAFETY: chunk < self.frames and offset + len <= CHUNK for every handle this umem made, so
+        // the result is inside the mapping.
+        unsafe { self.base.as_ptr().add(at) }
+    }
+}
+
+impl Drop for Umem {
+    fn drop(&mut self) {
+        let bytes = self.frames as usize * CHUNK;
+        // SAFETY: the mapping is ours, made by `new` with this length. No slice outlives `&self`.
+        // Sockets pin the pages themselves, so one that still lives keeps its pages.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lent_chunk_comes_back_once() {
+        let (umem, mut frames) = Umem::new(4).unwrap();
+        let frame = frames.pop().unwrap();
+        let chunk = frame.chunk();
+        let address = umem.lend(frame, 7);
+        assert!(umem.return_from_kernel(address, 60, 8).is_none(), "lent to another socket");
+        assert!(umem.return_from_kernel(4 * CHUNK as u64, 60, 7).is_none(), "outside");
+        assert!(umem.return_from_kernel(address, CHUNK as u32, 7).is_none(), "past the chunk");
+        let back = umem.return_from_kernel(address, 60, 7).unwrap();
+        assert_eq!((back.chunk(), back.len()), (chunk, 60));
+        assert!(umem.return_from_kernel(address, 60, 7).is_none(), "a second time");
+        umem.lend(back, 7);
+        let all = umem.reclaim_all(7);
+        assert_eq!(all.len(), 1);
+        frames.into_iter().chain(all).for_each(|frame| drop(frame.release()));
+    }
+
+    #[test]
+    #[should_panic(expected = "umem it is of")]
+    fn a_frame_of_another_umem_is_refused() {
+        let (one, frames) = Umem::new(1).unwrap();
+        let (_other, others) = Umem::new(1).unwrap();
+        std::mem::forget(frames);
+        let frame = &others[0];
+        let _ = one.bytes(frame);
     }
 }
