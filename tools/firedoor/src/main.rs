@@ -1,4 +1,54 @@
-//! The one executable.
+//! The one executable: the roles (`run`, `dataplane`, `control`) and the command line.
+//!
+//! A command is a function from its [arguments](args) to an exit status that answers on an
+//! [`Output`]. What it returns as an error is told here, once, with what to do about it.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod commands;
+mod output;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Command};
+use crate::output::{Output, YES, failed};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(&cli.command);
+    let mut out = Output::new();
+    match dispatch(&cli.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?)) {
+        Ok(code) => code,
+        // The reader, such as `head`, has all it wanted.
+        Err(error) if is_broken_pipe(&error) => YES,
+        Err(error) => {
+            out.error(&error);
+            failed()
+        }
+    }
+}
+
+fn dispatch(command: &Command, _out: &mut Output) -> anyhow::Result<ExitCode> {
+    match command {
+        command => anyhow::bail!("{command:?} is not wired in yet"),
+    }
+}
+
+/// Sends log lines to standard error: a role's from level info on, else from warn on, unless
+/// `FIREDOOR_LOG` says otherwise.
+fn log_to_stderr(command: &Command) {
+    let role = matches!(command, Command::Run(_) | Command::Dataplane(_) | Command::Control(_));
+    let default = if role { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("FIREDOOR_LOG").unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    })
+}

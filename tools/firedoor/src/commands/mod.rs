@@ -1,0 +1,2 @@
+//! What the commands do, one file each: `run(args, out)` answers on `out` and returns the exit
+//! status.
