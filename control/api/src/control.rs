@@ -87,8 +87,13 @@ pub struct Status {
     pub ports: Vec<PortStatus>,
     /// Path of the capture of denied frames.
     pub capture: String,
-    /// Frames in the capture.
+    /// Frames written to the capture since control started.
     pub captured: u64,
+    /// Denied frames that reached control but could not be written, such as for a full disk.
+    pub capture_lost: u64,
+    /// Denied frames that the data plane did not mirror, for rate limit or full queue, since
+    /// control started.
+    pub mirror_lost: u64,
     /// Limits and timeouts in force.
     pub settings: firedoor_classifier::snapshot::Settings,
 }
@@ -114,6 +119,9 @@ pub struct Deny {
     pub dropped: bool,
     /// Frames.
     pub count: u64,
-    /// Byte offset in the capture of its last frame's block.
+    /// File name of the capture that holds its last frame, in the directory of
+    /// [`Status::capture`]; empty if that frame was not captured, or is rotated away.
+    pub capture: String,
+    /// Byte offset in that file of the frame's block.
     pub capture_offset: u64,
 }
