@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 pub mod frame;
+pub mod link;
 pub mod pool;
 pub mod port;
 pub mod sys;
