@@ -1,9 +1,47 @@
 //! Frame bytes to headers: one pass, bounds-checked, no copy.
+//!
+//! What comes out is what policy judges, so nothing may come out whose receiver could read it
+//! differently. Bytes that contradict themselves, and headers that hide or replace what a verdict
+//! depends on, are refused here with a [`DropReason`]; everything behind this module can trust its
+//! input. The views of [`wire`](crate::wire) read the bytes; the rules are here, layer by layer, in
+//! the order of the bytes, and the first one that is broken names the drop.
+//!
+//! Three rules need a word of explanation:
+//!
+//! - **Fragments are refused**, IPv4's and IPv6's, first ones and "atomic" ones (RFC 6946) too. Only
+//!   the first fragment has ports, and overlapping ones can replace them (RFC 1858, RFC 5722).
+//! - **Addresses must be what they seem.** IPv4-mapped addresses in IPv6 headers would be taken for
+//!   IPv4 by everything that works on [`FlowKey`]; source routes, routing headers and the Home
+//!   Address option (RFC 6275 §6.3) replace an address on the way or on arrival. All are refused. So
+//!   is ICMP in IPv6 and ICMPv6 in IPv4, which no host accepts.
+//! - **Transport checksums are not verified.** A local sender leaves them
+//!   [partial](crate::checksum), and a wrong one only hurts its own packet. The IPv4 header's is
+//!   never offloaded; it is verified.
+//!
+//! Port 0 is reserved (RFC 6335 §6) and means "absent" in a flow key, so a frame that uses it is
+//! malformed; a UDP source port of 0 is legitimate (RFC 768) and stays.
+//!
+//! An unspecified source address is left to the pipeline, which knows the few messages that may
+//! have one.
+
+mod icmp;
+mod nd;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::key::FlowKey;
 use crate::mac::MacAddr;
 use crate::snapshot::PortId;
 use crate::verdict::DropReason;
+use crate::wire::ethernet::{self, ether_type};
+use crate::wire::{arp, ipv4, ipv6, protocol, sctp, tcp, udp};
+
+/// Most VLAN tags that are looked behind.
+pub const MAX_VLAN_TAGS: u8 = 2;
+/// Most extension headers of an IPv6 packet.
+pub const MAX_EXTENSIONS: usize = 4;
+/// Most bytes of extension headers of an IPv6 packet.
+pub const MAX_EXTENSION_BYTES: usize = 256;
 
 /// What one frame's headers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +93,7 @@ pub enum Kind {
     IcmpError(Embedded),
     /// DHCP or DHCPv6, from client to server.
     DhcpClient,
-    /// DHCP or DHCPv6, from server (or relay) to client.
+    /// DHCP or DHCPv6, to a client, or between relay and server.
     DhcpServer,
 }
 
@@ -102,9 +140,266 @@ pub struct Embedded {
 
 /// Reads the headers of `frame`, which came in by `ingress`.
 ///
+/// Looks at headers alone: the cost does not depend on the payload's length.
+///
 /// # Errors
 /// The reason to drop a frame that is malformed or that cannot be judged.
 pub fn extract(frame: &[u8], ingress: PortId) -> Result<Headers, DropReason> {
-    let _ = (frame, ingress);
-    todo!()
+    let (mut headers, packet) = link(frame, ingress)?;
+    match headers.key.ether_type {
+        ether_type::ARP => address_resolution(&mut headers, packet)?,
+        ether_type::IPV4 => internet_v4(&mut headers, packet)?,
+        ether_type::IPV6 => internet_v6(&mut headers, packet)?,
+        _ => return Err(DropReason::UnknownEtherType),
+    }
+    Ok(headers)
+}
+
+/// Ethernet and its tags. A frame with a third tag, or with an 802.3 length instead of an
+/// ethertype, leaves here with an ethertype that [`extract`] does not know.
+///
+/// Frames to the reserved group addresses are named as such here, because what they carry (BPDUs,
+/// LLDP, pause frames) is nothing the next layer would know.
+fn link(frame: &[u8], ingress: PortId) -> Result<(Headers, &[u8]), DropReason> {
+    let (header, mut packet) =
+        ethernet::Header::new_checked(frame).ok_or(DropReason::FrameTruncated)?;
+    let (eth_dst, eth_src) = (header.destination(), header.source());
+    if eth_src.is_multicast() || eth_src == MacAddr::ZERO {
+        return Err(DropReason::SourceInvalid);
+    }
+    if eth_dst.is_bridge_reserved() {
+        return Err(DropReason::BridgeReserved);
+    }
+    let mut key = FlowKey {
+        ingress,
+        ether_type: header.ether_type(),
+        eth_dst,
+        eth_src,
+        ..Default::default()
+    };
+    let (mut vlan_tags, mut l3) = (0, ethernet::HEADER_LEN as u16);
+    while vlan_tags < MAX_VLAN_TAGS && ethernet::is_tag(key.ether_type) {
+        let (tag, rest) = ethernet::Tag::new_checked(packet).ok_or(DropReason::FrameTruncated)?;
+        if vlan_tags == 0 {
+            key.vlan = tag.vlan();
+        }
+        key.ether_type = tag.next();
+        packet = rest;
+        vlan_tags += 1;
+        l3 += ethernet::TAG_LEN as u16;
+    }
+    let tcp = TcpFields::default();
+    Ok((Headers { key, vlan_tags, l3, l4: l3, end: l3, tcp, kind: Kind::Plain }, packet))
+}
+
+/// ARP. A sender address may be unspecified: that is a probe (RFC 5227 §2.1.1). A multicast sender
+/// MAC must not be believed (RFC 1812 §3.3.2).
+fn address_resolution(headers: &mut Headers, packet: &[u8]) -> Result<(), DropReason> {
+    let message = arp::Message::new_checked(packet).ok_or(DropReason::ArpMalformed)?;
+    let operation = message.operation();
+    if !matches!(operation, arp::REQUEST | arp::REPLY) {
+        return Err(DropReason::ArpMalformed);
+    }
+    let (sender, target) = (message.sender_mac(), message.target_mac());
+    if sender.is_multicast() || sender == MacAddr::ZERO || !can_send_v4(message.sender()) {
+        return Err(DropReason::SourceInvalid);
+    }
+    headers.key.protocol = operation as u8;
+    headers.key.src = message.sender().to_ipv6_mapped().to_bits();
+    headers.key.dst = message.target().to_ipv6_mapped().to_bits();
+    headers.kind = Kind::Arp { sender, target };
+    bound(headers, arp::MESSAGE_LEN, arp::MESSAGE_LEN).ok_or(DropReason::ArpMalformed)
+}
+
+fn internet_v4(headers: &mut Headers, packet: &[u8]) -> Result<(), DropReason> {
+    let packet = ipv4::Packet::new_checked(packet)
+        .filter(ipv4::Packet::checksum_is_right)
+        .ok_or(DropReason::Ipv4Malformed)?;
+    if packet.is_fragment() {
+        return Err(DropReason::Fragment);
+    }
+    refuse_source_route(packet.options())?;
+    if !can_send_v4(packet.source()) {
+        return Err(DropReason::SourceInvalid);
+    }
+    headers.key.src = packet.source().to_ipv6_mapped().to_bits();
+    headers.key.dst = packet.destination().to_ipv6_mapped().to_bits();
+    headers.key.protocol = packet.protocol();
+    bound(headers, packet.header_len(), packet.total_len()).ok_or(DropReason::Ipv4Malformed)?;
+    match packet.protocol() {
+        protocol::ICMP => icmp::v4(headers, packet.payload()),
+        protocol::ICMPV6 => Err(DropReason::IcmpMalformed),
+        _ => transport(headers, packet.payload()),
+    }
+}
+
+fn refuse_source_route(options: ipv4::Options<'_>) -> Result<(), DropReason> {
+    use ipv4::option::{LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE};
+    for option in options {
+        match option {
+            Ok(LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE) => {
+                return Err(DropReason::Ipv4SourceRoute);
+            }
+            Ok(_) => {}
+            Err(ipv4::MalformedOption) => return Err(DropReason::Ipv4Malformed),
+        }
+    }
+    Ok(())
+}
+
+fn internet_v6(headers: &mut Headers, packet: &[u8]) -> Result<(), DropReason> {
+    let packet = ipv6::Packet::new_checked(packet).ok_or(DropReason::Ipv6Malformed)?;
+    let (source, destination) = (packet.source(), packet.destination());
+    if is_v4_mapped(source) || is_v4_mapped(destination) {
+        return Err(DropReason::Ipv6Malformed);
+    }
+    if source.is_multicast() || source.is_loopback() {
+        return Err(DropReason::SourceInvalid);
+    }
+    let (protocol, payload) = skip_extensions(&packet)?;
+    headers.key.src = source.to_bits();
+    headers.key.dst = destination.to_bits();
+    headers.key.protocol = protocol;
+    let packet_len = ipv6::HEADER_LEN + packet.payload_len();
+    bound(headers, packet_len - payload.len(), packet_len).ok_or(DropReason::Ipv6Malformed)?;
+    match protocol {
+        protocol::ICMPV6 => icmp::v6(headers, packet.hop_limit(), payload),
+        protocol::ICMP => Err(DropReason::IcmpMalformed),
+        _ => transport(headers, payload),
+    }
+}
+
+/// The protocol behind the extension headers, and its bytes; none behind "no next header".
+///
+/// Hop-by-hop options stand first or not at all (RFC 8200 §4.1). The chain is bounded in headers
+/// and bytes, so a frame cannot make this loop long. Headers that can change who the packet is
+/// from or to, or that make the rest unreadable to us but not to the receiver (routing,
+/// authentication, mobility, HIP, Shim6), are refused; ESP is a protocol like any other, its
+/// payload is never ours to read.
+fn skip_extensions<'a>(packet: &ipv6::Packet<'a>) -> Result<(u8, &'a [u8]), DropReason> {
+    use protocol::{
+        AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, HOST_IDENTITY, MOBILITY,
+        NO_NEXT_HEADER, ROUTING, SHIM6,
+    };
+    let (mut next, mut rest) = (packet.next_header(), packet.payload());
+    for position in 0..=MAX_EXTENSIONS {
+        match next {
+            HOP_BY_HOP if position > 0 => return Err(DropReason::Ipv6Extension),
+            HOP_BY_HOP | DESTINATION_OPTIONS if position < MAX_EXTENSIONS => {
+                let (header, behind) =
+                    ipv6::OptionsHeader::new_checked(rest).ok_or(DropReason::Ipv6Malformed)?;
+                if packet.payload().len() - behind.len() > MAX_EXTENSION_BYTES {
+                    return Err(DropReason::Ipv6Extension);
+                }
+                refuse_address_options(header.options())?;
+                (next, rest) = (header.next_header(), behind);
+            }
+            FRAGMENT => return Err(DropReason::Fragment),
+            DESTINATION_OPTIONS | ROUTING | AUTHENTICATION | MOBILITY | HOST_IDENTITY | SHIM6 => {
+                return Err(DropReason::Ipv6Extension);
+            }
+            NO_NEXT_HEADER => return Ok((next, &[])),
+            _ => return Ok((next, rest)),
+        }
+    }
+    Err(DropReason::Ipv6Extension)
+}
+
+fn refuse_address_options(options: ipv6::Options<'_>) -> Result<(), DropReason> {
+    use ipv6::option::{HOME_ADDRESS, JUMBO_PAYLOAD};
+    for option in options {
+        match option {
+            Ok(HOME_ADDRESS) => return Err(DropReason::Ipv6Extension),
+            Ok(JUMBO_PAYLOAD) | Err(ipv6::MalformedOption) => {
+                return Err(DropReason::Ipv6Malformed);
+            }
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// TCP, UDP and SCTP. Other protocols are judged by their addresses alone.
+fn transport(headers: &mut Headers, payload: &[u8]) -> Result<(), DropReason> {
+    match headers.key.protocol {
+        protocol::TCP => transmission_control(headers, payload).ok_or(DropReason::TcpMalformed),
+        protocol::UDP => user_datagram(headers, payload).ok_or(DropReason::UdpMalformed),
+        protocol::SCTP => stream_control(headers, payload).ok_or(DropReason::SctpMalformed),
+        _ => Ok(()),
+    }
+}
+
+fn transmission_control(headers: &mut Headers, payload: &[u8]) -> Option<()> {
+    let segment = tcp::Segment::new_checked(payload)?;
+    let (source, destination) = (segment.source_port(), segment.destination_port());
+    if source == 0 || destination == 0 || !segment.flags().is_possible() {
+        return None;
+    }
+    headers.key.src_port = source;
+    headers.key.dst_port = destination;
+    headers.key.tcp_flags = segment.flags().bits();
+    headers.tcp = TcpFields {
+        seq: segment.sequence(),
+        ack: segment.acknowledgement(),
+        window: segment.window(),
+        payload: u16::try_from(segment.payload().len()).ok()?,
+    };
+    Some(())
+}
+
+fn user_datagram(headers: &mut Headers, payload: &[u8]) -> Option<()> {
+    let datagram = udp::Datagram::new_checked(payload)?;
+    let (source, destination) = (datagram.source_port(), datagram.destination_port());
+    if destination == 0 {
+        return None;
+    }
+    headers.key.src_port = source;
+    headers.key.dst_port = destination;
+    headers.kind = host_configuration(headers.key.ether_type, source, destination);
+    Some(())
+}
+
+/// Tells DHCP by its ports. Clients hear what comes to their port from any source port, so the
+/// source port does not make a server's message less of one. What goes from server port to server
+/// port is a relay's.
+fn host_configuration(ether_type: u16, source: u16, destination: u16) -> Kind {
+    use udp::port::{DHCP_CLIENT, DHCP_SERVER, DHCPV6_CLIENT, DHCPV6_SERVER};
+    let (client, server) = match ether_type {
+        ether_type::IPV4 => (DHCP_CLIENT, DHCP_SERVER),
+        _ => (DHCPV6_CLIENT, DHCPV6_SERVER),
+    };
+    match (source, destination) {
+        (_, to) if to == client => Kind::DhcpServer,
+        (from, to) if from == server && to == server => Kind::DhcpServer,
+        (from, to) if from == client && to == server => Kind::DhcpClient,
+        _ => Kind::Plain,
+    }
+}
+
+fn stream_control(headers: &mut Headers, payload: &[u8]) -> Option<()> {
+    let packet = sctp::Packet::new_checked(payload)?;
+    let (source, destination) = (packet.source_port(), packet.destination_port());
+    if source == 0 || destination == 0 {
+        return None;
+    }
+    headers.key.src_port = source;
+    headers.key.dst_port = destination;
+    Some(())
+}
+
+/// Sets where the transport header begins and the packet ends, both counted from `l3`. `None` if
+/// the packet ends beyond what an offset can say: 65,535 bytes from the frame's start.
+fn bound(headers: &mut Headers, header_len: usize, packet_len: usize) -> Option<()> {
+    let offset = |len| u16::try_from(usize::from(headers.l3) + len).ok();
+    (headers.l4, headers.end) = (offset(header_len)?, offset(packet_len)?);
+    Some(())
+}
+
+/// Whether a frame may come from `addr`; the unspecified address is the pipeline's to judge.
+fn can_send_v4(addr: Ipv4Addr) -> bool {
+    !(addr.is_multicast() || addr.is_broadcast() || addr.is_loopback())
+}
+
+fn is_v4_mapped(addr: Ipv6Addr) -> bool {
+    addr.to_ipv4_mapped().is_some()
 }
