@@ -1,1 +1,585 @@
 //! Intent: the config file as its author wrote it, with places for errors.
+//!
+//! This module knows what a config may say and whether each value can be what it claims to be;
+//! how values relate to each other is for [`compile`](crate::compile). Everything that is wrong is
+//! reported, not the first thing alone, so reading goes on after an error with what is left.
+//!
+//! Every table is read through a [`Reader`]: keys are asked for by name, and what nobody asked for
+//! is an unknown key. So the list of known keys, which suggestions are taken from, cannot differ
+//! from the keys that are read.
+
+mod reader;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use firedoor_classifier::MacAddr;
+use firedoor_classifier::snapshot::{
+    Direction, Kind, Lane, Mode, RuleAction, Service, Services, Settings, Timeouts, VlanMode,
+};
+use ipnet::IpNet;
+use jiff::civil::Date;
+use toml::de::{DeTable, DeValue};
+
+use self::reader::Reader;
+use crate::diagnostic::{Problem, Spanned};
+use crate::service;
+
+/// Longest name, label key and label value, in bytes.
+const MAX_NAME: usize = 63;
+
+/// A config.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intent {
+    /// The `[switch]` table.
+    pub switch: Switch,
+    /// The `[[workload]]` tables, in the order of the file, like all that follow.
+    pub workloads: Vec<Workload>,
+    /// The `[[service]]` tables.
+    pub services: Vec<NamedService>,
+    /// The `[[group]]` tables.
+    pub groups: Vec<Group>,
+    /// The `[[rule]]` tables.
+    pub rules: Vec<Rule>,
+}
+
+/// The switch itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Switch {
+    /// Its name.
+    pub name: String,
+    /// What happens to frames that policy denies.
+    pub mode: Mode,
+    /// Limits and timeouts.
+    pub settings: Settings,
+}
+
+/// One workload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// Its name, unique among workloads.
+    pub name: Spanned<String>,
+    /// What it is.
+    pub kind: Kind,
+    /// What selectors find it by.
+    pub labels: BTreeMap<String, String>,
+    /// Its addresses, each with the prefix length of its subnet.
+    pub addresses: Vec<Spanned<IpNet>>,
+    /// Its Ethernet address, if it is given.
+    pub mac: Option<Spanned<MacAddr>>,
+    /// The switch-side interface, if it is given.
+    pub ifname: Option<Spanned<String>>,
+    /// VLAN membership.
+    pub vlan: VlanMode,
+    /// Which lanes its port may use.
+    pub lane: Lane,
+    /// Whether it forwards for others.
+    pub router: bool,
+    /// Whether it may answer DHCP.
+    pub dhcp_server: bool,
+}
+
+/// A named set of services.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedService {
+    /// Its name, unique among services.
+    pub name: Spanned<String>,
+    /// What it matches.
+    pub matches: Vec<ServiceRef>,
+}
+
+/// A part of a rule's or a named service's services.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ServiceRef {
+    /// All of IP.
+    Any,
+    /// One service.
+    One(Service),
+    /// The `[[service]]` of this name.
+    Named(Spanned<String>),
+}
+
+/// Addresses outside the switch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// Its name, unique among groups.
+    pub name: Spanned<String>,
+    /// The ranges it consists of.
+    pub cidr: Vec<Spanned<IpNet>>,
+    /// Ranges taken out of those.
+    pub except: Vec<Spanned<IpNet>>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// Its name, unique among rules.
+    pub name: Spanned<String>,
+    /// What it matches as source: any of these.
+    pub from: Spanned<Vec<Selector>>,
+    /// What it matches as destination: any of these.
+    pub to: Spanned<Vec<Selector>>,
+    /// The services it matches: any of these.
+    pub services: Vec<ServiceRef>,
+    /// What it says.
+    pub action: RuleAction,
+    /// Tier, by rank.
+    pub tier: u8,
+    /// Priority within its tier.
+    pub priority: u32,
+    /// Which permission it is about.
+    pub direction: Direction,
+    /// Whether it is recorded instead of enforced.
+    pub audit: bool,
+    /// The first day, in UTC, on which it no longer holds.
+    pub expires: Option<Spanned<Date>>,
+    /// Who answers for it.
+    pub owner: Option<String>,
+    /// Why it exists.
+    pub reason: Option<String>,
+    /// Where it was decided.
+    pub ticket: Option<String>,
+}
+
+/// One way to name ends of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Selector {
+    /// Everything, inside the switch and outside.
+    Any,
+    /// Workloads that have every one of these keys with one of its values.
+    Labels(BTreeMap<String, Vec<String>>),
+    /// Workloads by name.
+    Workloads(Vec<Spanned<String>>),
+    /// Groups by name.
+    Groups(Vec<Spanned<String>>),
+}
+
+/// Tiers by rank: the first is judged first.
+pub const TIERS: [&str; 5] =
+    ["emergency", "infrastructure", "environment", "application", "baseline"];
+
+const DEFAULT_TIER: u8 = 3;
+const DEFAULT_PRIORITY: u32 = 100;
+
+const MODES: [(&str, Mode); 3] =
+    [("learn", Mode::Learn), ("audit", Mode::Audit), ("enforce", Mode::Enforce)];
+const KINDS: [(&str, Kind); 3] =
+    [("container", Kind::Container), ("vm", Kind::Vm), ("external", Kind::External)];
+const LANES: [(&str, Lane); 3] =
+    [("auto", Lane::Auto), ("switch", Lane::Switch), ("express", Lane::Express)];
+const ACTIONS: [(&str, RuleAction); 4] = [
+    ("allow", RuleAction::Allow),
+    ("deny", RuleAction::Deny),
+    ("reject", RuleAction::Reject),
+    ("pass", RuleAction::Pass),
+];
+const DIRECTIONS: [(&str, Direction); 3] =
+    [("both", Direction::Both), ("ingress", Direction::Ingress), ("egress", Direction::Egress)];
+const SELECTOR_WORDS: [&str; 3] = ["any", "workload", "group"];
+const RULE_MODES: [(&str, bool); 2] = [("enforce", false), ("audit", true)];
+
+/// Reads a config.
+///
+/// # Errors
+/// Everything that is wrong with single values, in no order. A text that is not TOML is not looked
+/// into any further.
+pub fn parse(text: &str) -> Result<Intent, Vec<Spanned<Problem>>> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut problems: Vec<_> = errors
+        .iter()
+        .map(|error| Spanned {
+            span: error.span().unwrap_or(0..0),
+            value: Problem::Syntax { message: error.message().replace('\n', " ") },
+        })
+        .collect();
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+
+    let mut config = Reader::new("the config", 0..0, document.get_ref(), &mut problems);
+    let switch = config.table("switch", "[switch]", switch);
+    let workloads = config.tables("workload", "a table, as [[workload]]", "[[workload]]", workload);
+    let services =
+        config.tables("service", "a table, as [[service]]", "[[service]]", named_service);
+    let groups = config.tables("group", "a table, as [[group]]", "[[group]]", group);
+    let rules = config.tables("rule", "a table, as [[rule]]", "[[rule]]", rule);
+    config.require("switch", "[switch] with name = \"lab0\"");
+    config.finish();
+    match switch {
+        Some(switch) if problems.is_empty() => {
+            Ok(Intent { switch, workloads, services, groups, rules })
+        }
+        _ => Err(problems),
+    }
+}
+
+fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
+    let default = Settings::default();
+    let name = table.name("name = \"lab0\"");
+    let mode = table.choice("mode", &MODES).unwrap_or_default();
+    let settings = Settings {
+        workers: table.number("workers", 1, 256).unwrap_or(default.workers),
+        frames: frames(table).unwrap_or(default.frames),
+        max_connections: table
+            .number("max_connections", 1, 1 << 26)
+            .unwrap_or(default.max_connections),
+        max_flows: table.number("max_flows", 1, 1 << 24).unwrap_or(default.max_flows),
+        midstream: table.flag("midstream").unwrap_or(default.midstream),
+        mac_ageing_secs: table
+            .number("mac_ageing_secs", 10, 1_000_000)
+            .unwrap_or(default.mac_ageing_secs),
+        timeouts: table.table("timeouts", "timeouts", timeouts).unwrap_or(default.timeouts),
+        mirror_per_sec: table
+            .number("mirror_per_sec", 0, 1_000_000)
+            .unwrap_or(default.mirror_per_sec),
+        mirror_snaplen: table.number("mirror_snaplen", 64, 9_216).unwrap_or(default.mirror_snaplen),
+    };
+    Some(Switch { name: name?.value, mode, settings })
+}
+
+fn frames(table: &mut Reader<'_, '_>) -> Option<u32> {
+    let span = table.span_of("frames");
+    let value: u32 = table.number("frames", 256, 1 << 22)?;
+    if !value.is_power_of_two() {
+        table.problem(span, Problem::NotPowerOfTwo { value });
+        return None;
+    }
+    Some(value)
+}
+
+fn timeouts(table: &mut Reader<'_, '_>) -> Option<Timeouts> {
+    let mut timeouts = Timeouts::default();
+    for (key, secs) in [
+        ("tcp_handshake", &mut timeouts.tcp_handshake),
+        ("tcp_established", &mut timeouts.tcp_established),
+        ("tcp_closing", &mut timeouts.tcp_closing),
+        ("tcp_time_wait", &mut timeouts.tcp_time_wait),
+        ("tcp_reset", &mut timeouts.tcp_reset),
+        ("udp_single", &mut timeouts.udp_single),
+        ("udp_both", &mut timeouts.udp_both),
+        ("icmp", &mut timeouts.icmp),
+        ("other", &mut timeouts.other),
+    ] {
+        *secs = table.number(key, 1, 10_000_000).unwrap_or(*secs);
+    }
+    Some(timeouts)
+}
+
+fn workload(table: &mut Reader<'_, '_>) -> Option<Workload> {
+    let name = table.name("name = \"web\"");
+    let kind = table.choice("kind", &KINDS);
+    table.require("kind", "kind = \"container\", \"vm\" or \"external\"");
+    let labels = table.table("labels", "labels", labels).unwrap_or_default();
+    let addresses = table.list("ip", workload_address);
+    let mac = table.parsed("mac", "a string, as \"02:00:00:00:00:10\"", mac);
+    let ifname = table.parsed("ifname", "a string, as \"tap3\"", ifname);
+    let vlan = vlan(table);
+    let lane = table.choice("lane", &LANES).unwrap_or_default();
+    let router = table.flag("router").unwrap_or_default();
+    let dhcp_server = table.flag("dhcp_server").unwrap_or_default();
+
+    let (name, kind) = (name?, kind?);
+    if kind == Kind::External {
+        let lacks = [("ifname", !table.has("ifname")), ("mac", !table.has("mac") && !router)];
+        for (key, _) in lacks.into_iter().filter(|&(_, lacks)| lacks) {
+            let problem = Problem::ExternalNeeds { workload: name.value.clone(), key };
+            table.problem(name.span.clone(), problem);
+        }
+    }
+    Some(Workload {
+        name,
+        kind,
+        labels,
+        addresses,
+        mac,
+        ifname,
+        vlan: vlan?,
+        lane,
+        router,
+        dhcp_server,
+    })
+}
+
+fn labels(table: &mut Reader<'_, '_>) -> Option<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in table.rest() {
+        let key = label_key(table, key);
+        let value = label_value(value, table.problems());
+        labels.extend(key.zip(value));
+    }
+    Some(labels)
+}
+
+/// `None` is an error that was reported.
+fn vlan(table: &mut Reader<'_, '_>) -> Option<VlanMode> {
+    const LAST: u32 = 4_094;
+    let access = table.number("vlan", 1, LAST);
+    let span = table.span_of("trunk");
+    let mut trunk = table
+        .list("trunk", |value, problems| reader::number::<u16>("trunk", value, 1, LAST, problems));
+    trunk.sort_unstable();
+    trunk.dedup();
+    match (table.has("vlan"), table.has("trunk")) {
+        (true, true) => {
+            table.problem(span, Problem::VlanAndTrunk);
+            None
+        }
+        (true, false) => access.map(VlanMode::Access),
+        (false, true) => Some(VlanMode::Trunk(trunk)),
+        (false, false) => Some(VlanMode::Access(0)),
+    }
+}
+
+fn named_service(table: &mut Reader<'_, '_>) -> Option<NamedService> {
+    let name = table.name("name = \"api\"");
+    if let Some(name) = name.as_ref().filter(|name| service::is_reserved(&name.value)) {
+        let problem = Problem::ReservedName { value: name.value.clone() };
+        table.problem(name.span.clone(), problem);
+    }
+    let matches = table.list("match", |value, problems| {
+        let text = reader::text("match", "a string, as \"tcp/8080\"", value, problems)?;
+        reader::parsed(text, service_text, problems).map(|services| services.value)
+    });
+    table.require("match", "match = [\"tcp/8080\"]");
+    Some(NamedService { name: name?, matches: matches.into_iter().flatten().collect() })
+}
+
+fn group(table: &mut Reader<'_, '_>) -> Option<Group> {
+    let name = table.name("name = \"office\"");
+    let cidr = table.list("cidr", |value, problems| range("cidr", value, problems));
+    table.require("cidr", "cidr = [\"192.0.2.0/24\"]");
+    let except = table.list("except", |value, problems| range("except", value, problems));
+    Some(Group { name: name?, cidr, except })
+}
+
+fn rule(table: &mut Reader<'_, '_>) -> Option<Rule> {
+    let name = table.name("name = \"web-to-api\"");
+    // Denials name the rule behind them, or one of these words where there is none.
+    if let Some(name) = name.as_ref().filter(|n| ["default", "switch"].contains(&&*n.value)) {
+        table.problem(name.span.clone(), Problem::ReservedName { value: name.value.clone() });
+    }
+    let from = selectors(table, "from");
+    let to = selectors(table, "to");
+    let services = table.list("service", service_ref);
+    let action = table.choice("action", &ACTIONS);
+    table.require("action", "action = \"allow\", \"deny\", \"reject\" or \"pass\"");
+    let tiers: Vec<_> = (0..).zip(TIERS).map(|(rank, name)| (name, rank)).collect();
+    let tier = table.choice("tier", &tiers).unwrap_or(DEFAULT_TIER);
+    let priority = table.number("priority", 0, u32::MAX).unwrap_or(DEFAULT_PRIORITY);
+    let direction = table.choice("direction", &DIRECTIONS).unwrap_or_default();
+    let audit = table.choice("mode", &RULE_MODES).unwrap_or_default();
+    let expires = table.date("expires");
+    let [owner, reason, ticket] =
+        ["owner", "reason", "ticket"].map(|key| table.text(key, "a string").map(|text| text.value));
+    Some(Rule {
+        name: name?,
+        from: from?,
+        to: to?,
+        services: if services.is_empty() {
+            vec![ServiceRef::Any]
+        } else {
+            services.into_iter().flatten().collect()
+        },
+        action: action?,
+        tier,
+        priority,
+        direction,
+        audit,
+        expires,
+        owner,
+        reason,
+        ticket,
+    })
+}
+
+fn service_ref(
+    value: &toml::Spanned<DeValue<'_>>,
+    problems: &mut Vec<Spanned<Problem>>,
+) -> Option<Vec<ServiceRef>> {
+    let text = reader::text("service", "a string, as \"tcp/8080\"", value, problems)?;
+    // A name has no slash, and a service's text is a protocol or has one.
+    if text.value.contains('/') || service::is_reserved(&text.value) {
+        reader::parsed(text, service_text, problems).map(|services| services.value)
+    } else {
+        Some(vec![ServiceRef::Named(text)])
+    }
+}
+
+fn service_text(text: &str) -> Result<Vec<ServiceRef>, Problem> {
+    match service::parse(text) {
+        Ok(Services::Any) => Ok(vec![ServiceRef::Any]),
+        Ok(Services::Only(services)) => Ok(services.into_iter().map(ServiceRef::One).collect()),
+        Err(source) => Err(Problem::BadService { value: text.to_owned(), source }),
+    }
+}
+
+fn selectors(table: &mut Reader<'_, '_>, key: &'static str) -> Option<Spanned<Vec<Selector>>> {
+    table.require(key, "from = { tier = \"web\" } and to = { tier = \"api\" }");
+    let span = table.span_of(key);
+    let value = table.tables(key, "a selector, as { tier = \"web\" }", "a selector", selector);
+    (!value.is_empty()).then_some(Spanned { span, value })
+}
+
+fn selector(table: &mut Reader<'_, '_>) -> Option<Selector> {
+    let [any, workload, group] = SELECTOR_WORDS.map(|word| table.has(word).then_some(word));
+    let labels = table.has_others(&SELECTOR_WORDS).then_some("labels");
+    let mut ways = [any, workload, group, labels].into_iter().flatten();
+    let problem = match (ways.next(), ways.next()) {
+        (Some(first), Some(second)) => {
+            table.rest();
+            Problem::MixedSelector { first, second }
+        }
+        (Some("any"), None) => match table.flag("any") {
+            Some(true) => return Some(Selector::Any),
+            Some(false) => Problem::EmptySelector,
+            None => return None,
+        },
+        (Some("workload"), None) => return Some(Selector::Workloads(table.names("workload"))),
+        (Some("group"), None) => return Some(Selector::Groups(table.names("group"))),
+        (Some(_), None) => return Some(Selector::Labels(label_values(table))),
+        (None, _) => Problem::EmptySelector,
+    };
+    table.problem(table.span(), problem);
+    None
+}
+
+fn label_values(table: &mut Reader<'_, '_>) -> BTreeMap<String, Vec<String>> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in table.rest() {
+        let key = label_key(table, key);
+        let values = reader::list("a label's value", value, table.problems(), label_value);
+        labels.extend(key.map(|key| (key, values)));
+    }
+    labels
+}
+
+fn label_key(table: &mut Reader<'_, '_>, key: Spanned<String>) -> Option<String> {
+    reader::parsed(key, |text| label_part("key", text), table.problems()).map(|key| key.value)
+}
+
+fn label_value(
+    value: &toml::Spanned<DeValue<'_>>,
+    problems: &mut Vec<Spanned<Problem>>,
+) -> Option<String> {
+    let text = reader::text("a label's value", "a string, as \"web\"", value, problems)?;
+    reader::parsed(text, |text| label_part("value", text), problems).map(|value| value.value)
+}
+
+/// Whether `text` can name a switch, workload, service, group or rule. Names become parts of paths,
+/// interface names and command lines, hence the few characters.
+pub fn is_name(text: &str) -> bool {
+    text.len() <= MAX_NAME
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+fn label_part(part: &'static str, text: &str) -> Result<String, Problem> {
+    // These words are how a selector says that it does not speak of labels.
+    let is_taken = part == "key" && SELECTOR_WORDS.contains(&text);
+    let is_valid = (1..=MAX_NAME).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
+    if is_valid && !is_taken {
+        Ok(text.to_owned())
+    } else {
+        Err(Problem::BadLabel { part, value: text.to_owned() })
+    }
+}
+
+fn mac(text: &str) -> Result<MacAddr, Problem> {
+    let value = || text.to_owned();
+    let mac: MacAddr = text.parse().map_err(|source| Problem::BadMac { value: value(), source })?;
+    if mac.is_multicast() || mac == MacAddr::ZERO {
+        return Err(Problem::MacNotUnicast { value: value() });
+    }
+    Ok(mac)
+}
+
+/// What the kernel's `dev_valid_name` accepts (net/core/dev.c), in ASCII.
+fn ifname(text: &str) -> Result<String, Problem> {
+    let valid = (1..=15).contains(&text.len())
+        && text != "."
+        && text != ".."
+        && text.chars().all(|c| c.is_ascii_graphic() && c != '/' && c != ':');
+    if valid { Ok(text.to_owned()) } else { Err(Problem::BadIfname { value: text.to_owned() }) }
+}
+
+fn net(text: &str) -> Result<IpNet, Problem> {
+    text.parse().map_err(|_| Problem::BadAddress { value: text.to_owned() })
+}
+
+fn workload_address(
+    value: &toml::Spanned<DeValue<'_>>,
+    problems: &mut Vec<Spanned<Problem>>,
+) -> Option<Spanned<IpNet>> {
+    let text = reader::text("ip", "a string, as \"10.10.0.10/24\"", value, problems)?;
+    reader::parsed(text, host_address, problems)
+}
+
+fn host_address(text: &str) -> Result<IpNet, Problem> {
+    let net = net(text)?;
+    match unusable(net) {
+        Some(why) => Err(Problem::UnusableAddress { value: text.to_owned(), why }),
+        None => Ok(net),
+    }
+}
+
+/// Why no workload can have this address and prefix length.
+fn unusable(net: IpNet) -> Option<&'static str> {
+    let addr = net.addr();
+    let (shortest, has_hosts) = match net {
+        IpNet::V4(_) => (8, net.prefix_len() <= 30),
+        IpNet::V6(_) => (16, net.prefix_len() <= 126),
+    };
+    let mapped = matches!(addr, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    let broadcast = matches!(net, IpNet::V4(v4) if v4.addr() == v4.broadcast())
+        || matches!(addr, IpAddr::V4(v4) if v4.is_broadcast());
+    if addr.is_multicast() {
+        Some("it is a multicast address")
+    } else if addr.is_loopback() {
+        Some("it is a loopback address")
+    } else if addr.is_unspecified() {
+        Some("it is the unspecified address")
+    } else if mapped {
+        Some("it is an IPv4 address in IPv6 form")
+    } else if net.prefix_len() < shortest {
+        Some("its prefix length puts half the world on one wire")
+    } else if has_hosts && addr == net.network() {
+        Some("it is the address of the subnet itself")
+    } else if has_hosts && broadcast {
+        Some("it is the broadcast address of its subnet")
+    } else {
+        None
+    }
+}
+
+fn range(
+    key: &'static str,
+    value: &toml::Spanned<DeValue<'_>>,
+    problems: &mut Vec<Spanned<Problem>>,
+) -> Option<Spanned<IpNet>> {
+    let text = reader::text(key, "a string, as \"192.0.2.0/24\"", value, problems)?;
+    reader::parsed(text, exact_range, problems)
+}
+
+fn exact_range(text: &str) -> Result<IpNet, Problem> {
+    let net = net(text)?;
+    if net.trunc() != net {
+        let range = net.trunc().to_string();
+        return Err(Problem::HostBits { value: text.to_owned(), range });
+    }
+    Ok(net)
+}
+
+impl Selector {
+    /// Whether it selects this workload. Groups select none.
+    pub fn selects(&self, workload: &Workload) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Labels(wanted) => wanted.iter().all(|(key, values)| {
+                workload.labels.get(key).is_some_and(|value| values.contains(value))
+            }),
+            Self::Workloads(names) => names.iter().any(|name| name.value == workload.name.value),
+            Self::Groups(_) => false,
+        }
+    }
+}

@@ -4,4 +4,7 @@
 #![deny(missing_docs)]
 
 pub mod compile;
+pub mod diagnostic;
+pub mod edit;
 pub mod intent;
+pub mod service;
