@@ -1,0 +1,869 @@
+//! TCP as seen from the middle: which segments a connection's state permits, and where they move it.
+//!
+//! The machine is RFC 9293 §3.3.2 seen by a third party, with the duties that RFC 5382 lays on it:
+//! simultaneous open (REQ-2), half-close, and timeouts by state (REQ-5). It follows both sides'
+//! sequence numbers only as far as it takes to tell a real RST or FIN from a guessed one; it is not
+//! a sequence-window check.
+//!
+//! Each segment is answered by a [`Step`]:
+//!
+//! | state | segment | step |
+//! |---|---|---|
+//! | handshake | SYN again | stays |
+//! | handshake | another SYN of the original side | anew |
+//! | SYN-SENT | SYN-ACK that acknowledges the SYN, from the reply side | SYN-RECEIVED |
+//! | SYN-SENT | SYN of the reply side | SYN-CROSSED (simultaneous open) |
+//! | SYN-RECEIVED | ACK or FIN that acknowledges the SYN-ACK | ESTABLISHED or FIN-… |
+//! | handshake | ACK without data that completes nothing | aside (RFC 5961 challenge) |
+//! | handshake | anything else, data above all | invalid |
+//! | ESTABLISHED, FIN-… | ACK, data | stays |
+//! | ESTABLISHED | FIN in the window | FIN-…, then CLOSING, then TIME-WAIT |
+//! | ESTABLISHED, FIN-… | SYN | aside: the receiver challenges it (RFC 5961 §4) |
+//! | ESTABLISHED, FIN-… | SYN-ACK to such a SYN | SYN-RECEIVED: both sides had forgotten |
+//! | CLOSING, TIME-WAIT, RESET | SYN | anew: the ports are used again (RFC 6191) |
+//! | all | RST with exactly the next sequence number | RESET |
+//! | all | RST elsewhere in the window | aside: the receiver challenges it (RFC 5961 §3) |
+//! | all | RST outside the window | invalid |
+//! | RESET | ACK, FIN, data | aside: it crossed the RST, or will draw another one |
+//!
+//! A SYN over a live connection is never judged anew, because whoever can send through the same
+//! router could end connections by it. A window is taken as if scaled by 14, the most that RFC 7323
+//! §2.3 permits: the SYN's option is not kept, and too wide a window only forwards what the
+//! receiver refuses by itself. Data in a SYN (RFC 7413) passes; a server's data that overtakes the
+//! client's ACK does not, and is sent again.
+
+use bitflags::bitflags;
+
+use super::Side;
+use crate::extract::Headers;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// Most bytes of data taken to be in a SYN when only its acknowledgement tells.
+const MAX_SYN_DATA: u32 = 0xffff;
+
+/// The scale that every window is taken to have (RFC 7323 §2.3).
+const WINDOW_SCALE: u32 = 14;
+
+/// Where a connection stands. The names of RFC 9293 where it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TcpState {
+    /// The original side's SYN was seen.
+    SynSent,
+    /// And the reply side's SYN-ACK.
+    SynReceived,
+    /// Both sides' SYNs were seen, neither acknowledged.
+    SynCrossed,
+    /// Both SYNs, and the original side's SYN-ACK.
+    SynCrossedOriginal,
+    /// Both SYNs, and the reply side's SYN-ACK.
+    SynCrossedReply,
+    /// The handshake is complete.
+    Established,
+    /// The original side has sent FIN.
+    FinOriginal,
+    /// The reply side has sent FIN.
+    FinReply,
+    /// Both have, and one is not acknowledged yet.
+    Closing,
+    /// Both FINs were acknowledged.
+    TimeWait,
+    /// A side has sent RST.
+    Reset,
+}
+
+use TcpState::{
+    Closing, Established, FinOriginal, FinReply, Reset, SynCrossed, SynCrossedOriginal,
+    SynCrossedReply, SynReceived, SynSent, TimeWait,
+};
+
+impl TcpState {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            SynSent => "syn-sent",
+            SynReceived => "syn-received",
+            SynCrossed | SynCrossedOriginal | SynCrossedReply => "syn-crossed",
+            Established => "established",
+            FinOriginal | FinReply => "half-closed",
+            Closing => "closing",
+            TimeWait => "time-wait",
+            Reset => "reset",
+        }
+    }
+
+    /// Whether the handshake is not complete yet.
+    pub(super) const fn is_half_open(self) -> bool {
+        matches!(self, SynSent | SynReceived | SynCrossed | SynCrossedOriginal | SynCrossedReply)
+    }
+
+    const fn has_fin(self, side: Side) -> bool {
+        match self {
+            Closing | TimeWait => true,
+            FinOriginal => matches!(side, Side::Original),
+            FinReply => matches!(side, Side::Reply),
+            _ => false,
+        }
+    }
+
+    const fn fin(side: Side) -> Self {
+        match side {
+            Side::Original => FinOriginal,
+            Side::Reply => FinReply,
+        }
+    }
+}
+
+/// What a segment does to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It is forwarded, keeps the connection alive, and leaves it in this state.
+    To(TcpState),
+    /// It is forwarded, for its receiver to answer, and changes neither state nor timer.
+    Aside,
+    /// It begins another connection with the same addresses and ports.
+    Anew,
+    /// The state does not permit it.
+    Invalid,
+}
+
+/// What a segment is, by its flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Control {
+    Syn,
+    SynAck,
+    Ack,
+    Fin,
+    Rst,
+    /// No ACK, or flags that contradict each other.
+    Bogus,
+}
+
+/// The part of a TCP header that the machine looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) control: Control,
+    pub(super) has_ack: bool,
+    pub(super) seq: u32,
+    pub(super) ack: u32,
+    pub(super) window: u16,
+    pub(super) payload: u16,
+}
+
+impl Segment {
+    pub(super) fn of(headers: &Headers) -> Self {
+        let flags = headers.key.tcp_flags;
+        let tcp = &headers.tcp;
+        let control = match flags & (FIN | SYN | RST | ACK) {
+            SYN => Control::Syn,
+            f if f == SYN | ACK => Control::SynAck,
+            ACK => Control::Ack,
+            f if f == FIN | ACK => Control::Fin,
+            f if f & !ACK == RST => Control::Rst,
+            _ => Control::Bogus,
+        };
+        Self {
+            control,
+            has_ack: flags & ACK != 0,
+            seq: tcp.seq,
+            ack: tcp.ack,
+            window: tcp.window,
+            payload: tcp.payload,
+        }
+    }
+
+    /// The sequence number after it. A SYN's data is not counted: it may be refused and sent again.
+    const fn next(&self) -> u32 {
+        match self.control {
+            Control::Syn | Control::SynAck => self.seq.wrapping_add(1),
+            Control::Fin => self.seq.wrapping_add(self.payload as u32).wrapping_add(1),
+            _ => self.seq.wrapping_add(self.payload as u32),
+        }
+    }
+}
+
+bitflags! {
+    /// What is known of one end.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct Known: u8 {
+        /// `next` means something.
+        const NEXT = 1;
+        /// `ack` and `window` mean something.
+        const ACK = 2;
+        /// Of the original side: [`Tcp::syn`] is that of a SYN over the live connection.
+        const REOPENS = 4;
+    }
+}
+
+/// One side's place in sequence space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct End {
+    /// After the last byte it sent.
+    next: u32,
+    /// After the last byte it acknowledged.
+    ack: u32,
+    /// Bytes it allowed past `ack`, unscaled.
+    window: u16,
+    known: Known,
+}
+
+impl End {
+    fn begun_by(segment: &Segment) -> Self {
+        let known = if segment.has_ack { Known::NEXT | Known::ACK } else { Known::NEXT };
+        let ack = if segment.has_ack { segment.ack } else { 0 };
+        Self { next: segment.next(), ack, window: segment.window, known }
+    }
+
+    fn knows(&self, what: Known) -> bool {
+        self.known.contains(what)
+    }
+
+    /// Notes that this end has sent everything before `next`.
+    fn reach(&mut self, next: u32) {
+        if !self.knows(Known::NEXT) || is_after(next, self.next) {
+            self.next = next;
+            self.known.insert(Known::NEXT);
+        }
+    }
+
+    /// Whether this end would take a segment that starts at `seq`, as far as is known.
+    fn accepts(&self, seq: u32) -> bool {
+        let window = (u32::from(self.window) << WINDOW_SCALE).max(1);
+        !self.knows(Known::ACK) || seq.wrapping_sub(self.ack) <= window
+    }
+}
+
+/// Both sides' sequence numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tcp {
+    ends: [End; 2],
+    /// Sequence number of the original side's last SYN.
+    syn: u32,
+}
+
+impl Tcp {
+    /// A connection whose first segment is this one, of the original side.
+    pub(super) fn begin(segment: &Segment) -> (Self, TcpState) {
+        let original = End::begun_by(segment);
+        let mut reply = End::default();
+        if segment.has_ack {
+            reply = End { next: segment.ack, known: Known::NEXT, ..reply };
+        }
+        let state = match segment.control {
+            Control::Syn => SynSent,
+            Control::SynAck => SynCrossedOriginal,
+            Control::Fin => FinOriginal,
+            Control::Rst => Reset,
+            Control::Ack | Control::Bogus => Established,
+        };
+        (Self { ends: [original, reply], syn: segment.seq }, state)
+    }
+
+    /// What a segment from `side` would do. Changes nothing.
+    pub(super) fn judge(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
+        match segment.control {
+            Control::Syn => self.judge_syn(state, side, segment),
+            Control::SynAck => self.judge_syn_ack(state, side, segment),
+            Control::Rst => self.judge_rst(state, side, segment),
+            Control::Ack | Control::Fin if state.is_half_open() => {
+                self.judge_handshake_end(state, side, segment)
+            }
+            Control::Ack => match state {
+                Reset => Step::Aside,
+                _ => Step::To(state),
+            },
+            Control::Fin => self.judge_fin(state, side, segment),
+            Control::Bogus => Step::Invalid,
+        }
+    }
+
+    /// Lets a segment from `side` do what [`judge`](Self::judge) says, and returns that.
+    pub(super) fn observe(&mut self, state: TcpState, side: Side, segment: &Segment) -> Step {
+        let step = self.judge(state, side, segment);
+        match step {
+            Step::To(_) => self.record(state, side, segment),
+            Step::Aside => self.record_aside(state, side, segment),
+            Step::Anew | Step::Invalid => {}
+        }
+        if step == Step::To(Closing) && self.both_fins_are_acknowledged() {
+            return Step::To(TimeWait);
+        }
+        step
+    }
+
+    fn judge_syn(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
+        let again = self.repeats_syn(side, segment);
+        match (state, side) {
+            (Closing | TimeWait | Reset, _) => Step::Anew,
+            (Established | FinOriginal | FinReply, _) => Step::Aside,
+            (_, Side::Original) if again => Step::To(state),
+            (_, Side::Original) => Step::Anew,
+            (SynSent, Side::Reply) => Step::To(SynCrossed),
+            (SynCrossed | SynCrossedOriginal | SynCrossedReply, Side::Reply) if again => {
+                Step::To(state)
+            }
+            (_, Side::Reply) => Step::Invalid,
+        }
+    }
+
+    fn judge_syn_ack(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
+        let completes = self.acknowledges_syn(side, segment);
+        match (state, side) {
+            (SynSent | SynReceived, Side::Reply) if completes => Step::To(SynReceived),
+            (SynCrossed | SynCrossedOriginal, Side::Original) if completes => {
+                Step::To(SynCrossedOriginal)
+            }
+            (SynCrossed | SynCrossedReply, Side::Reply) if completes => Step::To(SynCrossedReply),
+            (SynCrossedOriginal, Side::Reply) | (SynCrossedReply, Side::Original) if completes => {
+                Step::To(Established)
+            }
+            (Established | FinOriginal | FinReply, Side::Reply) => {
+                if self.reopens(side, segment) {
+                    Step::To(SynReceived)
+                } else {
+                    Step::Aside
+                }
+            }
+            _ => Step::Invalid,
+        }
+    }
+
+    /// An ACK or FIN while the handshake is not complete.
+    fn judge_handshake_end(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
+        let is_fin = segment.control == Control::Fin;
+        let awaited = match state {
+            SynReceived | SynCrossedReply => Some(Side::Original),
+            SynCrossedOriginal => Some(Side::Reply),
+            _ => None,
+        };
+        if awaited == Some(side) && self.acknowledges_syn(side, segment) {
+            return Step::To(if is_fin { TcpState::fin(side) } else { Established });
+        }
+        let completes_nothing = match state {
+            SynSent => side == Side::Reply,
+            _ => awaited == Some(side.other()),
+        };
+        if completes_nothing && !is_fin && segment.payload == 0 {
+            Step::Aside
+        } else {
+            Step::Invalid
+        }
+    }
+
+    /// A FIN after the handshake.
+    fn judge_fin(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
+        if state == Reset || !self.end(side.other()).accepts(segment.seq) {
+            return Step::Aside;
+        }
+        match state {
+            Established => Step::To(TcpState::fin(side)),
+            FinOriginal | FinReply if !state.has_fin(side) => Step::To(Closing),
+            _ => Step::To(state),
+        }
+    }
+
+    fn judge_rst(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
+        let (own, other) = (self.end(side), self.end(side.other()));
+        let refuses_syn = match state {
+            SynSent => side == Side::Reply && self.acknowledges_syn(side, segment),
+            SynCrossed => self.acknowledges_syn(side, segment),
+            _ => self.reopens(side, segment),
+        };
+        let is_next = own.knows(Known::NEXT) && segment.seq == own.next
+            || other.knows(Known::ACK) && segment.seq == other.ack;
+        if refuses_syn || is_next {
+            Step::To(Reset)
+        } else if other.knows(Known::ACK) && other.accepts(segment.seq) {
+            Step::Aside
+        } else {
+            Step::Invalid
+        }
+    }
+
+    /// Whether a SYN is the one that its side has sent before.
+    fn repeats_syn(&self, side: Side, segment: &Segment) -> bool {
+        let own = self.end(side);
+        own.knows(Known::NEXT) && segment.next() == own.next
+    }
+
+    /// Whether a segment acknowledges the other side's SYN, and no more than data sent with it.
+    fn acknowledges_syn(&self, side: Side, segment: &Segment) -> bool {
+        let other = self.end(side.other());
+        segment.has_ack
+            && other.knows(Known::NEXT)
+            && segment.ack.wrapping_sub(other.next) <= MAX_SYN_DATA
+    }
+
+    /// Whether a segment of the reply side answers a SYN sent over the live connection.
+    fn reopens(&self, side: Side, segment: &Segment) -> bool {
+        side == Side::Reply
+            && self.end(Side::Original).knows(Known::REOPENS)
+            && segment.has_ack
+            && segment.ack == self.syn.wrapping_add(1)
+    }
+
+    /// Follows a segment that keeps the connection alive.
+    fn record(&mut self, state: TcpState, side: Side, segment: &Segment) {
+        match segment.control {
+            Control::Syn => *self.end_mut(side) = End::begun_by(segment),
+            Control::SynAck => {
+                if self.reopens(side, segment) {
+                    *self.end_mut(Side::Original) =
+                        End { next: segment.ack, known: Known::NEXT, ..End::default() };
+                }
+                *self.end_mut(side) = End::begun_by(segment);
+                self.count_syn_data(side, segment);
+            }
+            Control::Ack | Control::Fin => {
+                if state.is_half_open() {
+                    self.count_syn_data(side, segment);
+                }
+                self.advance(state, side, segment);
+            }
+            Control::Rst | Control::Bogus => {}
+        }
+    }
+
+    /// Remembers of a segment beside the connection what its answer will be known by.
+    fn record_aside(&mut self, state: TcpState, side: Side, segment: &Segment) {
+        match (segment.control, side) {
+            (Control::Syn, Side::Original) if segment.seq != self.syn => {
+                self.syn = segment.seq;
+                self.end_mut(side).known.insert(Known::REOPENS);
+            }
+            (Control::Ack, Side::Reply) if state == SynSent => {
+                let own = self.end_mut(side);
+                own.ack = segment.ack;
+                own.window = 0;
+                own.known.insert(Known::ACK);
+            }
+            _ => {}
+        }
+    }
+
+    /// What a handshake segment acknowledges, the other side has sent.
+    fn count_syn_data(&mut self, side: Side, segment: &Segment) {
+        self.end_mut(side.other()).next = segment.ack;
+    }
+
+    /// Moves a side's numbers forward, never back, and never beyond the windows that were granted.
+    /// What a side acknowledges, the other has sent, even if it did not pass here.
+    fn advance(&mut self, state: TcpState, side: Side, segment: &Segment) {
+        let may_send = self.end(side.other()).accepts(segment.next()) && !state.has_fin(side);
+        let own = self.end_mut(side);
+        if may_send {
+            own.reach(segment.next());
+        }
+        if own.accepts(segment.ack) {
+            own.ack = segment.ack;
+            own.window = segment.window;
+            own.known.insert(Known::ACK);
+            self.end_mut(side.other()).reach(segment.ack);
+        }
+    }
+
+    fn both_fins_are_acknowledged(&self) -> bool {
+        let [original, reply] = &self.ends;
+        let covers =
+            |acked: &End, sent: &End| acked.knows(Known::ACK) && !is_after(sent.next, acked.ack);
+        covers(original, reply) && covers(reply, original)
+    }
+
+    const fn end(&self, side: Side) -> &End {
+        let [original, reply] = &self.ends;
+        match side {
+            Side::Original => original,
+            Side::Reply => reply,
+        }
+    }
+
+    const fn end_mut(&mut self, side: Side) -> &mut End {
+        let [original, reply] = &mut self.ends;
+        match side {
+            Side::Original => original,
+            Side::Reply => reply,
+        }
+    }
+}
+
+/// Whether `a` follows `b` in sequence space (RFC 9293 §3.4).
+const fn is_after(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ISS: [u32; 2] = [1_000, 5_000];
+    const FAR: u32 = 0x7000_0000;
+    const STATES: [TcpState; 11] = [
+        SynSent,
+        SynReceived,
+        SynCrossed,
+        SynCrossedOriginal,
+        SynCrossedReply,
+        Established,
+        FinOriginal,
+        FinReply,
+        Closing,
+        TimeWait,
+        Reset,
+    ];
+
+    /// What each state answers to each segment, written from RFC 9293 §3.5 to §3.10, RFC 5961 §3
+    /// and §4, and RFC 5382 REQ-2. `=` stays, `.` aside, `+` anew, `-` invalid, else the next state.
+    ///
+    /// `syn'` has another sequence number, `syn-ack'` acknowledges something else; `rst~` is in the
+    /// window but not next, `rst!` outside; `refusal` is the RST that a closed port sends.
+    const TABLE: &str = "
+                      SS SR SX SO SY ES FO FR CL TW RS
+        O syn         =  =  =  =  =  .  .  .  +  +  +
+        O syn'        +  +  +  +  +  .  .  .  +  +  +
+        O syn-ack     -  -  SO =  ES -  -  -  -  -  -
+        O syn-ack'    -  -  -  -  -  -  -  -  -  -  -
+        O ack         -  ES -  .  ES =  =  =  TW =  .
+        O data        -  ES -  -  ES =  =  =  TW =  .
+        O fin         -  FO -  -  FO FO =  CL .  .  .
+        O rst         RS RS RS RS RS RS RS RS RS RS =
+        O rst~        -  .  -  -  .  .  .  .  .  .  .
+        O rst!        -  -  -  -  -  -  -  -  -  -  -
+        O refusal     -  -  RS -  -  -  -  -  -  -  -
+        O bogus       -  -  -  -  -  -  -  -  -  -  -
+        R syn         SX -  =  =  =  .  .  .  +  +  +
+        R syn'        SX -  -  -  -  .  .  .  +  +  +
+        R syn-ack     SR =  SY ES =  .  .  .  -  -  -
+        R syn-ack'    -  -  -  -  -  .  .  .  -  -  -
+        R ack         .  .  -  ES .  =  =  =  =  =  .
+        R data        -  -  -  ES -  =  =  =  =  =  .
+        R fin         -  -  -  FR -  FR CL =  =  .  .
+        R rst         -  RS RS RS RS RS RS RS RS RS =
+        R rst~        -  -  -  .  -  .  .  .  .  .  .
+        R rst!        -  -  -  -  -  -  -  -  -  -  -
+        R refusal     RS -  RS -  -  -  -  -  -  -  -
+        R bogus       -  -  -  -  -  -  -  -  -  -  -
+    ";
+
+    /// Two hosts that number their segments as they should, and the machine between them.
+    #[derive(Clone, Copy)]
+    struct Wire {
+        tcp: Tcp,
+        state: TcpState,
+        next: [u32; 2],
+    }
+
+    impl Wire {
+        fn begin(event: &str) -> Self {
+            let next = ISS.map(|iss| iss + 1);
+            let wire = Self { tcp: Tcp::default(), state: SynSent, next };
+            let (tcp, state) = Tcp::begin(&wire.segment(Side::Original, event));
+            Self { tcp, state, next }
+        }
+
+        /// A connection in `state`, got there by the shortest way.
+        fn reach(state: TcpState) -> Self {
+            let way = match state {
+                SynSent => "",
+                SynReceived => "R syn-ack",
+                SynCrossed => "R syn",
+                SynCrossedOriginal => "R syn, O syn-ack",
+                SynCrossedReply => "R syn, R syn-ack",
+                Established => "R syn-ack, O ack",
+                FinOriginal => "R syn-ack, O ack, O fin",
+                FinReply => "R syn-ack, O ack, R fin",
+                Closing => "R syn-ack, O ack, O fin, R fin",
+                TimeWait => "R syn-ack, O ack, O fin, R fin, O ack",
+                Reset => "R syn-ack, O ack, O rst",
+            };
+            let mut wire = Self::begin("syn");
+            wire.run(way);
+            assert_eq!(wire.state, state);
+            wire
+        }
+
+        /// Sends events, as `O syn, R syn-ack`.
+        fn run(&mut self, events: &str) {
+            for event in events.split(", ").filter(|event| !event.is_empty()) {
+                let (side, event) = side_and_event(event);
+                self.send(side, self.segment(side, event));
+            }
+        }
+
+        fn send(&mut self, side: Side, segment: Segment) -> Step {
+            let judged = self.tcp.judge(self.state, side, &segment);
+            let step = self.tcp.observe(self.state, side, &segment);
+            if let Step::To(state) = step {
+                assert!(judged == step || judged == Step::To(Closing) && state == TimeWait);
+                self.state = state;
+                let next = &mut self.next[side as usize];
+                *next = (*next).max(segment.next());
+            } else {
+                assert_eq!(judged, step);
+            }
+            step
+        }
+
+        fn segment(&self, side: Side, event: &str) -> Segment {
+            let (iss, peer_iss) = (ISS[side as usize], ISS[side.other() as usize]);
+            let (next, peer_next) = (self.next[side as usize], self.next[side.other() as usize]);
+            let plain = Segment {
+                control: Control::Ack,
+                has_ack: true,
+                seq: next,
+                ack: peer_next,
+                window: 100,
+                payload: 0,
+            };
+            let syn = Segment { control: Control::Syn, has_ack: false, seq: iss, ack: 0, ..plain };
+            let syn_ack =
+                Segment { control: Control::SynAck, seq: iss, ack: peer_iss + 1, ..plain };
+            let rst = Segment { control: Control::Rst, has_ack: false, ack: 0, ..plain };
+            match event {
+                "syn" => syn,
+                "syn'" => Segment { seq: iss + 77_777, ..syn },
+                "syn-ack" => syn_ack,
+                "syn-ack'" => Segment { ack: peer_iss + 77_777, ..syn_ack },
+                "ack" => plain,
+                "data" => Segment { payload: 10, ..plain },
+                "fin" => {
+                    let seq = if self.state.has_fin(side) { next - 1 } else { next };
+                    Segment { control: Control::Fin, seq, ..plain }
+                }
+                "rst" => rst,
+                "rst~" => Segment { seq: next + 5, ..rst },
+                "rst!" => Segment { seq: next.wrapping_add(FAR), ..rst },
+                "refusal" => Segment { has_ack: true, seq: 0, ack: peer_iss + 1, ..rst },
+                "bogus" => Segment { control: Control::Bogus, has_ack: false, ..plain },
+                other => panic!("no such event: {other}"),
+            }
+        }
+    }
+
+    fn side_and_event(text: &str) -> (Side, &str) {
+        match text.split_once(' ') {
+            Some(("O", event)) => (Side::Original, event),
+            Some(("R", event)) => (Side::Reply, event),
+            _ => panic!("no such event: {text}"),
+        }
+    }
+
+    fn state_named(name: &str) -> TcpState {
+        let names = ["SS", "SR", "SX", "SO", "SY", "ES", "FO", "FR", "CL", "TW", "RS"];
+        STATES[names.iter().position(|&n| n == name).unwrap()]
+    }
+
+    #[test]
+    fn every_state_answers_every_segment_as_the_table_says() {
+        let mut checked = 0;
+        let mut lines = TABLE.trim().lines();
+        let columns: Vec<_> = lines.next().unwrap().split_whitespace().map(state_named).collect();
+        for line in lines {
+            let (event, cells) = line.trim().split_at(14);
+            let (side, event) = side_and_event(event.trim());
+            for (&state, cell) in columns.iter().zip(cells.split_whitespace()) {
+                let expected = match cell {
+                    "=" => Step::To(state),
+                    "." => Step::Aside,
+                    "+" => Step::Anew,
+                    "-" => Step::Invalid,
+                    name => Step::To(state_named(name)),
+                };
+                let mut wire = Wire::reach(state);
+                let step = wire.send(side, wire.segment(side, event));
+                assert_eq!(step, expected, "{side:?} {event} in {state:?}");
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, 2 * 12 * STATES.len());
+    }
+
+    #[test]
+    fn a_conversation_ends_in_time_wait_whoever_closes_first() {
+        for closing in ["O fin, R ack, R fin, O ack", "R fin, O ack, O fin, R ack"] {
+            let mut wire = Wire::reach(Established);
+            wire.run("O data, R data, R data, O ack");
+            wire.run(closing);
+            assert_eq!(wire.state, TimeWait, "{closing}");
+        }
+    }
+
+    #[test]
+    fn both_may_close_at_once() {
+        let mut wire = Wire::reach(Established);
+        let fins = [Side::Original, Side::Reply].map(|side| (side, wire.segment(side, "fin")));
+        for (side, fin) in fins {
+            wire.send(side, fin);
+        }
+        assert_eq!(wire.state, Closing);
+        wire.run("O ack, R ack");
+        assert_eq!(wire.state, TimeWait);
+    }
+
+    #[test]
+    fn a_half_closed_connection_carries_data_the_other_way() {
+        let mut wire = Wire::reach(FinOriginal);
+        wire.run("R ack, R data, O ack, R data, O ack");
+        assert_eq!(wire.state, FinOriginal);
+        wire.run("R fin, O ack");
+        assert_eq!(wire.state, TimeWait);
+    }
+
+    #[test]
+    fn sequence_numbers_may_wrap() {
+        let wire = Wire::begin("syn");
+        let near_end = u32::MAX - 3;
+        let syn = Segment { seq: near_end, ..wire.segment(Side::Original, "syn") };
+        let (tcp, state) = Tcp::begin(&syn);
+        let mut wire = Wire { tcp, state, next: [near_end + 1, near_end + 1] };
+        let ack = near_end + 1;
+        wire.send(
+            Side::Reply,
+            Segment { seq: near_end, ack, ..wire.segment(Side::Reply, "syn-ack") },
+        );
+        wire.run("O ack");
+        assert_eq!(wire.state, Established);
+        let long = Segment { payload: 100, ..wire.segment(Side::Original, "data") };
+        assert_eq!(wire.send(Side::Original, long), Step::To(Established));
+        wire.next[0] = long.next();
+        let step = wire.send(Side::Original, wire.segment(Side::Original, "rst"));
+        assert_eq!(step, Step::To(Reset));
+    }
+
+    #[test]
+    fn a_refused_syn_ends_the_attempt() {
+        let mut wire = Wire::reach(SynSent);
+        wire.run("R refusal");
+        assert_eq!(wire.state, Reset);
+    }
+
+    /// RFC 9293 §3.5.1, figure 10: the server still has the connection that the client has lost and
+    /// the switch has forgotten.
+    #[test]
+    fn a_half_open_connection_is_discovered() {
+        let mut wire = Wire::reach(SynSent);
+        let challenge = Segment { seq: 300, ack: 100, ..wire.segment(Side::Reply, "ack") };
+        assert_eq!(wire.send(Side::Reply, challenge), Step::Aside);
+        let guess = Segment { seq: 101, ..wire.segment(Side::Original, "rst") };
+        assert_eq!(wire.send(Side::Original, guess), Step::Aside);
+        let rst = Segment { seq: 100, ..guess };
+        assert_eq!(wire.send(Side::Original, rst), Step::To(Reset));
+        let syn = wire.segment(Side::Original, "syn");
+        assert_eq!(wire.send(Side::Original, syn), Step::Anew);
+    }
+
+    /// Both hosts have restarted and use the same ports again; the switch has not noticed.
+    #[test]
+    fn a_connection_that_both_sides_forgot_opens_again() {
+        for before in [Established, FinOriginal, FinReply] {
+            let mut wire = Wire::reach(before);
+            wire.run("O syn'");
+            let syn = wire.segment(Side::Original, "syn'");
+            let answer = wire.segment(Side::Reply, "syn-ack");
+            let unasked = Segment { ack: syn.next() + 1, ..answer };
+            assert_eq!(wire.send(Side::Reply, unasked), Step::Aside);
+            let asked = Segment { seq: 90_000, ack: syn.next(), ..answer };
+            assert_eq!(wire.send(Side::Reply, asked), Step::To(SynReceived));
+            wire.next = [syn.next(), asked.next()];
+            wire.run("O ack, O data, R data");
+            assert_eq!(wire.state, Established);
+            wire.run("R rst");
+            assert_eq!(wire.state, Reset);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_a_syn_over_a_connection_ends_it() {
+        let mut wire = Wire::reach(Established);
+        let syn = wire.segment(Side::Original, "syn'");
+        wire.send(Side::Original, syn);
+        let refusal = Segment { ack: syn.next(), ..wire.segment(Side::Reply, "refusal") };
+        assert_eq!(wire.send(Side::Reply, refusal), Step::To(Reset));
+    }
+
+    #[test]
+    fn a_stray_syn_leaves_a_connection_as_it_was() {
+        let mut wire = Wire::reach(Established);
+        wire.run("O syn', R ack, O data, R data, O fin, R fin, O ack");
+        assert_eq!(wire.state, TimeWait);
+    }
+
+    #[test]
+    fn data_in_a_syn_may_be_acknowledged_or_not() {
+        for accepted in [0, 1_200] {
+            let mut wire = Wire::begin("syn");
+            let answer = wire.segment(Side::Reply, "syn-ack");
+            let ack = answer.ack + accepted;
+            assert_eq!(wire.send(Side::Reply, Segment { ack, ..answer }), Step::To(SynReceived));
+            wire.next[0] = ack;
+            wire.run("O ack, O data, R ack, O rst");
+            assert_eq!(wire.state, Reset);
+        }
+    }
+
+    #[test]
+    fn guessed_resets_and_fins_change_nothing() {
+        let mut wire = Wire::reach(Established);
+        wire.run("O data, R ack, R data, O ack");
+        let before = (wire.tcp, wire.state);
+        for side in [Side::Original, Side::Reply] {
+            let next = wire.next[side as usize];
+            for seq in [next.wrapping_sub(1), next + 1, next + 1_000_000, next.wrapping_add(FAR)] {
+                for event in ["rst", "fin"] {
+                    let segment = Segment { seq, ..wire.segment(side, event) };
+                    let is_in_window = seq.wrapping_sub(next) <= 100 << WINDOW_SCALE;
+                    if event == "fin" && is_in_window {
+                        continue;
+                    }
+                    let step = wire.send(side, segment);
+                    assert_ne!(step, Step::To(Reset));
+                    assert_eq!((wire.tcp, wire.state), before, "{event} at {seq}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_reset_may_pass_data_that_is_still_on_its_way() {
+        let mut wire = Wire::reach(Established);
+        wire.run("O data, O data, O rst");
+        assert_eq!(wire.state, Reset);
+    }
+
+    #[test]
+    fn a_connection_picked_up_midstream_can_be_closed_and_reset() {
+        for first in ["ack", "data"] {
+            for ending in ["R data, O fin, R fin, O ack", "O rst", "R rst", "R data, O ack, R rst"]
+            {
+                let mut wire = Wire::begin(first);
+                assert_eq!(wire.state, Established);
+                wire.next[0] = wire.segment(Side::Original, first).next();
+                wire.run(ending);
+                assert!(matches!(wire.state, TimeWait | Reset), "{first}, {ending}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_that_contradict_each_other_are_bogus() {
+        use crate::extract::Kind;
+        let control = |tcp_flags| {
+            let key = crate::FlowKey { tcp_flags, ..Default::default() };
+            let tcp = Default::default();
+            let kind = Kind::Plain;
+            Segment::of(&Headers { key, vlan_tags: 0, l3: 14, l4: 34, end: 54, tcp, kind }).control
+        };
+        for others in [0, 0x08, 0x20, 0xc8] {
+            assert_eq!(control(SYN | others), Control::Syn);
+            assert_eq!(control(SYN | ACK | others), Control::SynAck);
+            assert_eq!(control(ACK | others), Control::Ack);
+            assert_eq!(control(FIN | ACK | others), Control::Fin);
+            assert_eq!(control(RST | others), Control::Rst);
+            assert_eq!(control(RST | ACK | others), Control::Rst);
+            for bogus in [0, FIN, SYN | FIN, SYN | RST, FIN | RST, SYN | FIN | ACK] {
+                assert_eq!(control(bogus | others), Control::Bogus, "{bogus:#x}");
+            }
+        }
+    }
+}

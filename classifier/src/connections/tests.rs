@@ -1,0 +1,389 @@
+//! The table as its callers see it: by scenario, and against a slow oracle.
+
+use super::*;
+use crate::extract::{Kind, TcpFields};
+use crate::snapshot::RuleId;
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+const RST: u8 = 0x04;
+
+const A: u128 = 0xffff_0a00_0001;
+const B: u128 = 0xffff_0a00_0002;
+const TIMEOUTS: Timeouts = Timeouts {
+    tcp_handshake: 30,
+    tcp_established: 7_440,
+    tcp_closing: 120,
+    tcp_time_wait: 60,
+    tcp_reset: 10,
+    udp_single: 20,
+    udp_both: 180,
+    icmp: 40,
+    other: 600,
+};
+
+/// A frame from host `src` to host `dst`: hosts are ports, and their MAC ends in the number.
+fn frame(protocol: u8, hosts: (u16, u16), src_port: u16, dst_port: u16) -> Headers {
+    let key = FlowKey {
+        ingress: PortId(hosts.0),
+        vlan: 7,
+        ether_type: 0x0800,
+        protocol,
+        tcp_flags: 0,
+        eth_dst: mac(hosts.1),
+        eth_src: mac(hosts.0),
+        src: addr(hosts.0),
+        dst: addr(hosts.1),
+        src_port,
+        dst_port,
+    };
+    let tcp = TcpFields::default();
+    Headers { key, vlan_tags: 0, l3: 14, l4: 34, end: 60, tcp, kind: Kind::Plain }
+}
+
+fn mac(host: u16) -> MacAddr {
+    let [high, low] = host.to_be_bytes();
+    MacAddr([2, 0, 0, 0, high, low])
+}
+
+fn addr(host: u16) -> u128 {
+    A - 1 + u128::from(host)
+}
+
+fn tcp(hosts: (u16, u16), ports: (u16, u16), flags: u8, seq: u32, ack: u32) -> Headers {
+    let mut headers = frame(key::TCP, hosts, ports.0, ports.1);
+    headers.key.tcp_flags = flags;
+    headers.tcp = TcpFields { seq, ack, window: 1_000, payload: 0 };
+    headers
+}
+
+fn udp(hosts: (u16, u16), ports: (u16, u16)) -> Headers {
+    frame(key::UDP, hosts, ports.0, ports.1)
+}
+
+fn echo(hosts: (u16, u16), identifier: u16, kind: u8) -> Headers {
+    frame(key::ICMP, hosts, identifier, u16::from(kind) << 8)
+}
+
+fn commit_of(headers: &Headers, output: u16, epoch: u64) -> Commit {
+    Commit {
+        output: PortId(output),
+        reply_mac: headers.key.eth_dst,
+        cause: Cause::Rule(RuleId(3)),
+        would_drop: None,
+        epoch,
+    }
+}
+
+fn table(max: u32) -> Connections {
+    Connections::with_seed(max, TIMEOUTS, 1)
+}
+
+/// Commits a frame to the port of the host that it is for.
+fn begin(table: &mut Connections, headers: &Headers, now: Nanos) -> Result<(), DropReason> {
+    let output = (headers.key.dst - (A - 1)) as u16;
+    table.commit(headers, commit_of(headers, output, 1), 100, now).map(drop)
+}
+
+fn hit(lookup: Lookup) -> Hit {
+    match lookup {
+        Lookup::Current(hit) => hit,
+        other => panic!("no current connection: {other:?}"),
+    }
+}
+
+/// Looks a frame up and, if it is a connection's, lets it pass.
+fn pass(table: &mut Connections, headers: &Headers, now: Nanos) -> Lookup {
+    let lookup = table.lookup(headers, 1, now);
+    if let Lookup::Current(hit) = lookup {
+        table.observe(&hit, headers, 100, now);
+    }
+    lookup
+}
+
+/// Opens TCP from host 1 to host 2.
+fn establish(table: &mut Connections, ports: (u16, u16), now: Nanos) {
+    begin(table, &tcp((1, 2), ports, SYN, 10, 0), now).unwrap();
+    let back = (ports.1, ports.0);
+    hit(pass(table, &tcp((2, 1), back, SYN | ACK, 90, 11), now));
+    hit(pass(table, &tcp((1, 2), ports, ACK, 11, 91), now));
+}
+
+fn secs(secs: u64) -> Nanos {
+    Nanos::from_secs(secs)
+}
+
+#[test]
+fn an_entry_keeps_to_its_size() {
+    assert_eq!(size_of::<Entry>(), 152);
+}
+
+#[test]
+fn a_reply_finds_the_connection_and_leaves_by_the_first_frames_port() {
+    let mut table = table(8);
+    let first = udp((1, 2), (1000, 53));
+    begin(&mut table, &first, secs(5)).unwrap();
+    let there = hit(table.lookup(&first, 1, secs(6)));
+    let back = hit(table.lookup(&udp((2, 1), (53, 1000)), 1, secs(6)));
+    assert_eq!((there.side, there.output), (Side::Original, PortId(2)));
+    assert_eq!((back.side, back.output), (Side::Reply, PortId(1)));
+    assert_eq!(back.original, first.key);
+    assert_eq!(back.cause, Cause::Rule(RuleId(3)));
+}
+
+#[test]
+fn another_port_mac_vlan_or_protocol_is_a_miss() {
+    let mut table = table(8);
+    begin(&mut table, &udp((1, 2), (1000, 53)), secs(0)).unwrap();
+    for reply in [false, true] {
+        let own = if reply { udp((2, 1), (53, 1000)) } else { udp((1, 2), (1000, 53)) };
+        hit(table.lookup(&own, 1, secs(1)));
+        let changes: [fn(&mut FlowKey); 7] = [
+            |key| key.ingress = PortId(9),
+            |key| key.eth_src = mac(9),
+            |key| key.eth_dst = mac(9),
+            |key| key.vlan = 8,
+            |key| key.protocol = 132,
+            |key| key.src_port += 1,
+            |key| key.dst = addr(9),
+        ];
+        for change in changes {
+            let mut other = own;
+            change(&mut other.key);
+            assert_eq!(table.lookup(&other, 1, secs(1)), Lookup::Miss, "{other:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reused_echo_identifier_lets_nothing_through() {
+    let mut table = table(8);
+    begin(&mut table, &echo((1, 2), 77, 8), secs(0)).unwrap();
+    hit(table.lookup(&echo((1, 2), 77, 8), 1, secs(1)));
+    assert_eq!(hit(table.lookup(&echo((2, 1), 77, 0), 1, secs(1))).side, Side::Reply);
+    let others =
+        [echo((2, 1), 77, 8), echo((1, 2), 77, 0), echo((1, 3), 77, 8), echo((3, 1), 77, 0)];
+    for other in others {
+        assert_eq!(table.lookup(&other, 1, secs(1)), Lookup::Miss, "{other:?}");
+    }
+    begin(&mut table, &echo((2, 1), 77, 8), secs(1)).unwrap();
+    assert_eq!(table.len(), 2);
+    assert_eq!(hit(table.lookup(&echo((1, 2), 77, 0), 1, secs(1))).side, Side::Reply);
+}
+
+#[test]
+fn frames_that_are_not_tracked_leave_nothing() {
+    let mut table = table(8);
+    let unsolicited = echo((1, 2), 77, 0);
+    let mut nd = frame(key::ICMPV6, (1, 2), 0, 135 << 8);
+    nd.kind = Kind::Nd(crate::extract::Nd {
+        message: crate::extract::NdMessage::NeighborSolicitation,
+        target: 0,
+        link_addr: None,
+    });
+    for headers in [unsolicited, nd, echo((1, 2), 0, 11)] {
+        assert!(!Connections::may_begin(&headers, true));
+        let id = table.commit(&headers, commit_of(&headers, 2, 1), 100, secs(0));
+        assert_eq!(id, Ok(ConnectionId::NONE));
+        assert!(table.is_empty());
+    }
+    assert!(Connections::is_tracked(&unsolicited) && !Connections::is_tracked(&nd));
+}
+
+#[test]
+fn only_a_syn_begins_tcp_unless_midstream() {
+    let may =
+        |flags, midstream| Connections::may_begin(&tcp((1, 2), (1, 2), flags, 0, 0), midstream);
+    assert!(may(SYN, false) && may(SYN, true));
+    for flags in [ACK, SYN | ACK, 0x11] {
+        assert!(!may(flags, false) && may(flags, true), "{flags:#x}");
+    }
+    for flags in [0, RST, RST | ACK, 0x03] {
+        assert!(!may(flags, false) && !may(flags, true), "{flags:#x}");
+    }
+}
+
+#[test]
+fn a_stale_entry_is_renewed_or_removed() {
+    let mut table = table(8);
+    let first = udp((1, 2), (1000, 53));
+    begin(&mut table, &first, secs(0)).unwrap();
+    let Lookup::Stale(stale) = table.lookup(&first, 2, secs(1)) else { panic!() };
+    assert_eq!(stale.original, first.key);
+    let mut commit = commit_of(&first, 5, 2);
+    commit.would_drop = Some(DropReason::Denied);
+    commit.cause = Cause::Default;
+    table.refresh(stale.id, commit);
+    let renewed = hit(table.lookup(&first, 2, secs(1)));
+    assert_eq!(renewed.output, PortId(5));
+    assert_eq!((renewed.cause, renewed.would_drop), (Cause::Default, Some(DropReason::Denied)));
+    table.remove(stale.id);
+    assert_eq!(table.lookup(&first, 2, secs(1)), Lookup::Miss);
+    table.remove(stale.id);
+    assert_eq!(table.stats(), ConnectionStats { created: 1, ended: 1, ..Default::default() });
+}
+
+#[test]
+fn tcp_moves_by_observed_frames_only() {
+    let mut table = table(8);
+    begin(&mut table, &tcp((1, 2), (5, 80), SYN, 10, 0), secs(0)).unwrap();
+    let syn_ack = tcp((2, 1), (80, 5), SYN | ACK, 90, 11);
+    let ack = tcp((1, 2), (5, 80), ACK, 11, 91);
+    hit(table.lookup(&syn_ack, 1, secs(1)));
+    assert_eq!(table.lookup(&ack, 1, secs(1)), Lookup::Invalid(DropReason::TcpState));
+    hit(pass(&mut table, &syn_ack, secs(1)));
+    hit(pass(&mut table, &ack, secs(1)));
+    assert_eq!(table.list(0, 1, secs(1)).0[0].state, "established");
+}
+
+#[test]
+fn ports_may_be_used_again_after_a_reset() {
+    let mut table = table(8);
+    establish(&mut table, (5, 80), secs(0));
+    let syn = tcp((1, 2), (5, 80), SYN, 5_000, 0);
+    hit(pass(&mut table, &syn, secs(1)));
+    hit(pass(&mut table, &tcp((1, 2), (5, 80), RST, 11, 0), secs(1)));
+    assert_eq!(table.lookup(&syn, 1, secs(1)), Lookup::Miss);
+    begin(&mut table, &syn, secs(1)).unwrap();
+    assert_eq!(table.len(), 1);
+    assert_eq!(table.list(0, 1, secs(1)).0[0].state, "syn-sent");
+}
+
+#[test]
+fn an_error_goes_to_the_sender_of_what_it_quotes() {
+    let mut table = table(8);
+    begin(&mut table, &udp((1, 2), (1000, 53)), secs(0)).unwrap();
+    begin(&mut table, &echo((1, 2), 77, 8), secs(0)).unwrap();
+    let embedded = |protocol, src, dst, src_port, dst_port| Embedded {
+        protocol,
+        src,
+        dst,
+        src_port,
+        dst_port,
+    };
+    for (quoted, side, output) in [
+        (embedded(17, A, B, 1000, 53), Side::Reply, 1),
+        (embedded(17, B, A, 53, 1000), Side::Original, 2),
+        (embedded(1, A, B, 77, 8 << 8), Side::Reply, 1),
+        (embedded(1, B, A, 77, 0), Side::Original, 2),
+    ] {
+        let hit = hit(table.lookup_embedded(&quoted, 7, 1, secs(1)));
+        assert_eq!((hit.side, hit.output), (side, PortId(output)), "{quoted:?}");
+        assert!(matches!(table.lookup_embedded(&quoted, 7, 2, secs(1)), Lookup::Stale(_)));
+        assert_eq!(table.lookup_embedded(&quoted, 8, 1, secs(1)), Lookup::Miss);
+        assert_eq!(table.lookup_embedded(&quoted, 7, 1, secs(99)), Lookup::Miss);
+    }
+    for unrelated in [embedded(17, A, B, 1000, 54), embedded(1, B, A, 77, 8 << 8)] {
+        assert_eq!(table.lookup_embedded(&unrelated, 7, 1, secs(1)), Lookup::Miss);
+    }
+}
+
+#[test]
+fn silence_ends_a_connection_after_its_states_timeout() {
+    let mut table = table(8);
+    let (there, back) = (udp((1, 2), (1, 53)), udp((2, 1), (53, 1)));
+    begin(&mut table, &there, secs(0)).unwrap();
+    assert_eq!(table.lookup(&back, 1, secs(20)), Lookup::Miss);
+    hit(pass(&mut table, &back, secs(19)));
+    hit(pass(&mut table, &there, secs(198)));
+    assert_eq!(table.expire(secs(377), 9), 0);
+    assert_eq!(table.lookup(&there, 1, secs(378)), Lookup::Miss);
+    assert_eq!(table.expire(secs(378), 9), 1);
+    assert!(table.is_empty());
+}
+
+#[test]
+fn expiry_is_bounded_and_reaches_every_class() {
+    let mut table = table(100);
+    for port in 0..10 {
+        begin(&mut table, &udp((1, 2), (port, 53)), secs(0)).unwrap();
+        begin(&mut table, &tcp((1, 2), (port, 80), SYN, 1, 0), secs(0)).unwrap();
+        begin(&mut table, &echo((1, 2), port, 8), secs(0)).unwrap();
+    }
+    for left in (0..10).rev() {
+        assert_eq!(table.expire(secs(50), 3), 3);
+        assert_eq!(table.len(), left * 3);
+    }
+    assert_eq!(table.expire(secs(50), 3), 0);
+}
+
+#[test]
+fn a_full_table_gives_up_half_open_first_and_established_never() {
+    let mut table = table(7);
+    establish(&mut table, (1, 80), secs(0));
+    begin(&mut table, &echo((1, 2), 1, 8), secs(1)).unwrap();
+    begin(&mut table, &udp((1, 2), (1, 53)), secs(2)).unwrap();
+    begin(&mut table, &udp((1, 2), (2, 53)), secs(4)).unwrap();
+    begin(&mut table, &tcp((1, 2), (2, 80), SYN, 1, 0), secs(6)).unwrap();
+    begin(&mut table, &tcp((1, 2), (3, 80), SYN, 1, 0), secs(8)).unwrap();
+    establish(&mut table, (4, 80), secs(8));
+    hit(pass(&mut table, &tcp((1, 2), (4, 80), RST, 11, 0), secs(8)));
+    let victims = [
+        tcp((1, 2), (2, 80), SYN, 1, 0),
+        tcp((1, 2), (3, 80), SYN, 1, 0),
+        udp((1, 2), (1, 53)),
+        udp((1, 2), (2, 53)),
+        echo((1, 2), 1, 8),
+        tcp((1, 2), (4, 80), RST, 11, 0),
+    ];
+    for (count, victim) in victims.iter().enumerate() {
+        let now = secs(9);
+        hit(table.lookup(victim, 1, now));
+        let other = frame(47, (1, 10 + count as u16), 0, 0);
+        begin(&mut table, &other, now).unwrap();
+        assert_eq!(table.lookup(victim, 1, now), Lookup::Miss, "{victim:?}");
+        assert_eq!(table.stats().evicted, count as u64 + 1);
+    }
+    let refused = begin(&mut table, &udp((1, 2), (9, 9)), secs(9));
+    assert_eq!(refused, Err(DropReason::ConnectionsFull));
+    hit(table.lookup(&tcp((1, 2), (1, 80), ACK, 11, 91), 1, secs(9)));
+    assert_eq!((table.len(), table.stats().refused), (7, 1));
+}
+
+#[test]
+fn a_full_table_makes_room_of_what_has_timed_out() {
+    let mut table = table(1);
+    begin(&mut table, &frame(47, (1, 2), 0, 0), secs(0)).unwrap();
+    let other = frame(47, (1, 3), 0, 0);
+    assert_eq!(begin(&mut table, &other, secs(599)), Err(DropReason::ConnectionsFull));
+    assert_eq!(begin(&mut table, &other, secs(600)), Ok(()));
+    assert_eq!(table.stats().evicted, 0);
+}
+
+#[test]
+fn a_lowered_bound_keeps_what_lives_and_refuses_more() {
+    let mut table = table(4);
+    for port in 0..4 {
+        begin(&mut table, &udp((1, 2), (port, 53)), secs(0)).unwrap();
+    }
+    table.configure(2, TIMEOUTS);
+    assert_eq!(begin(&mut table, &udp((1, 2), (9, 53)), secs(1)), Err(DropReason::ConnectionsFull));
+    assert_eq!(table.len(), 4);
+    begin(&mut table, &udp((1, 2), (3, 53)), secs(1)).unwrap();
+    let short = Timeouts { udp_single: 2, ..TIMEOUTS };
+    table.configure(2, short);
+    assert_eq!(table.expire(secs(2), 9), 3);
+    begin(&mut table, &udp((1, 2), (9, 53)), secs(2)).unwrap();
+}
+
+#[test]
+fn pages_cover_the_table_once() {
+    let mut table = table(100);
+    for port in 0..100 {
+        begin(&mut table, &udp((1, 2), (port, 53)), secs(0)).unwrap();
+        if port % 3 == 0 {
+            let gone = hit(table.lookup(&udp((1, 2), (port, 53)), 1, secs(0)));
+            table.remove(gone.id);
+        }
+    }
+    let (mut seen, mut from) = (Vec::new(), Some(0));
+    while let Some(at) = from {
+        let (page, next) = table.list(at, 7, secs(1));
+        assert!(page.len() <= 7 && next.is_none_or(|next| next > at));
+        seen.extend(page.iter().map(|info| info.original.src_port));
+        from = next;
+    }
+    seen.sort_unstable();
+    let live: Vec<u16> = (0..100).filter(|port| port % 3 != 0).collect();
+    assert_eq!(seen, live);
+}
