@@ -10,6 +10,8 @@ use crate::frame::Frame;
 use crate::pool::FramePool;
 
 pub mod memory;
+mod silence;
+pub mod xdp;
 
 /// Most frames that [`Port::receive`] returns at once.
 pub const BURST: usize = 64;

@@ -3,4 +3,9 @@
 //! Every block is one operation with a SAFETY comment that names the invariant and who upholds it.
 #![allow(unsafe_code)]
 
+pub(crate) mod bpf;
+pub(crate) mod mmap;
+pub(crate) mod promiscuous;
+pub(crate) mod ring;
 pub mod umem;
+pub(crate) mod xsk;

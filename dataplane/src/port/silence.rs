@@ -1,0 +1,73 @@
+//! Keeps the host's own network stack off an interface that is a port of the switch.
+//!
+//! While the XDP program is attached no frame reaches the stack, but the stack would still speak:
+//! neighbour discovery, MLD, router solicitations. And should the process be killed, the program
+//! goes with it while the interface stays up; then the stack must not answer or route what the
+//! workload sends to it. So IPv6 is disabled on the interface, and IPv4 is told not to answer ARP
+//! there, not to forward from there, and to drop sources that are not reached through there. What
+//! was set before is restored when the port is closed.
+//!
+//! Source: Documentation/networking/ip-sysctl.rst (Linux 6.18).
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::link::{Link, Netlink};
+
+/// Settings of an interface under /proc/sys/net, and their value while the port is open.
+const SETTINGS: [(&str, &str, &str); 4] = [
+    ("ipv6", "disable_ipv6", "1"),
+    ("ipv4", "forwarding", "0"),
+    ("ipv4", "rp_filter", "1"),
+    ("ipv4", "arp_ignore", "8"),
+];
+
+/// The host's stack is off the interface while this lives.
+#[derive(Debug)]
+pub(super) struct Silence {
+    ifname: String,
+    index: u32,
+    was_up: bool,
+    before: Vec<(PathBuf, String)>,
+}
+
+impl Silence {
+    /// Silences the stack on `link`. A setting that does not exist, because the kernel has no IPv6
+    /// for instance, needs no silencing.
+    pub(super) fn of(link: &Link) -> Self {
+        let before = SETTINGS
+            .into_iter()
+            .filter_map(|(family, setting, value)| {
+                let path = PathBuf::from("/proc/sys/net")
+                    .join(family)
+                    .join("conf")
+                    .join(&link.name)
+                    .join(setting);
+                let before = fs::read_to_string(&path).ok()?.trim().to_owned();
+                (before != value && fs::write(&path, value).is_ok()).then_some((path, before))
+            })
+            .collect();
+        Self { ifname: link.name.clone(), index: link.index, was_up: link.up, before }
+    }
+}
+
+impl Drop for Silence {
+    /// Leaves the interface as it was found, if it is still the same one: down first, so that
+    /// nothing passes while the settings change back.
+    fn drop(&mut self) {
+        let Ok(mut netlink) = Netlink::open() else { return };
+        if !netlink.link(&self.ifname).is_ok_and(|link| link.index == self.index) {
+            return;
+        }
+        if !self.was_up
+            && let Err(error) = netlink.set_up(&self.ifname, false)
+        {
+            tracing::warn!(interface = self.ifname, %error, "cannot set down again");
+        }
+        for (path, value) in &self.before {
+            if let Err(error) = fs::write(path, value) {
+                tracing::warn!(path = %path.display(), %error, "cannot restore");
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The XDP program that steers a port's frames into its sockets: load, and attach by a BPF link.
+//!
+//! A BPF link lives as long as its file descriptor, so the program comes off the interface when the
+//! process ends, however it ends. See docs/adr/0001.
+
+use std::error::Error;
+use std::io;
+use std::os::fd::RawFd;
+
+use aya::maps::{MapData, XskMap};
+use aya::programs::Xdp;
+use aya::programs::links::Link;
+use aya::programs::xdp::{XdpLink, XdpLinkId, XdpMode};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
+
+/// dataplane/bpf/redirect.bpf.c, compiled by `cargo xtask bpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/redirect.bpf.o");
+
+/// How an XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// In the driver, before the kernel makes an skb.
+    Native,
+    /// In the network stack, on skbs, for drivers without native mode.
+    Generic,
+}
+
+/// The program, loaded for one interface, with a map of its sockets.
+pub(crate) struct Redirect {
+    program: Ebpf,
+    sockets: XskMap<MapData>,
+}
+
+impl Redirect {
+    /// Loads the program with room for `queues` sockets.
+    pub(crate) fn load(queues: u32) -> io::Result<Self> {
+        // Links for XDP programs came with 5.9; aya would attach without one, and such a program
+        // survives the process.
+        if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 9, 0)) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "needs Linux 5.9 or later"));
+        }
+        let mut program = EbpfLoader::new()
+            .btf(None)
+            .map_max_entries("xsks", queues)
+            .load(OBJECT)
+            .map_err(kernel_error)?;
+        let map = program.take_map("xsks").ok_or(io::ErrorKind::InvalidData)?;
+        let sockets = XskMap::try_from(map).map_err(kernel_error)?;
+        let mut redirect = Self { program, sockets };
+        redirect.xdp()?.load().map_err(kernel_error)?;
+        Ok(redirect)
+    }
+
+    /// Sends the frames of that queue to that socket. The kernel takes the socket out of the map
+    /// when it is closed.
+    pub(crate) fn set(&mut self, queue: u32, socket: RawFd) -> io::Result<()> {
+        self.sockets.set(queue, socket, 0).map_err(kernel_error)
+    }
+
+    /// Attaches the program to an interface. It stays until the result is dropped.
+    pub(crate) fn attach(&mut self, index: u32, mode: Mode) -> io::Result<Attached> {
+        let mode = match mode {
+            Mode::Native => XdpMode::Driver,
+            Mode::Generic => XdpMode::Skb,
+        };
+        let program = self.xdp()?;
+        let id: XdpLinkId = program.attach_to_if_index(index, mode).map_err(kernel_error)?;
+        Ok(Attached { link: Some(program.take_link(id).map_err(kernel_error)?) })
+    }
+
+    fn xdp(&mut self) -> io::Result<&mut Xdp> {
+        let program = self.program.program_mut("redirect").ok_or(io::ErrorKind::InvalidData)?;
+        program.try_into().map_err(kernel_error)
+    }
+}
+
+/// The program on its interface; dropping this takes it off.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    link: Option<XdpLink>,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // If the interface is gone, the kernel has detached the program itself.
+        if let Some(link) = self.link.take() {
+            let _ = link.detach();
+        }
+    }
+}
+
+/// The `errno` behind an error of aya's, or the error itself if there is none.
+fn kernel_error(error: impl Error + Send + Sync + 'static) -> io::Error {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
+    while let Some(current) = cause {
+        let errno = current.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if let Some(errno) = errno {
+            return io::Error::from_raw_os_error(errno);
+        }
+        cause = current.source();
+    }
+    io::Error::other(error)
+}

@@ -1,0 +1,281 @@
+//! Ports on real interfaces of this kernel: veth pairs and taps, in namespaces of their own.
+//!
+//! Each test runs in a fresh, unnamed network namespace, which plays the host, and makes more for
+//! the workloads. They vanish with the test, however it ends. Without the right to make namespaces
+//! every test is reported as ignored, with the reason.
+#![forbid(unsafe_code)]
+
+mod host;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use firedoor_dataplane::frame::{Frame, leaked};
+use firedoor_dataplane::link::{LinkEvent, LinkWatch, Netlink, VethEnd};
+use firedoor_dataplane::port::Port;
+use firedoor_dataplane::port::xdp::{OpenError, XdpOptions, XdpPort};
+use host::{Host, Workload};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// The test binary started again with this argument opens the interface named by the next one, and
+/// waits to be killed.
+const HOLD: &str = "--hold-interface";
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(HOLD) {
+        return hold(&arguments.next().unwrap_or_default());
+    }
+    let obstacle = host::obstacle();
+    if let Some(reason) = &obstacle {
+        eprintln!("ignored, because {reason}");
+    }
+    let trials = TESTS
+        .iter()
+        .map(|(name, test)| {
+            Trial::test(*name, move || host::run(test)).with_ignored_flag(obstacle.is_some())
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    conclusion.exit();
+}
+
+type Test = fn(&mut Host) -> Result<(), Failed>;
+
+const TESTS: [(&str, Test); 14] = [
+    ("frames_cross_in_native_mode", |host| frames_cross(host, 1, false)),
+    ("frames_cross_in_generic_mode", |host| frames_cross(host, 1, true)),
+    ("frames_cross_between_interfaces_of_two_queues", |host| frames_cross(host, 2, false)),
+    ("a_closed_interface_opens_again_at_once", closed_interface_opens_again),
+    ("a_killed_process_leaves_nothing_attached", killed_process_leaves_nothing),
+    ("an_interface_deleted_while_open_loses_no_frame", deleted_while_open),
+    ("an_interface_that_is_down_takes_frames_and_gives_them_back", down_while_sending),
+    ("more_frames_than_the_ring_holds_are_left_to_the_caller", overfull_ring),
+    ("the_host_is_silent_while_the_port_is_open", host_is_silent),
+    ("an_interface_that_does_not_exist", no_such_interface),
+    ("an_mtu_that_is_too_large", mtu_too_large),
+    ("an_interface_that_another_port_has", interface_is_taken),
+    ("too_few_frames_to_receive_into", too_few_frames),
+    ("interfaces_that_come_and_go_are_heard", link_watch),
+];
+
+fn frames_cross(host: &mut Host, queues: u32, force_generic: bool) -> Result<(), Failed> {
+    let one = Workload::new("10.99.0.1", "fd1", queues)?;
+    let two = Workload::new("10.99.0.2", "fd2", queues)?;
+    let options = XdpOptions { force_generic, ..XdpOptions::default() };
+    let mut ports = Vec::new();
+    for ifname in ["fd1", "fd2"] {
+        let opened = host.open(ifname, &options)?;
+        let expected = if force_generic { "generic copy" } else { "native copy" };
+        assert_eq!(opened.mode, expected);
+        assert_eq!(opened.notices.is_empty(), !force_generic, "{:?}", opened.notices);
+        assert_eq!(opened.queues.len(), queues as usize);
+        ports.push(opened.queues);
+    }
+    let sizes = [0, 18, 100, 1000, 1472];
+    let answers = std::thread::scope(|scope| {
+        let pings = scope.spawn(|| one.ping(two.address, &sizes));
+        host.hub(&mut ports, || pings.is_finished());
+        pings.join()
+    });
+    assert_eq!(answers.map_err(|_| "the pings panicked")??, sizes.len());
+    for port in ports.iter().flatten() {
+        let statistics = port.statistics();
+        assert_eq!(
+            (statistics.rx_ring_full, statistics.tx_invalid, statistics.fill_invalid),
+            (0, 0, 0)
+        );
+    }
+    host.close(ports.into_iter().flatten());
+    host.assert_conserved();
+    Ok(())
+}
+
+fn closed_interface_opens_again(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    for _ in 0..5 {
+        let opened = host.open("fd1", &XdpOptions::default())?;
+        assert!(host.link("fd1")?.xdp_program.is_some());
+        assert!(host.link("fd1")?.up);
+        host.close(opened.queues);
+        assert!(host.link("fd1")?.xdp_program.is_none());
+        host.assert_conserved();
+    }
+    Ok(())
+}
+
+fn killed_process_leaves_nothing(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let mut holder = Command::new(std::env::current_exe()?)
+        .args([HOLD, "fd1"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = holder.stdout.take().ok_or("the child has an output")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    let attached = host.link("fd1")?.xdp_program;
+    holder.kill()?;
+    holder.wait()?;
+    assert_eq!(line, "native copy\n");
+    assert!(attached.is_some(), "the child attached the program");
+    assert_eq!(host.link("fd1")?.xdp_program, None, "nothing stays attached");
+    let opened = host.open("fd1", &XdpOptions::default())?;
+    host.close(opened.queues);
+    host.assert_conserved();
+    Ok(())
+}
+
+/// What the child of [`killed_process_leaves_nothing`] does.
+fn hold(ifname: &str) {
+    let mut host = Host::new();
+    let opened = host.open(ifname, &XdpOptions::default()).expect("the interface opens");
+    println!("{}", opened.mode);
+    std::io::stdout().flush().expect("the parent listens");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn deleted_while_open(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let mut port = only(host.open("fd1", &XdpOptions::default())?.queues)?;
+    send(host, &mut port, 10);
+    Netlink::open()?.delete("fd1")?;
+    for _ in 0..10 {
+        send(host, &mut port, 10);
+        let mut batch = Vec::new();
+        port.receive(&mut host.pool, &mut batch);
+        port.reclaim(&mut host.pool);
+        batch.into_iter().for_each(|frame| host.pool.give(frame));
+    }
+    assert!(!port.is_busy(), "there is nothing to wait for");
+    host.close([port]);
+    host.assert_conserved();
+    Ok(())
+}
+
+fn down_while_sending(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let mut port = only(host.open("fd1", &XdpOptions::default())?.queues)?;
+    Netlink::open()?.set_up("fd1", false)?;
+    send(host, &mut port, 10);
+    port.reclaim(&mut host.pool);
+    assert!(!port.is_busy(), "a port that cannot send lets its worker sleep");
+    Netlink::open()?.set_up("fd1", true)?;
+    send(host, &mut port, 1);
+    port.reclaim(&mut host.pool);
+    assert!(!port.is_busy(), "all eleven are sent");
+    host.close([port]);
+    host.assert_conserved();
+    Ok(())
+}
+
+fn overfull_ring(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let options = XdpOptions { tx: 64, ..XdpOptions::default() };
+    let mut port = only(host.open("fd1", &options)?.queues)?;
+    let mut frames: Vec<Frame> = (0..100).filter_map(|_| host.pool.copy_of(&[0xff; 60])).collect();
+    assert_eq!(port.transmit(&mut frames), 64);
+    assert_eq!(frames.len(), 36);
+    assert_eq!(port.transmit(&mut frames), 0, "nothing is reclaimed yet");
+    port.reclaim(&mut host.pool);
+    assert_eq!(port.transmit(&mut frames), 36);
+    let mut empty: Vec<Frame> = host.pool.take().into_iter().collect();
+    assert_eq!(port.transmit(&mut empty), 1, "an empty frame is taken");
+    assert!(port.is_busy(), "and given back by reclaim");
+    host.close([port]);
+    host.assert_conserved();
+    Ok(())
+}
+
+fn host_is_silent(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let read = |setting: &str| std::fs::read_to_string(format!("/proc/sys/net/{setting}"));
+    let settings = ["ipv6/conf/fd1/disable_ipv6", "ipv4/conf/fd1/arp_ignore"];
+    let before = [read(settings[0])?, read(settings[1])?];
+    let opened = host.open("fd1", &XdpOptions::default())?;
+    assert_eq!([read(settings[0])?, read(settings[1])?], ["1\n", "8\n"]);
+    host.close(opened.queues);
+    assert_eq!([read(settings[0])?, read(settings[1])?], before);
+    assert!(!host.link("fd1")?.up, "down, as it was found");
+    Ok(())
+}
+
+fn no_such_interface(host: &mut Host) -> Result<(), Failed> {
+    let error = host.open("fd1", &XdpOptions::default()).err().ok_or("it cannot open")?;
+    assert!(error.to_string().contains("no interface is named fd1"), "{error}");
+    host.assert_conserved();
+    Ok(())
+}
+
+fn mtu_too_large(host: &mut Host) -> Result<(), Failed> {
+    let workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let mut netlink = Netlink::open()?;
+    netlink.set_mtu("fd1", 9000)?;
+    let error = host.open("fd1", &XdpOptions::default()).err().ok_or("9000 is too large")?;
+    assert!(matches!(error, OpenError::MtuTooLarge { mtu: 9000, limit: 3822, .. }), "{error}");
+    netlink.set_mtu("fd1", 1500)?;
+    workload.set_mtu(3507)?;
+    let error = host.open("fd1", &XdpOptions::default()).err().ok_or("3507 is too large")?;
+    assert!(matches!(error, OpenError::MtuTooLargeForDriver { limit: 3506, .. }), "{error}");
+    assert!(!host.link("fd1")?.up, "left as it was found");
+    workload.set_mtu(3506)?;
+    let opened = host.open("fd1", &XdpOptions::default())?;
+    host.close(opened.queues);
+    host.assert_conserved();
+    Ok(())
+}
+
+fn interface_is_taken(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let first = host.open("fd1", &XdpOptions::default())?;
+    let error = host.open("fd1", &XdpOptions::default()).err().ok_or("it is taken")?;
+    assert!(matches!(error, OpenError::QueueBusy { queue: 0, .. }), "{error}");
+    assert!(host.link("fd1")?.up, "the first port is not disturbed");
+    assert!(host.link("fd1")?.xdp_program.is_some(), "the first port is not disturbed");
+    host.close(first.queues);
+    host.assert_conserved();
+    Ok(())
+}
+
+fn too_few_frames(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let options = XdpOptions { fill: host::FRAMES + 1, ..XdpOptions::default() };
+    let error = host.open("fd1", &options).err().ok_or("there are too few")?;
+    assert!(matches!(error, OpenError::OutOfFrames { available: host::FRAMES, .. }), "{error}");
+    host.assert_conserved();
+    Ok(())
+}
+
+fn link_watch(_host: &mut Host) -> Result<(), Failed> {
+    let watch = LinkWatch::open()?;
+    let mut netlink = Netlink::open()?;
+    netlink.create_veth(VethEnd::new("fd1"), VethEnd::new("fd2"), 1)?;
+    let appeared = watch.drain();
+    assert!(
+        appeared
+            .iter()
+            .any(|event| matches!(event, LinkEvent::Present(link) if link.name == "fd1")),
+        "{appeared:?}"
+    );
+    let index = netlink.link("fd1")?.index;
+    netlink.delete("fd1")?;
+    let gone = watch.drain();
+    assert!(gone.contains(&LinkEvent::Gone { name: "fd1".to_owned(), index }), "{gone:?}");
+    assert!(watch.drain().is_empty());
+    Ok(())
+}
+
+/// Sends `count` frames to nobody.
+fn send(host: &mut Host, port: &mut XdpPort, count: usize) {
+    let mut frames: Vec<Frame> =
+        (0..count).filter_map(|_| host.pool.copy_of(&[0xff; 60])).collect();
+    port.transmit(&mut frames);
+    frames.into_iter().for_each(|frame| host.pool.give(frame));
+}
+
+fn only(mut ports: Vec<XdpPort>) -> Result<XdpPort, Failed> {
+    assert_eq!(ports.len(), 1);
+    assert_eq!(leaked(), 0);
+    ports.pop().ok_or_else(|| "a port".into())
+}
