@@ -3,8 +3,18 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod applied;
+pub mod capture;
+mod channel;
+pub mod client;
 pub mod compile;
+pub mod daemon;
+pub mod denies;
 pub mod diagnostic;
 pub mod edit;
 pub mod intent;
+mod mirror;
+pub mod publish;
+pub mod rundir;
+pub mod server;
 pub mod service;

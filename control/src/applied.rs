@@ -1,0 +1,171 @@
+//! What was applied: a config, and the ports added and removed by hand since.
+//!
+//! Control keeps it in the run directory, so that a restarted control goes on with what is in
+//! force. The config file may have been edited since; that is a plan, not yet an order.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use firedoor_classifier::Snapshot;
+use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
+
+use crate::compile::{Compiled, compile};
+use crate::diagnostic::Diagnostics;
+use crate::edit::{EditError, add_workload, remove_workload};
+
+/// A config, and what was changed by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Where the config was read from, for errors.
+    path: String,
+    /// The config.
+    text: String,
+    /// Workloads added by hand.
+    added: Vec<Added>,
+    /// Names of the config's workloads that were taken out by hand.
+    removed: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Added {
+    name: String,
+    /// A `[[workload]]` table.
+    text: String,
+}
+
+/// Why something cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum AppliedError {
+    /// The config does not compile.
+    #[error(transparent)]
+    Compile(#[from] Diagnostics),
+    /// It cannot be added or taken out.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// What was to be added has no name.
+    #[error("a [[workload]] table needs a name")]
+    Nameless,
+    /// It is there already.
+    #[error("there is a workload {name:?} already: `firedoor port del {name}` takes it out")]
+    Exists {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Applied {
+    /// A config as it is.
+    pub fn of(path: String, text: String) -> Self {
+        Self { path, text, added: Vec::new(), removed: BTreeSet::new() }
+    }
+
+    /// What was saved at `path`, `None` if nothing was.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not what [`save`](Self::save) writes.
+    pub fn load(path: &Path) -> io::Result<Option<Self>> {
+        match fs::read(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        }
+    }
+
+    /// Saves it at `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let draft = path.with_extension("json.new");
+        let mut file = File::create(&draft)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    }
+
+    /// Compiles it. Workloads of `previous` keep their port numbers.
+    ///
+    /// # Errors
+    /// If it does not compile.
+    pub fn compile(
+        &self,
+        previous: Option<&Snapshot>,
+        today: Date,
+    ) -> Result<Compiled, AppliedError> {
+        let text = self.edited()?;
+        Ok(compile(&self.path, &text, previous, today)?)
+    }
+
+    /// The config's text with everything that was changed by hand.
+    fn edited(&self) -> Result<String, EditError> {
+        let mut text = self.text.clone();
+        for name in &self.removed {
+            text = remove_workload(&text, name)?;
+        }
+        for added in &self.added {
+            text = add_workload(&text, &added.text)?;
+        }
+        Ok(text)
+    }
+
+    /// Another config in place of this one, with remarks. What was added by hand stays, except
+    /// where the config has a workload of that name; what was taken out is in again if the config
+    /// has it.
+    pub fn with_config(&self, path: String, text: String) -> (Self, Vec<String>) {
+        let names = workload_names(&text);
+        let mut remarks = Vec::new();
+        let mut added = self.added.clone();
+        added.retain(|a| {
+            let stays = !names.contains(&a.name);
+            if !stays {
+                remarks.push(format!("{}: now taken from {path}", a.name));
+            }
+            stays
+        });
+        for name in self.removed.intersection(&names) {
+            remarks.push(format!("{name}: in the switch again, since {path} has it"));
+        }
+        (Self { path, text, added, removed: BTreeSet::new() }, remarks)
+    }
+
+    /// With a workload more: the text of one `[[workload]]` table.
+    ///
+    /// # Errors
+    /// If it is something else, or its name is taken. Other faults are found by
+    /// [`compile`](Self::compile).
+    pub fn with_workload(&self, text: &str) -> Result<Self, AppliedError> {
+        let text = add_workload("", text)?;
+        let name = workload_names(&text).pop_first().ok_or(AppliedError::Nameless)?;
+        if workload_names(&self.edited()?).contains(&name) {
+            return Err(AppliedError::Exists { name });
+        }
+        let mut changed = self.clone();
+        changed.added.push(Added { name, text });
+        Ok(changed)
+    }
+
+    /// With a workload less.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn without_workload(&self, name: &str) -> Result<Self, AppliedError> {
+        remove_workload(&self.edited()?, name)?;
+        let mut changed = self.clone();
+        changed.added.retain(|a| a.name != name);
+        if changed.added.len() == self.added.len() {
+            changed.removed.insert(name.to_owned());
+        }
+        Ok(changed)
+    }
+}
+
+/// Names of a config's `[[workload]]` tables; none if it is not TOML.
+fn workload_names(text: &str) -> BTreeSet<String> {
+    let config: toml::Table = text.parse().unwrap_or_default();
+    let tables = config.get("workload").and_then(toml::Value::as_array);
+    let names = tables.into_iter().flatten().filter_map(|w| w.get("name")?.as_str());
+    names.map(ToOwned::to_owned).collect()
+}

@@ -1,0 +1,348 @@
+//! The run directory of a switch: `/run/firedoor/NAME`, or `$FIREDOOR_RUN_DIR/NAME`.
+//!
+//! Everything that the roles of one running switch share on disk lies here: their sockets, the
+//! saved snapshot, what control must remember over a restart, the capture, and who runs. The
+//! directory is the switch's, not the config's: two switches of one name cannot run at once, any
+//! number of different names can.
+//!
+//! Who runs is told by process files: process id and start time, so that a file left behind by a
+//! killed process is not taken for whoever has its number now.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process;
+
+/// Where run directories lie unless `FIREDOOR_RUN_DIR` says otherwise.
+const DEFAULT_BASE: &str = "/run/firedoor";
+
+/// The process file of `firedoor run`.
+const SUPERVISOR: &str = "run.pid";
+/// The process file of the control role.
+const CONTROL: &str = "control.pid";
+
+/// Files that the switch itself makes here. A lab keeps its own beside them.
+const OWN_FILES: &[&str] = &[
+    "dataplane.sock",
+    "control.sock",
+    "snapshot",
+    "snapshot.new",
+    "applied.json",
+    "applied.json.new",
+    "denies.pcapng",
+    "denies.1.pcapng",
+    SUPERVISOR,
+    CONTROL,
+];
+
+/// One switch's run directory, which need not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+/// Why a run directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// The name asked for has no living switch.
+    #[error(
+        "no switch named {name:?} is running: start one with `firedoor run CONFIG`{}",
+        others(running)
+    )]
+    NotRunning {
+        /// The name.
+        name: String,
+        /// Those that run.
+        running: Vec<String>,
+    },
+    /// No name was asked for, and nothing runs.
+    #[error("no switch is running: start one with `firedoor run CONFIG`")]
+    NoneRunning,
+    /// No name was asked for, and several run.
+    #[error("several switches are running: choose one with --switch ({})", running.join(", "))]
+    Ambiguous {
+        /// Their names.
+        running: Vec<String>,
+    },
+    /// The switch to be started runs already.
+    #[error(
+        "switch {name:?} is already running as process {pid}: stop that one first, or give this \
+         config another [switch] name"
+    )]
+    AlreadyRunning {
+        /// Its name.
+        name: String,
+        /// The process.
+        pid: u32,
+    },
+    /// The file system said no.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+fn others(running: &[String]) -> String {
+    if running.is_empty() { String::new() } else { format!(" (running: {})", running.join(", ")) }
+}
+
+impl RunDir {
+    /// The run directory of the switch of this name.
+    pub fn of(switch: &str) -> Self {
+        Self { path: base().join(switch) }
+    }
+
+    /// The run directory at this path.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The running switch of this name; without a name, the only one that runs.
+    ///
+    /// # Errors
+    /// If there is no such switch, or no name and several switches.
+    pub fn select(switch: Option<&str>) -> Result<Self, RunDirError> {
+        let mut running = running()?;
+        match switch {
+            Some(name) if running.iter().any(|r| r == name) => Ok(Self::of(name)),
+            Some(name) => Err(RunDirError::NotRunning { name: name.to_owned(), running }),
+            None if running.len() > 1 => Err(RunDirError::Ambiguous { running }),
+            None => running.pop().map(|name| Self::of(&name)).ok_or(RunDirError::NoneRunning),
+        }
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The switch's name: the directory's.
+    pub fn switch(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// The socket that the data plane listens on.
+    pub fn dataplane_socket(&self) -> PathBuf {
+        self.path.join("dataplane.sock")
+    }
+
+    /// The socket that control listens on.
+    pub fn control_socket(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
+    /// What control remembers over a restart.
+    pub fn applied(&self) -> PathBuf {
+        self.path.join("applied.json")
+    }
+
+    /// Makes the directory, for its owner and group alone, with all above it.
+    ///
+    /// # Errors
+    /// If the file system says no.
+    pub fn create(&self) -> Result<(), RunDirError> {
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent).map_err(io_error("create", parent))?;
+        match DirBuilder::new().mode(0o750).create(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && self.path.is_dir() => Ok(()),
+            result => result.map_err(io_error("create", &self.path)),
+        }
+    }
+
+    /// Makes the directory and this process its switch's supervisor. What a killed predecessor
+    /// left is removed: a new `firedoor run` begins with its config, not with an old snapshot.
+    ///
+    /// # Errors
+    /// If the switch runs already, or the file system says no.
+    pub fn claim(&self) -> Result<(), RunDirError> {
+        self.create()?;
+        // The file appears whole or not at all, and only for one of several who try at once.
+        let draft = self.path.join(format!("{SUPERVISOR}.{}", process::id()));
+        write_process_file(&draft)?;
+        let claimed = self.claim_with(&draft);
+        let _ = fs::remove_file(&draft);
+        claimed
+    }
+
+    fn claim_with(&self, draft: &Path) -> Result<(), RunDirError> {
+        let file = self.path.join(SUPERVISOR);
+        if let Some(pid) = living(&file).or_else(|| living(&self.path.join(CONTROL))) {
+            return Err(RunDirError::AlreadyRunning { name: self.switch(), pid });
+        }
+        self.remove_own_files()?;
+        match fs::hard_link(draft, &file) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let pid = living(&file).unwrap_or_default();
+                Err(RunDirError::AlreadyRunning { name: self.switch(), pid })
+            }
+            result => result.map_err(io_error("create", &file)),
+        }
+    }
+
+    /// Makes this process known as the switch's control role.
+    ///
+    /// # Errors
+    /// If the file system says no.
+    pub fn enter_as_control(&self) -> Result<(), RunDirError> {
+        write_process_file(&self.path.join(CONTROL))
+    }
+
+    /// Forgets the control role.
+    pub fn leave_as_control(&self) {
+        let _ = fs::remove_file(self.path.join(CONTROL));
+    }
+
+    /// Whether a process of this switch lives.
+    pub fn is_running(&self) -> bool {
+        [SUPERVISOR, CONTROL].iter().any(|file| living(&self.path.join(file)).is_some())
+    }
+
+    /// Removes what the switch made here, and the directory if nothing else is in it.
+    ///
+    /// # Errors
+    /// If the file system says no.
+    pub fn remove(&self) -> Result<(), RunDirError> {
+        self.remove_own_files()?;
+        match fs::remove_dir(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            result => absent_is_fine(result).map_err(io_error("remove", &self.path)),
+        }
+    }
+
+    fn remove_own_files(&self) -> Result<(), RunDirError> {
+        for file in OWN_FILES {
+            let path = self.path.join(file);
+            absent_is_fine(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Names of the switches that run on this host, sorted.
+///
+/// # Errors
+/// If the directory of run directories exists and cannot be read.
+pub fn running() -> Result<Vec<String>, RunDirError> {
+    running_in(&base())
+}
+
+fn running_in(base: &Path) -> Result<Vec<String>, RunDirError> {
+    let entries = match fs::read_dir(base) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.map_err(io_error("list", base))?,
+    };
+    let directories = entries.filter_map(|entry| Some(RunDir::at(entry.ok()?.path())));
+    let mut names: Vec<String> =
+        directories.filter(RunDir::is_running).map(|directory| directory.switch()).collect();
+    names.sort();
+    Ok(names)
+}
+
+fn base() -> PathBuf {
+    std::env::var_os("FIREDOOR_RUN_DIR")
+        .filter(|v| !v.is_empty())
+        .map_or_else(|| DEFAULT_BASE.into(), PathBuf::from)
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirError {
+    move |source| RunDirError::Io { what, path: path.to_owned(), source }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes this process's id and start time, as `PID TICKS`.
+fn write_process_file(path: &Path) -> Result<(), RunDirError> {
+    let pid = process::id();
+    let start = start_time(pid).unwrap_or_default();
+    fs::write(path, format!("{pid} {start}\n")).map_err(io_error("write", path))
+}
+
+/// The process that a process file speaks of, if it still lives.
+fn living(path: &Path) -> Option<u32> {
+    let text = fs::read_to_string(path).ok()?;
+    let (pid, start) = text.trim().split_once(' ')?;
+    let (pid, start): (u32, u64) = (pid.parse().ok()?, start.parse().ok()?);
+    (start_time(pid)? == start).then_some(pid)
+}
+
+/// When a process started, in clock ticks since boot (proc(5), field 22 of `/proc/PID/stat`);
+/// `None` if there is no such process, or it is a zombie.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the command's name in parentheses, and may itself hold `) `.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    let state = fields.next()?;
+    if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_runs_once_and_leaves_only_what_is_not_its_own() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(base.path().join("lab0"));
+        dir.claim().unwrap();
+        assert!(dir.is_running());
+        assert_eq!(running_in(base.path()).unwrap(), ["lab0"]);
+        assert!(matches!(
+            dir.claim(),
+            Err(RunDirError::AlreadyRunning { pid, .. }) if pid == process::id()
+        ));
+
+        fs::write(dir.path().join("snapshot"), "x").unwrap();
+        fs::write(dir.path().join("lab.json"), "{}").unwrap();
+        dir.remove().unwrap();
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["lab.json"]);
+
+        fs::remove_file(dir.path().join("lab.json")).unwrap();
+        dir.remove().unwrap();
+        assert!(!dir.path().exists());
+        dir.remove().unwrap();
+    }
+
+    #[test]
+    fn a_stale_process_file_is_recognised() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(base.path().join("lab0"));
+        dir.create().unwrap();
+        let file = dir.path().join(SUPERVISOR);
+        let other_start = start_time(process::id()).unwrap() + 1;
+        for stale in [format!("{} {other_start}\n", process::id()), "junk".into(), String::new()] {
+            fs::write(&file, &stale).unwrap();
+            assert!(!dir.is_running(), "{stale:?}");
+            assert!(running_in(base.path()).unwrap().is_empty());
+        }
+        dir.claim().unwrap();
+        assert!(dir.is_running());
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let error = RunDirError::NotRunning { name: "a".into(), running: vec!["b".into()] };
+        assert_eq!(
+            error.to_string(),
+            "no switch named \"a\" is running: start one with `firedoor run CONFIG` (running: b)"
+        );
+        let error = RunDirError::Ambiguous { running: vec!["a".into(), "b".into()] };
+        assert_eq!(
+            error.to_string(),
+            "several switches are running: choose one with --switch (a, b)"
+        );
+    }
+}
