@@ -3,6 +3,7 @@
 //! Every block is one operation with a SAFETY comment that names the invariant and who upholds it.
 #![allow(unsafe_code)]
 
+pub mod tap;
 pub(crate) mod bpf;
 pub(crate) mod mmap;
 pub(crate) mod promiscuous;

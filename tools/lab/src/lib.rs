@@ -1,2 +1,7 @@
 //! Lab networks.
 #![forbid(unsafe_code)]
+
+pub mod guest;
+pub mod netns;
+pub mod probe;
+pub mod throughput;
