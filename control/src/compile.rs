@@ -313,12 +313,12 @@ impl Compiler<'_> {
         for selector in &selectors.value {
             match selector {
                 Selector::Workloads(names) => {
-                    let known = intent.workloads.iter().map(|workload| &workload.name);
-                    self.check_known("workload", names, known);
+                    let known: Vec<_> = intent.workloads.iter().map(|w| &w.name.value).collect();
+                    self.check_known("workload", names, &known);
                 }
                 Selector::Groups(names) => {
-                    let known = intent.groups.iter().map(|group| &group.name);
-                    self.check_known("group", names, known);
+                    let known: Vec<_> = intent.groups.iter().map(|g| &g.name.value).collect();
+                    self.check_known("group", names, &known);
                 }
                 Selector::Any | Selector::Labels(_) => {}
             }
@@ -331,19 +331,12 @@ impl Compiler<'_> {
         selected
     }
 
-    fn check_known<'n>(
-        &mut self,
-        what: &'static str,
-        names: &[Spanned<String>],
-        known: impl Iterator<Item = &'n Spanned<String>> + Clone,
-    ) {
-        for name in names {
-            if !known.clone().any(|known| known.value == name.value) {
-                let nearest = nearest(&name.value, known.clone().map(|known| &*known.value));
-                let nearest = nearest.map(str::to_owned);
-                let value = name.value.clone();
-                self.problem(&name.span, Problem::UnknownName { what, value, nearest });
-            }
+    fn check_known(&mut self, what: &'static str, names: &[Spanned<String>], known: &[&String]) {
+        for name in names.iter().filter(|name| !known.contains(&&name.value)) {
+            let nearest = nearest(&name.value, known.iter().map(|known| known.as_str()));
+            let nearest = nearest.map(str::to_owned);
+            let value = name.value.clone();
+            self.problem(&name.span, Problem::UnknownName { what, value, nearest });
         }
     }
 
@@ -357,8 +350,8 @@ impl Compiler<'_> {
                     match named.iter().find(|s| s.name.value == name.value) {
                         Some(service) => found.extend(&service.matches),
                         None => {
-                            let known = named.iter().map(|service| &service.name);
-                            self.check_known("service", std::slice::from_ref(name), known);
+                            let known: Vec<_> = named.iter().map(|s| &s.name.value).collect();
+                            self.check_known("service", std::slice::from_ref(name), &known);
                         }
                     }
                 }

@@ -32,8 +32,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: &Command, _out: &mut Output) -> anyhow::Result<ExitCode> {
+fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Check(args) => commands::check::run(args, out),
         command => anyhow::bail!("{command:?} is not wired in yet"),
     }
 }

@@ -8,6 +8,7 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
+use firedoor_control::diagnostic::Diagnostics;
 use serde::Serialize;
 
 /// The answer is yes, or it is done.
@@ -99,6 +100,11 @@ impl Output {
 
     /// Tells why something could not be done, and what that came of.
     pub(crate) fn error(&mut self, error: &anyhow::Error) {
+        if let Some(diagnostics) = error.downcast_ref::<Diagnostics>() {
+            let _ = self.stdout.flush();
+            let _ = write!(io::stderr(), "{}", diagnostics.render(self.stderr_colour));
+            return;
+        }
         let mut chain = error.chain().map(ToString::to_string);
         self.say(Tone::Bad, "error", chain.next().unwrap_or_default());
         for cause in chain {
