@@ -403,3 +403,6 @@ fn can_send_v4(addr: Ipv4Addr) -> bool {
 fn is_v4_mapped(addr: Ipv6Addr) -> bool {
     addr.to_ipv4_mapped().is_some()
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,9 +57,11 @@ pub fn refuse(frame: &[u8], headers: &Headers, out: &mut [u8; MAX_REPLY]) -> Opt
 
 fn may_be_answered(headers: &Headers) -> bool {
     let key = &headers.key;
-    let to_one = match key.dst_addr() {
-        IpAddr::V4(dst) => !dst.is_multicast() && !dst.is_broadcast() && !dst.is_unspecified(),
-        IpAddr::V6(dst) => !dst.is_multicast() && !dst.is_unspecified(),
+    let has_one_owner = match key.dst_addr() {
+        IpAddr::V4(dst) => {
+            !(dst.is_multicast() || dst.is_broadcast() || dst.is_unspecified() || dst.is_loopback())
+        }
+        IpAddr::V6(dst) => !(dst.is_multicast() || dst.is_unspecified() || dst.is_loopback()),
     };
     let is_ip = matches!(key.ether_type, ether_type::IPV4 | ether_type::IPV6);
     let [icmp_kind, _] = key.dst_port.to_be_bytes();
@@ -71,7 +73,7 @@ fn may_be_answered(headers: &Headers) -> bool {
     };
     is_ip
         && is_answerable_protocol
-        && to_one
+        && has_one_owner
         && !key.src_addr().is_unspecified()
         && !key.eth_dst.is_multicast()
         && key.eth_dst != MacAddr::ZERO
@@ -256,12 +258,16 @@ mod tests {
     fn what_must_not_be_answered_is_not() {
         let broadcast = Ends { eth_dst: MacAddr::BROADCAST, ..ENDS };
         let multicast = Ends { dst: "239.1.2.3".parse().unwrap(), ..ENDS };
+        let loopback = Ends { dst: "127.0.0.1".parse().unwrap(), ..ENDS };
+        let loopback_v6 = Ends { dst: "::1".parse().unwrap(), ..ENDS_V6 };
         let unspecified = Ends { src: "::".parse().unwrap(), ..ENDS_V6 };
         for (why, frame) in [
             ("reset", segment(ENDS, TcpFlags::RST, b"")),
             ("reset", segment(ENDS_V6, TcpFlags::RST | TcpFlags::ACK, b"")),
             ("broadcast MAC", build::udp(broadcast, 1, 2, &[])),
             ("multicast address", build::udp(multicast, 1, 2, &[])),
+            ("loopback", build::udp(loopback, 1, 2, &[])),
+            ("loopback", build::udp(loopback_v6, 1, 2, &[])),
             ("nobody's", build::udp(unspecified, 1, 2, &[])),
             ("unknown ICMP", build::icmp_error(ENDS_V6, 100, 0, &[])),
             ("unknown ICMP", build::icmp_error(ENDS, 9, 0, &[])),
