@@ -1,7 +1,7 @@
 //! One connection as it lies in memory.
 
-use super::key::{self, FrameKey, Key};
-use super::tcp::{Segment, Tcp, TcpState};
+use super::key::{FrameKey, Key};
+use super::tcp::{Segment, Step, Tcp, TcpState};
 use super::timers::Class;
 use super::{Commit, ConnectionId, ConnectionInfo, Hit, Side};
 use crate::extract::Headers;
@@ -10,12 +10,11 @@ use crate::mac::MacAddr;
 use crate::snapshot::{PortId, RuleId};
 use crate::time::Nanos;
 use crate::verdict::{Cause, DropReason};
+use crate::wire::ethernet::ether_type;
+use crate::wire::protocol;
 
 /// No entry: the end of a list.
 pub(super) const NIL: u32 = u32::MAX;
-
-const ETHER_TYPE_IPV4: u16 = 0x0800;
-const ETHER_TYPE_IPV6: u16 = 0x86dd;
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,12 +128,12 @@ impl Entry {
         now: Nanos,
     ) -> Self {
         let (tcp, state) = match frame.key.protocol {
-            key::TCP => {
+            protocol::TCP => {
                 let (tcp, state) = Tcp::begin(&Segment::of(headers));
                 (tcp, State::Tcp(state))
             }
-            key::UDP => (Tcp::default(), State::UdpSingle),
-            key::ICMP | key::ICMPV6 => (Tcp::default(), State::Icmp),
+            protocol::UDP => (Tcp::default(), State::UdpSingle),
+            protocol::ICMP | protocol::ICMPV6 => (Tcp::default(), State::Icmp),
             _ => (Tcp::default(), State::Other),
         };
         Self {
@@ -176,7 +175,7 @@ impl Entry {
     }
 
     /// What a TCP segment of `side` would do; `None` for other protocols.
-    pub(super) fn judge(&self, side: Side, headers: &Headers) -> Option<super::tcp::Step> {
+    pub(super) fn judge(&self, side: Side, headers: &Headers) -> Option<Step> {
         match self.state {
             State::Tcp(state) => Some(self.tcp.judge(state, side, &Segment::of(headers))),
             _ => None,
@@ -196,7 +195,7 @@ impl Entry {
         *total = total.saturating_add(bytes as u64);
         match self.state {
             State::Tcp(state) => match self.tcp.observe(state, side, &Segment::of(headers)) {
-                super::tcp::Step::To(state) => Some(State::Tcp(state)),
+                Step::To(state) => Some(State::Tcp(state)),
                 _ => None,
             },
             State::UdpSingle if side == Side::Reply => Some(State::UdpBoth),
@@ -263,7 +262,7 @@ impl Entry {
         FlowKey {
             ingress,
             vlan: self.key.vlan(),
-            ether_type: if is_ipv4 { ETHER_TYPE_IPV4 } else { ETHER_TYPE_IPV6 },
+            ether_type: if is_ipv4 { ether_type::IPV4 } else { ether_type::IPV6 },
             protocol: self.key.protocol,
             tcp_flags: 0,
             eth_dst,

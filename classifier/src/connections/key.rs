@@ -12,17 +12,17 @@
 //!   *B* to *A* under the same identifier are another one, and are judged on their own.
 
 use crate::extract::{Embedded, Headers, Kind};
-
-/// IP protocol numbers (IANA) that a key treats in their own way.
-pub(super) const ICMP: u8 = 1;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-pub(super) const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
+use crate::wire::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
+use crate::wire::{icmp, icmpv6};
 
 /// The queries that connections follow: protocol, type of the request, type of the reply.
-/// The other pairs that RFC 792 and RFC 950 define are deprecated by RFC 6918.
-const QUERIES: [(u8, u8, u8); 3] = [(ICMP, 8, 0), (ICMP, 13, 14), (ICMPV6, 128, 129)];
+/// The other pairs that RFC 792 and RFC 950 define are deprecated by RFC 6918, and an extended echo
+/// reply (RFC 8335) answers in its code, so it is judged by itself.
+const QUERIES: [(u8, u8, u8); 3] = [
+    (ICMP, icmp::kind::ECHO_REQUEST, icmp::kind::ECHO_REPLY),
+    (ICMP, icmp::kind::TIMESTAMP_REQUEST, icmp::kind::TIMESTAMP_REPLY),
+    (ICMPV6, icmpv6::kind::ECHO_REQUEST, icmpv6::kind::ECHO_REPLY),
+];
 
 /// What both directions of one conversation share, in canonical order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

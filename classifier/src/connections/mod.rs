@@ -50,6 +50,7 @@ use crate::mac::MacAddr;
 use crate::snapshot::{PortId, Timeouts};
 use crate::time::Nanos;
 use crate::verdict::{Cause, DropReason};
+use crate::wire::protocol;
 
 /// Most expired connections that one commit into a full table removes: a bound on its time.
 const EXPIRED_PER_COMMIT: usize = 64;
@@ -243,12 +244,12 @@ impl Connections {
     pub fn may_begin(headers: &Headers, midstream: bool) -> bool {
         let Some(frame) = FrameKey::of_frame(headers) else { return false };
         match frame.key.protocol {
-            key::TCP => match Segment::of(headers).control {
+            protocol::TCP => match Segment::of(headers).control {
                 Control::Syn => true,
                 Control::Rst | Control::Bogus => false,
                 Control::SynAck | Control::Ack | Control::Fin => midstream,
             },
-            key::ICMP | key::ICMPV6 => !frame.turned,
+            protocol::ICMP | protocol::ICMPV6 => !frame.turned,
             _ => true,
         }
     }

@@ -191,3 +191,43 @@ const fn shard_of(hash: u64, shards: usize) -> usize {
     let middle = (hash >> 24) as u32;
     ((middle as u64 * shards as u64) >> 32) as usize
 }
+
+#[cfg(test)]
+impl Table {
+    /// Checks the invariant: index, lists and free list share out the slots, each in order.
+    pub(super) fn check(&self) {
+        let mut listed = 0;
+        for class in Class::ALL {
+            let (mut previous, mut at, mut age) = (NIL, self.queues.oldest(class), 0);
+            while let Some(id) = at {
+                let entry = self.get(id).expect("a list holds live entries");
+                assert_eq!((entry.previous, entry.state.class()), (previous, class));
+                assert!(tick(entry.last) >= age, "{class:?} is out of order");
+                assert_eq!(self.find(&entry.key).map(|(found, _)| found), Some(id));
+                (previous, age) = (id, tick(entry.last));
+                at = (entry.next != NIL).then_some(entry.next);
+                listed += 1;
+            }
+            assert_eq!(self.queues.newest(class), (previous != NIL).then_some(previous));
+        }
+        let mut free = 0;
+        let mut at = self.slab.get(self.slab.first_free);
+        while let Some(slot) = at {
+            assert!(slot.is_free());
+            at = self.slab.get(slot.next);
+            free += 1;
+        }
+        assert_eq!((listed, listed + free), (self.len, self.slab.slots()));
+        assert_eq!(self.shards.iter().map(HashTable::len).sum::<usize>(), self.len);
+    }
+
+    /// Bytes that the table holds, spare ones included.
+    pub(super) fn bytes(&self) -> usize {
+        let segments: usize = self.slab.segments.iter().map(Vec::capacity).sum();
+        let shards: usize = self.shards.iter().map(HashTable::allocation_size).sum();
+        segments * size_of::<Entry>()
+            + shards
+            + self.slab.segments.capacity() * size_of::<Vec<Entry>>()
+            + self.shards.capacity() * size_of::<HashTable<u32>>()
+    }
+}

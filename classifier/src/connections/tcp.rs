@@ -36,11 +36,7 @@ use bitflags::bitflags;
 
 use super::Side;
 use crate::extract::Headers;
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+use crate::wire::tcp::TcpFlags;
 
 /// Most bytes of data taken to be in a SYN when only its acknowledgement tells.
 const MAX_SYN_DATA: u32 = 0xffff;
@@ -137,7 +133,7 @@ pub(super) enum Control {
     Ack,
     Fin,
     Rst,
-    /// No ACK, or flags that contradict each other.
+    /// Flags that no sender sets together ([`TcpFlags::is_possible`]).
     Bogus,
 }
 
@@ -154,19 +150,25 @@ pub(super) struct Segment {
 
 impl Segment {
     pub(super) fn of(headers: &Headers) -> Self {
-        let flags = headers.key.tcp_flags;
-        let tcp = &headers.tcp;
-        let control = match flags & (FIN | SYN | RST | ACK) {
-            SYN => Control::Syn,
-            f if f == SYN | ACK => Control::SynAck,
-            ACK => Control::Ack,
-            f if f == FIN | ACK => Control::Fin,
-            f if f & !ACK == RST => Control::Rst,
-            _ => Control::Bogus,
+        let flags = TcpFlags::from_bits_retain(headers.key.tcp_flags);
+        let has_ack = flags.contains(TcpFlags::ACK);
+        let control = if !flags.is_possible() {
+            Control::Bogus
+        } else if flags.contains(TcpFlags::RST) {
+            Control::Rst
+        } else if flags.contains(TcpFlags::FIN) {
+            Control::Fin
+        } else {
+            match (flags.contains(TcpFlags::SYN), has_ack) {
+                (true, false) => Control::Syn,
+                (true, true) => Control::SynAck,
+                (false, _) => Control::Ack,
+            }
         };
+        let tcp = &headers.tcp;
         Self {
             control,
-            has_ack: flags & ACK != 0,
+            has_ack,
             seq: tcp.seq,
             ack: tcp.ack,
             window: tcp.window,
@@ -790,6 +792,22 @@ mod tests {
     }
 
     #[test]
+    fn a_late_copy_of_the_handshake_opens_nothing_again() {
+        let mut wire = Wire::reach(Established);
+        wire.run("O data, R data, O syn, R syn-ack, O data");
+        assert_eq!(wire.state, Established);
+        wire.run("O rst");
+        assert_eq!(wire.state, Reset);
+        let mut wire = Wire::reach(Established);
+        let long = Segment { payload: u16::MAX, ..wire.segment(Side::Reply, "data") };
+        wire.send(Side::Reply, long);
+        wire.run("O syn, R syn-ack, O ack");
+        assert_eq!(wire.state, Established);
+        let answer = wire.segment(Side::Reply, "syn-ack");
+        assert_eq!(wire.send(Side::Reply, answer), Step::Aside);
+    }
+
+    #[test]
     fn data_in_a_syn_may_be_acknowledged_or_not() {
         for accepted in [0, 1_200] {
             let mut wire = Wire::begin("syn");
@@ -846,23 +864,23 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_contradict_each_other_are_bogus() {
-        use crate::extract::Kind;
-        let control = |tcp_flags| {
-            let key = crate::FlowKey { tcp_flags, ..Default::default() };
-            let tcp = Default::default();
-            let kind = Kind::Plain;
+    fn flags_tell_what_a_segment_is() {
+        use crate::extract::{Kind, TcpFields};
+        let control = |flags: TcpFlags| {
+            let key = crate::FlowKey { tcp_flags: flags.bits(), ..Default::default() };
+            let (tcp, kind) = (TcpFields::default(), Kind::Plain);
             Segment::of(&Headers { key, vlan_tags: 0, l3: 14, l4: 34, end: 54, tcp, kind }).control
         };
-        for others in [0, 0x08, 0x20, 0xc8] {
-            assert_eq!(control(SYN | others), Control::Syn);
-            assert_eq!(control(SYN | ACK | others), Control::SynAck);
-            assert_eq!(control(ACK | others), Control::Ack);
-            assert_eq!(control(FIN | ACK | others), Control::Fin);
-            assert_eq!(control(RST | others), Control::Rst);
-            assert_eq!(control(RST | ACK | others), Control::Rst);
-            for bogus in [0, FIN, SYN | FIN, SYN | RST, FIN | RST, SYN | FIN | ACK] {
-                assert_eq!(control(bogus | others), Control::Bogus, "{bogus:#x}");
+        let (fin, syn, rst, ack) = (TcpFlags::FIN, TcpFlags::SYN, TcpFlags::RST, TcpFlags::ACK);
+        for others in [TcpFlags::empty(), TcpFlags::PSH, TcpFlags::URG | TcpFlags::CWR] {
+            assert_eq!(control(syn | others), Control::Syn);
+            assert_eq!(control(syn | ack | others), Control::SynAck);
+            assert_eq!(control(ack | others), Control::Ack);
+            assert_eq!(control(fin | ack | others), Control::Fin);
+            assert_eq!(control(rst | others), Control::Rst);
+            assert_eq!(control(rst | ack | others), Control::Rst);
+            for bogus in [others, fin, syn | fin, syn | rst, fin | rst, syn | fin | ack] {
+                assert_eq!(control(bogus | others), Control::Bogus, "{bogus:?}");
             }
         }
     }

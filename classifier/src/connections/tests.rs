@@ -1,12 +1,16 @@
 //! The table as its callers see it: by scenario, and against a slow oracle.
 
+mod model;
+
 use super::*;
 use crate::extract::{Kind, TcpFields};
 use crate::snapshot::RuleId;
+use crate::wire::tcp::TcpFlags;
 
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
-const RST: u8 = 0x04;
+const SYN: TcpFlags = TcpFlags::SYN;
+const ACK: TcpFlags = TcpFlags::ACK;
+const RST: TcpFlags = TcpFlags::RST;
+const FIN: TcpFlags = TcpFlags::FIN;
 
 const A: u128 = 0xffff_0a00_0001;
 const B: u128 = 0xffff_0a00_0002;
@@ -50,19 +54,19 @@ fn addr(host: u16) -> u128 {
     A - 1 + u128::from(host)
 }
 
-fn tcp(hosts: (u16, u16), ports: (u16, u16), flags: u8, seq: u32, ack: u32) -> Headers {
-    let mut headers = frame(key::TCP, hosts, ports.0, ports.1);
-    headers.key.tcp_flags = flags;
+fn tcp(hosts: (u16, u16), ports: (u16, u16), flags: TcpFlags, seq: u32, ack: u32) -> Headers {
+    let mut headers = frame(protocol::TCP, hosts, ports.0, ports.1);
+    headers.key.tcp_flags = flags.bits();
     headers.tcp = TcpFields { seq, ack, window: 1_000, payload: 0 };
     headers
 }
 
 fn udp(hosts: (u16, u16), ports: (u16, u16)) -> Headers {
-    frame(key::UDP, hosts, ports.0, ports.1)
+    frame(protocol::UDP, hosts, ports.0, ports.1)
 }
 
 fn echo(hosts: (u16, u16), identifier: u16, kind: u8) -> Headers {
-    frame(key::ICMP, hosts, identifier, u16::from(kind) << 8)
+    frame(protocol::ICMP, hosts, identifier, u16::from(kind) << 8)
 }
 
 fn commit_of(headers: &Headers, output: u16, epoch: u64) -> Commit {
@@ -116,6 +120,20 @@ fn secs(secs: u64) -> Nanos {
 #[test]
 fn an_entry_keeps_to_its_size() {
     assert_eq!(size_of::<Entry>(), 152);
+}
+
+/// A million connections may take 160 MB; here a fiftieth of that, at the bound.
+#[test]
+fn a_full_table_takes_160_bytes_a_connection() {
+    let max = 5 * 4_096;
+    let mut table = table(u32::from(max));
+    for n in 0..max {
+        let headers = udp((1, 2), (n, 53));
+        begin(&mut table, &headers, secs(0)).unwrap();
+    }
+    assert_eq!(table.len(), usize::from(max));
+    let each = table.table.bytes() as f64 / f64::from(max);
+    assert!(each <= 160.0, "{each} bytes");
 }
 
 #[test]
@@ -175,7 +193,7 @@ fn a_reused_echo_identifier_lets_nothing_through() {
 fn frames_that_are_not_tracked_leave_nothing() {
     let mut table = table(8);
     let unsolicited = echo((1, 2), 77, 0);
-    let mut nd = frame(key::ICMPV6, (1, 2), 0, 135 << 8);
+    let mut nd = frame(protocol::ICMPV6, (1, 2), 0, 135 << 8);
     nd.kind = Kind::Nd(crate::extract::Nd {
         message: crate::extract::NdMessage::NeighborSolicitation,
         target: 0,
@@ -195,11 +213,11 @@ fn only_a_syn_begins_tcp_unless_midstream() {
     let may =
         |flags, midstream| Connections::may_begin(&tcp((1, 2), (1, 2), flags, 0, 0), midstream);
     assert!(may(SYN, false) && may(SYN, true));
-    for flags in [ACK, SYN | ACK, 0x11] {
-        assert!(!may(flags, false) && may(flags, true), "{flags:#x}");
+    for flags in [ACK, SYN | ACK, FIN | ACK] {
+        assert!(!may(flags, false) && may(flags, true), "{flags:?}");
     }
-    for flags in [0, RST, RST | ACK, 0x03] {
-        assert!(!may(flags, false) && !may(flags, true), "{flags:#x}");
+    for flags in [TcpFlags::empty(), RST, RST | ACK, SYN | FIN] {
+        assert!(!may(flags, false) && !may(flags, true), "{flags:?}");
     }
 }
 

@@ -97,6 +97,13 @@ impl Queues {
         (ends.oldest != NIL).then_some(ends.oldest)
     }
 
+    /// The most recently used connection of a class.
+    #[cfg(test)]
+    pub(super) fn newest(&self, class: Class) -> Option<u32> {
+        let ends = self.ends.get(class as usize)?;
+        (ends.newest != NIL).then_some(ends.newest)
+    }
+
     /// Appends an entry that is in no list.
     pub(super) fn push(&mut self, slab: &mut Slab, class: Class, id: u32) {
         let Some(ends) = self.ends.get_mut(class as usize) else { return };
