@@ -67,6 +67,24 @@ impl FlowKey {
         ]
     }
 
+    /// The inverse of [`FlowKey::words`].
+    pub fn from_words(words: &[u64; KEY_WORDS]) -> Self {
+        let [layer2, dst_mac, src_mac, src_high, src_low, dst_high, dst_low] = *words;
+        Self {
+            ingress: PortId((layer2 >> 48) as u16),
+            vlan: (layer2 >> 32) as u16,
+            ether_type: (layer2 >> 16) as u16,
+            protocol: (layer2 >> 8) as u8,
+            tcp_flags: layer2 as u8,
+            eth_dst: mac_of_bits(dst_mac >> 16),
+            eth_src: mac_of_bits(src_mac >> 16),
+            src: u128::from(src_high) << 64 | u128::from(src_low),
+            dst: u128::from(dst_high) << 64 | u128::from(dst_low),
+            src_port: src_mac as u16,
+            dst_port: dst_mac as u16,
+        }
+    }
+
     /// Source address as the family it came in.
     pub fn src_addr(&self) -> IpAddr {
         from_bits(self.src)
@@ -98,4 +116,31 @@ pub fn from_bits(bits: u128) -> IpAddr {
 fn mac_bits(mac: MacAddr) -> u64 {
     let [a, b, c, d, e, f] = mac.0;
     u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+}
+
+fn mac_of_bits(bits: u64) -> MacAddr {
+    let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
+    MacAddr([a, b, c, d, e, f])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn words_hold_the_whole_key(words: [u64; KEY_WORDS]) {
+            prop_assert_eq!(FlowKey::from_words(&words).words(), words);
+        }
+    }
+
+    #[test]
+    fn addresses_of_both_families_go_there_and_back() {
+        for text in ["10.0.0.1", "0.0.0.0", "::", "fe80::1"] {
+            let addr: IpAddr = text.parse().expect("a literal address");
+            assert_eq!(from_bits(to_bits(addr)), addr);
+        }
+    }
 }

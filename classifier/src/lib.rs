@@ -28,6 +28,7 @@ pub mod classify;
 pub mod connections;
 pub mod extract;
 pub mod fdb;
+mod hash;
 pub mod key;
 pub mod mac;
 pub mod mask;

@@ -1,18 +1,36 @@
 //! One worker's deciding half: connections, flow cache, MAC table and policy in a straight line.
+//!
+//! [`Pipeline::judge`] is that line. Policy always comes first: a frame that the ACL refuses is
+//! refused for that, whatever its connection state would have said. TCP flags are looked at after
+//! the policy's verdict, so no cached verdict depends on them.
 
 use std::sync::Arc;
 
-use crate::cache::FlowInfo;
-use crate::connections::ConnectionInfo;
-use crate::extract::Headers;
+use crate::acl::Memo;
+use crate::cache::{Cacheable, FlowCache, FlowInfo};
+use crate::classify::{Classified, Context, Related, admit, classify, is_conversation, may_learn};
+use crate::connections::{Commit, ConnectionInfo, Connections, Hit, Lookup, Side};
+use crate::extract::{Embedded, Headers, Kind, TcpFields};
+use crate::fdb::Fdb;
+use crate::key::FlowKey;
 use crate::policy::Policy;
-use crate::snapshot::PortId;
+use crate::snapshot::{Mode, PortId};
 use crate::time::Nanos;
-use crate::verdict::Verdict;
+use crate::verdict::{Action, Cause, DropReason, Verdict};
+
+/// Connections and MAC addresses looked at for expiry, per [`Pipeline::tick`].
+const TICK_LIMIT: usize = 64;
 
 /// Judges frames, one after the other, for one worker.
 pub struct Pipeline {
     policy: Arc<Policy>,
+    connections: Connections,
+    cache: FlowCache,
+    fdb: Fdb,
+    memo: Memo,
+    /// Where the last flood goes.
+    receivers: Vec<PortId>,
+    stats: PipelineStats,
 }
 
 /// Running totals of a pipeline, for `status`.
@@ -33,13 +51,32 @@ pub struct PipelineStats {
 }
 
 impl Pipeline {
-    /// A pipeline with empty tables.
+    /// A pipeline with empty tables, as large as the policy's settings say.
     pub fn new(policy: Arc<Policy>) -> Self {
-        Self { policy }
+        let settings = policy.settings();
+        Self {
+            connections: Connections::new(settings.max_connections, settings.timeouts),
+            cache: FlowCache::new(settings.max_flows),
+            fdb: Fdb::new(settings.mac_ageing_secs),
+            memo: Memo::default(),
+            receivers: Vec::with_capacity(policy.snapshot().workloads.len()),
+            stats: PipelineStats::default(),
+            policy,
+        }
     }
 
-    /// Puts another policy in force. Every cached verdict is stale from here on.
+    /// Puts another policy in force, of a higher epoch. Every cached verdict is stale from here on.
     pub fn set_policy(&mut self, policy: Arc<Policy>) {
+        let (old, new) = (self.policy.settings(), policy.settings());
+        if old.max_flows != new.max_flows {
+            self.cache = FlowCache::new(new.max_flows);
+        }
+        self.connections.configure(new.max_connections, new.timeouts);
+        self.fdb.set_ageing(new.mac_ageing_secs);
+        self.fdb.retain(|vlan, mac, port| {
+            may_learn(&policy, port, mac) && policy.vlan(vlan).is_some_and(|vlan| vlan.has(port))
+        });
+        self.memo.clear();
         self.policy = policy;
     }
 
@@ -52,45 +89,234 @@ impl Pipeline {
     ///
     /// This is steps 3 to 5 of the path of a frame, and the state half of step 6.
     pub fn judge(&mut self, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
-        let _ = (headers, bytes, now);
-        todo!()
+        self.receivers.clear();
+        let headers = match admit(&self.policy, headers) {
+            Ok(admitted) => admitted,
+            Err(reason) => return Verdict::drop(reason),
+        };
+        self.learn(&headers.key, now);
+        match headers.kind {
+            Kind::IcmpError(embedded) => {
+                let related = self.related(&embedded, headers.key.vlan, now);
+                self.upcall(&headers, related, now).verdict
+            }
+            _ if is_conversation(&headers) => self.judge_conversation(&headers, bytes, now),
+            _ => self.upcall(&headers, None, now).verdict,
+        }
     }
 
-    /// The ports that the last [`Action::Flood`](crate::verdict::Action::Flood) verdict reaches.
+    /// The ports that the last [`Action::Flood`] verdict reaches.
     pub fn receivers(&self) -> &[PortId] {
-        todo!()
+        &self.receivers
     }
 
     /// Work that is due by time alone: expiry and ageing, a bounded amount per call.
     pub fn tick(&mut self, now: Nanos) {
-        let _ = now;
-        todo!()
+        let ended = self.connections.expire(now, TICK_LIMIT);
+        self.stats.connections_ended += ended as u64;
+        self.fdb.expire(now, TICK_LIMIT);
     }
 
     /// Running totals.
     pub fn stats(&self) -> PipelineStats {
-        todo!()
+        PipelineStats { mac_moves: self.fdb.moves(), ..self.stats }
     }
 
     /// Live connections.
     pub fn connections(&self) -> usize {
-        todo!()
+        self.connections.len()
     }
 
-    /// A page of live connections; see [`Connections::list`](crate::connections::Connections::list).
+    /// Distinct masks in the flow cache, at most [`MASKS`](crate::mask::MASKS).
+    pub fn masks(&self) -> usize {
+        self.cache.masks()
+    }
+
+    /// A page of live connections; see [`Connections::list`].
     pub fn list_connections(
         &self,
         from: usize,
         limit: usize,
         now: Nanos,
     ) -> (Vec<ConnectionInfo>, Option<usize>) {
-        let _ = (from, limit, now);
-        todo!()
+        self.connections.list(from, limit, now)
     }
 
     /// A page of cached flows of the current epoch.
     pub fn list_flows(&self, from: usize, limit: usize) -> (Vec<FlowInfo>, Option<usize>) {
-        let _ = (from, limit);
-        todo!()
+        self.cache.list(from, limit, self.policy.epoch())
+    }
+
+    fn judge_conversation(&mut self, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
+        match self.connections.lookup(headers, self.policy.epoch(), now) {
+            Lookup::Current(hit) if !self.has_moved(&hit, now) => {
+                self.stats.connection_hits += 1;
+                self.connections.observe(&hit, headers, bytes, now);
+                forward_by(&hit)
+            }
+            Lookup::Current(hit) | Lookup::Stale(hit) => self.rejudge(hit, headers, bytes, now),
+            Lookup::Invalid(reason) => self.judge_invalid(reason, headers, now),
+            Lookup::Miss => self.begin(headers, bytes, now),
+        }
+    }
+
+    /// A frame that no connection knows: policy decides, then whether a connection may begin so.
+    fn begin(&mut self, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
+        let verdict = self.judge_by_policy(headers, now);
+        if !verdict.is_forwarded() {
+            return verdict;
+        }
+        let enforced = self.policy.mode() == Mode::Enforce;
+        let midstream = self.policy.settings().midstream || !enforced;
+        if !Connections::may_begin(headers, midstream) {
+            return if enforced { Verdict::drop(DropReason::TcpNotSyn) } else { verdict };
+        }
+        let Action::Forward(output) = verdict.action else { return verdict };
+        let commit = self.commit(output, &headers.key, &verdict);
+        match self.connections.commit(headers, commit, bytes, now) {
+            Ok(_) => {
+                self.stats.connections_created += 1;
+                verdict
+            }
+            Err(reason) => Verdict::drop(reason),
+        }
+    }
+
+    /// A connection's frame, but its verdict is of another epoch or its destination has moved: the
+    /// frame that began it is judged again, and what comes out holds for the whole connection.
+    fn rejudge(&mut self, hit: Hit, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
+        let verdict = self.judge_by_policy(&original(&hit), now);
+        let replier = match hit.side {
+            Side::Original => hit.output,
+            Side::Reply => headers.key.ingress,
+        };
+        let output = match verdict.action {
+            Action::Forward(output) => Some(output),
+            // The MAC table has forgotten where the replier is. It is where it was.
+            Action::Flood => self.receivers.contains(&replier).then_some(replier),
+            Action::Drop(_) => None,
+        };
+        let Some(output) = output else {
+            self.connections.remove(hit.id);
+            self.stats.connections_ended += 1;
+            return if verdict.is_forwarded() { self.begin(headers, bytes, now) } else { verdict };
+        };
+        let commit = self.commit(output, &hit.original, &verdict);
+        self.connections.refresh(hit.id, commit);
+        if hit.side == Side::Reply && output != replier {
+            // Another port replies now; this frame is not the connection's any more.
+            return self.begin(headers, bytes, now);
+        }
+        self.connections.observe(&hit, headers, bytes, now);
+        let output = if hit.side == Side::Original { output } else { hit.output };
+        Verdict { action: Action::Forward(output), ..verdict }
+    }
+
+    /// A frame that contradicts its connection's state. Where nothing is blocked it goes where policy
+    /// sends it, and changes nothing.
+    fn judge_invalid(&mut self, reason: DropReason, headers: &Headers, now: Nanos) -> Verdict {
+        let is_relaxed = reason.group().is_relaxed_by_mode();
+        if self.policy.mode() == Mode::Enforce || !is_relaxed {
+            return Verdict::drop(reason);
+        }
+        let verdict = self.judge_by_policy(headers, now);
+        if !verdict.is_forwarded() {
+            return verdict;
+        }
+        Verdict { cause: Cause::Switch, would_drop: Some(reason), ..verdict }
+    }
+
+    /// The policy's verdict: cached, or by upcall.
+    fn judge_by_policy(&mut self, headers: &Headers, now: Nanos) -> Verdict {
+        let epoch = self.policy.epoch();
+        if let Some(verdict) = self.cache.lookup(&headers.key, epoch, &self.fdb, now) {
+            self.stats.cache_hits += 1;
+            return verdict;
+        }
+        let Classified { verdict, mask, learned } = self.upcall(headers, None, now);
+        if let Some(mask) = mask {
+            self.cache.install(&headers.key, Cacheable { mask, verdict, learned, epoch }, now);
+        }
+        verdict
+    }
+
+    fn upcall(&mut self, headers: &Headers, related: Option<Related>, now: Nanos) -> Classified {
+        self.stats.upcalls += 1;
+        let context = Context {
+            policy: &self.policy,
+            fdb: &self.fdb,
+            memo: &mut self.memo,
+            receivers: &mut self.receivers,
+            related,
+            now,
+        };
+        classify(context, headers)
+    }
+
+    /// The connection that an ICMP error is about, if it is live under the policy in force.
+    fn related(&mut self, embedded: &Embedded, vlan: u16, now: Nanos) -> Option<Related> {
+        match self.connections.lookup_embedded(embedded, vlan, self.policy.epoch(), now) {
+            Lookup::Current(hit) => Some(Related { output: hit.output, cause: hit.cause }),
+            Lookup::Stale(hit) => {
+                let verdict = self.judge_by_policy(&original(&hit), now);
+                let Action::Forward(output) = verdict.action else {
+                    self.connections.remove(hit.id);
+                    self.stats.connections_ended += 1;
+                    return None;
+                };
+                let commit = self.commit(output, &hit.original, &verdict);
+                self.connections.refresh(hit.id, commit);
+                // The error goes to the sender of the packet it is about.
+                let output = match hit.side {
+                    Side::Original => output,
+                    Side::Reply => hit.output,
+                };
+                Some(Related { output, cause: verdict.cause })
+            }
+            Lookup::Invalid(_) | Lookup::Miss => None,
+        }
+    }
+
+    /// Routers' ports learn the addresses behind them.
+    fn learn(&mut self, key: &FlowKey, now: Nanos) {
+        if may_learn(&self.policy, key.ingress, key.eth_src) {
+            self.fdb.learn(key.vlan, key.eth_src, key.ingress, now);
+        }
+    }
+
+    /// Whether the destination of a connection's original side was learned at another port since.
+    fn has_moved(&self, hit: &Hit, now: Nanos) -> bool {
+        let learns = || self.policy.port(hit.output).is_some_and(|workload| workload.router);
+        let FlowKey { vlan, eth_dst, .. } = hit.original;
+        hit.side == Side::Original
+            && learns()
+            && self.fdb.port(vlan, eth_dst, now).is_some_and(|port| port != hit.output)
+    }
+
+    fn commit(&self, output: PortId, original: &FlowKey, verdict: &Verdict) -> Commit {
+        Commit {
+            output,
+            reply_mac: original.eth_dst,
+            cause: verdict.cause,
+            would_drop: verdict.would_drop,
+            epoch: self.policy.epoch(),
+        }
+    }
+}
+
+fn forward_by(hit: &Hit) -> Verdict {
+    Verdict { action: Action::Forward(hit.output), cause: hit.cause, would_drop: hit.would_drop }
+}
+
+/// The headers of the frame that began a connection, as far as policy looks at them.
+fn original(hit: &Hit) -> Headers {
+    Headers {
+        key: hit.original,
+        vlan_tags: 0,
+        l3: 0,
+        l4: 0,
+        end: 0,
+        tcp: TcpFields::default(),
+        kind: Kind::Plain,
     }
 }

@@ -8,6 +8,7 @@
 //! rules stand in evaluation order; workload names, port ids, MACs and addresses are unique; every
 //! tag is below `tags.len()`.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -20,6 +21,12 @@ use crate::mac::MacAddr;
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct PortId(pub u16);
+
+impl fmt::Display for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// A segment's compiled integer: workloads with one tag are treated alike by every rule.
 #[derive(
