@@ -152,16 +152,8 @@ impl FlowCache {
         let hash = self.hash.hash(&words, mask.index() as u64);
         let at = self.claim(self.set(hash), verdict.is_forwarded(), epoch);
         self.fingerprints[at / WAYS][at % WAYS] = fingerprint(hash);
-        self.entries[at] = Entry {
-            words,
-            mask,
-            verdict,
-            learned,
-            epoch,
-            frames: 1,
-            last: now,
-            referenced: false,
-        };
+        self.entries[at] =
+            Entry { words, mask, verdict, learned, epoch, frames: 1, last: now, referenced: false };
         let subtable = &mut self.subtables[mask.index()];
         subtable.entries += 1;
         if subtable.entries == 1 {
@@ -195,7 +187,13 @@ impl FlowCache {
             let entry = &self.entries[at];
             if self.is_used(at) && entry.epoch == epoch {
                 let Entry { words, mask, verdict, frames, last, .. } = *entry;
-                flows.push(FlowInfo { key: FlowKey::from_words(&words), mask, verdict, frames, last });
+                flows.push(FlowInfo {
+                    key: FlowKey::from_words(&words),
+                    mask,
+                    verdict,
+                    frames,
+                    last,
+                });
             }
         }
         (flows, None)
@@ -239,7 +237,9 @@ impl FlowCache {
         let entries = &self.entries;
         let victim = half
             .clone()
-            .min_by_key(|&at| (entries[at].epoch == epoch, entries[at].referenced, entries[at].last))
+            .min_by_key(|&at| {
+                (entries[at].epoch == epoch, entries[at].referenced, entries[at].last)
+            })
             .unwrap_or(first);
         for at in half {
             self.entries[at].referenced = false;

@@ -238,7 +238,11 @@ impl Upcall<'_> {
     }
 
     fn bridge_reserved(&self) -> Step {
-        if self.key.eth_dst.is_bridge_reserved() { drop(DropReason::BridgeReserved) } else { Ok(()) }
+        if self.key.eth_dst.is_bridge_reserved() {
+            drop(DropReason::BridgeReserved)
+        } else {
+            Ok(())
+        }
     }
 
     fn source_mac(&mut self) -> Step {
@@ -299,11 +303,11 @@ impl Upcall<'_> {
         }
         // Without routers nothing is ever learned in this VLAN, so "unknown" may be cached.
         self.is_cacheable &= self.vlan.routers.is_empty();
-        self.to_routers(DropReason::UnknownDestination)
+        self.routers_or(DropReason::UnknownDestination)
     }
 
     /// The VLAN's routers; the frame is dropped for `otherwise` if there is none but the ingress.
-    fn to_routers(&mut self, otherwise: DropReason) -> Step<Destination> {
+    fn routers_or(&mut self, otherwise: DropReason) -> Step<Destination> {
         let ingress = self.key.ingress;
         self.receivers.clear();
         self.receivers.extend(self.vlan.routers.iter().filter(|&&port| port != ingress));
@@ -370,7 +374,9 @@ impl Upcall<'_> {
 
     fn deliver(&self, to: Destination, cause: Cause) -> Step<Verdict> {
         let action = match to {
-            Destination::Port(port) if port == self.key.ingress => return drop(DropReason::Hairpin),
+            Destination::Port(port) if port == self.key.ingress => {
+                return drop(DropReason::Hairpin);
+            }
             Destination::Port(port) => Action::Forward(port),
             Destination::Routers => Action::Flood,
         };

@@ -28,6 +28,8 @@ pub mod classify;
 pub mod connections;
 pub mod extract;
 pub mod fdb;
+#[cfg(test)]
+mod fixture;
 mod hash;
 pub mod key;
 pub mod mac;

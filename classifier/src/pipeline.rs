@@ -17,9 +17,10 @@ use crate::policy::Policy;
 use crate::snapshot::{Mode, PortId};
 use crate::time::Nanos;
 use crate::verdict::{Action, Cause, DropReason, Verdict};
+use crate::wire::protocol;
 
 /// Connections and MAC addresses looked at for expiry, per [`Pipeline::tick`].
-const TICK_LIMIT: usize = 64;
+const TICK_LIMIT: usize = 256;
 
 /// Judges frames, one after the other, for one worker.
 pub struct Pipeline {
@@ -30,6 +31,7 @@ pub struct Pipeline {
     memo: Memo,
     /// Where the last flood goes.
     receivers: Vec<PortId>,
+    /// Hits and upcalls; the tables count the rest themselves.
     stats: PipelineStats,
 }
 
@@ -112,14 +114,19 @@ impl Pipeline {
 
     /// Work that is due by time alone: expiry and ageing, a bounded amount per call.
     pub fn tick(&mut self, now: Nanos) {
-        let ended = self.connections.expire(now, TICK_LIMIT);
-        self.stats.connections_ended += ended as u64;
+        self.connections.expire(now, TICK_LIMIT);
         self.fdb.expire(now, TICK_LIMIT);
     }
 
     /// Running totals.
     pub fn stats(&self) -> PipelineStats {
-        PipelineStats { mac_moves: self.fdb.moves(), ..self.stats }
+        let connections = self.connections.stats();
+        PipelineStats {
+            connections_created: connections.created,
+            connections_ended: connections.ended,
+            mac_moves: self.fdb.moves(),
+            ..self.stats
+        }
     }
 
     /// Live connections.
@@ -169,15 +176,13 @@ impl Pipeline {
         let enforced = self.policy.mode() == Mode::Enforce;
         let midstream = self.policy.settings().midstream || !enforced;
         if !Connections::may_begin(headers, midstream) {
-            return if enforced { Verdict::drop(DropReason::TcpNotSyn) } else { verdict };
+            let is_refused = enforced && headers.key.protocol == protocol::TCP;
+            return if is_refused { Verdict::drop(DropReason::TcpNotSyn) } else { verdict };
         }
         let Action::Forward(output) = verdict.action else { return verdict };
         let commit = self.commit(output, &headers.key, &verdict);
         match self.connections.commit(headers, commit, bytes, now) {
-            Ok(_) => {
-                self.stats.connections_created += 1;
-                verdict
-            }
+            Ok(_) => verdict,
             Err(reason) => Verdict::drop(reason),
         }
     }
@@ -198,7 +203,6 @@ impl Pipeline {
         };
         let Some(output) = output else {
             self.connections.remove(hit.id);
-            self.stats.connections_ended += 1;
             return if verdict.is_forwarded() { self.begin(headers, bytes, now) } else { verdict };
         };
         let commit = self.commit(output, &hit.original, &verdict);
@@ -261,7 +265,6 @@ impl Pipeline {
                 let verdict = self.judge_by_policy(&original(&hit), now);
                 let Action::Forward(output) = verdict.action else {
                     self.connections.remove(hit.id);
-                    self.stats.connections_ended += 1;
                     return None;
                 };
                 let commit = self.commit(output, &hit.original, &verdict);
@@ -320,3 +323,6 @@ fn original(hit: &Hit) -> Headers {
         kind: Kind::Plain,
     }
 }
+
+#[cfg(test)]
+mod tests;

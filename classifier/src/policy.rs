@@ -152,7 +152,9 @@ impl Policy {
 
     /// Whom a frame is for, for people: a workload, a group, or an address where neither is known.
     pub fn destination_name(&self, key: &FlowKey) -> String {
-        if key.dst == 0 && let Some(port) = self.fixed(key.eth_dst) {
+        if key.dst == 0
+            && let Some(port) = self.fixed(key.eth_dst)
+        {
             return self.workload_name(port).to_owned();
         }
         if key.dst == 0 { key.eth_dst.to_string() } else { self.address_name(key.dst) }

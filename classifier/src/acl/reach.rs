@@ -64,9 +64,9 @@ impl Acl {
     pub(super) fn cuts(&self, candidates: &[u32]) -> impl Iterator<Item = (u8, u16)> {
         let cuts = self.cuts_by_protocol(candidates);
         let other = self.unnamed_protocol(&cuts).map(|protocol| (protocol, 0));
-        let named = cuts.into_iter().flat_map(|(protocol, ports)| {
-            ports.into_iter().map(move |port| (protocol, port))
-        });
+        let named = cuts
+            .into_iter()
+            .flat_map(|(protocol, ports)| ports.into_iter().map(move |port| (protocol, port)));
         named.chain(other)
     }
 

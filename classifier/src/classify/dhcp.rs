@@ -29,7 +29,7 @@ impl Upcall<'_> {
         }
         self.source()?;
         if self.key.eth_dst.is_multicast() {
-            return self.to_all();
+            return self.flood_all();
         }
         let to = self.destination()?;
         self.deliver(to, Cause::Switch)
@@ -44,9 +44,8 @@ impl Upcall<'_> {
     /// To the VLAN's DHCP servers, and to those routers, as relays, that policy allows.
     fn ask_dhcp_servers(&mut self, from: Tag) -> Step<Verdict> {
         let servers = self.vlan.dhcp_servers.iter();
-        let relays =
-            self.vlan.routers.iter().filter(|port| !self.vlan.dhcp_servers.contains(port));
-        self.to_permitted(from, servers.chain(relays).copied(), |workload| workload.dhcp_server)
+        let relays = self.vlan.routers.iter().filter(|port| !self.vlan.dhcp_servers.contains(port));
+        self.flood_permitted(from, servers.chain(relays).copied(), |workload| workload.dhcp_server)
     }
 
     fn is_dhcp_server(&self, to: Destination) -> bool {

@@ -19,7 +19,7 @@ impl Upcall<'_> {
             return self.membership_report();
         }
         let from = self.source()?;
-        self.to_permitted(from, self.vlan.members.iter().copied(), |_| false)
+        self.flood_permitted(from, self.vlan.members.iter().copied(), |_| false)
     }
 
     /// Who listens to what is between hosts and routers (RFC 4541 §2.1.1).
@@ -28,7 +28,7 @@ impl Upcall<'_> {
         if self.key.protocol != ICMPV6 || !self.is_unspecified(self.key.src) {
             self.source()?;
         }
-        let to = self.to_routers(DropReason::NoReceiver)?;
+        let to = self.routers_or(DropReason::NoReceiver)?;
         self.deliver(to, Cause::Switch)
     }
 
@@ -38,7 +38,7 @@ impl Upcall<'_> {
     }
 
     /// To every other port of the VLAN.
-    pub(super) fn to_all(&mut self) -> Step<Verdict> {
+    pub(super) fn flood_all(&mut self) -> Step<Verdict> {
         let ingress = self.key.ingress;
         self.receivers.clear();
         self.receivers.extend(self.vlan.members.iter().filter(|&&port| port != ingress));
@@ -47,7 +47,7 @@ impl Upcall<'_> {
 
     /// To those `candidates` that policy lets `from` send this frame to, and those that are `exempt`.
     /// If it lets none, its first refusal is the verdict.
-    pub(super) fn to_permitted(
+    pub(super) fn flood_permitted(
         &mut self,
         from: Tag,
         candidates: impl Iterator<Item = PortId>,

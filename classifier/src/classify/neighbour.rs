@@ -53,10 +53,10 @@ impl Upcall<'_> {
         let is_to_group = self.key.eth_dst.is_multicast();
         match nd.message {
             RouterSolicitation => {
-                let to = self.to_routers(DropReason::NoReceiver)?;
+                let to = self.routers_or(DropReason::NoReceiver)?;
                 self.deliver(to, Cause::Switch)
             }
-            RouterAdvertisement | Redirect if is_to_group => self.to_all(),
+            RouterAdvertisement | Redirect if is_to_group => self.flood_all(),
             NeighborSolicitation if self.is_unspecified(self.key.src) => self.announce(from),
             NeighborSolicitation => self.resolve(nd.target),
             NeighborAdvertisement if is_to_group => self.announce(from),
@@ -67,7 +67,9 @@ impl Upcall<'_> {
     /// The tag of a neighbour discovery message's sender. Its source, what it says of a target that
     /// it speaks for, and its link-layer address must be its port's.
     fn nd_sender(&mut self, nd: &Nd) -> Step<Tag> {
-        use NdMessage::{NeighborAdvertisement, NeighborSolicitation, Redirect, RouterSolicitation};
+        use NdMessage::{
+            NeighborAdvertisement, NeighborSolicitation, Redirect, RouterSolicitation,
+        };
         let source = self.policy.owner(self.key.src).0;
         let target = self.tag_as_source(self.policy.owner(nd.target).0);
         let tag = match (nd.message, source) {
@@ -96,7 +98,7 @@ impl Upcall<'_> {
     fn resolve(&mut self, target: u128) -> Step<Verdict> {
         let to = match self.policy.owner(target).0 {
             Owner::Workload(port, _) if self.vlan.has(port) => Destination::Port(port),
-            _ => self.to_routers(DropReason::UnknownDestination)?,
+            _ => self.routers_or(DropReason::UnknownDestination)?,
         };
         self.deliver(to, Cause::Switch)
     }

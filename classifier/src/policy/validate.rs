@@ -63,7 +63,9 @@ pub enum PolicyError {
         mac: String,
     },
     /// A VLAN identifier that no port may carry.
-    #[error("workload {workload:?} carries VLAN {vlan}; a trunk takes 1 to 4094, each once, an access port 0 to 4094")]
+    #[error(
+        "workload {workload:?} carries VLAN {vlan}; a trunk takes 1 to 4094, each once, an access port 0 to 4094"
+    )]
     BadVlan {
         /// The workload.
         workload: String,
@@ -112,9 +114,10 @@ fn check_vlans(workload: &Workload) -> Result<(), PolicyError> {
         VlanMode::Access(vlan) if *vlan > MAX_VLAN => bad(*vlan),
         VlanMode::Access(_) => Ok(()),
         VlanMode::Trunk(vlans) => {
-            let wrong = vlans.iter().enumerate().find(|&(at, vlan)| {
-                !(1..=MAX_VLAN).contains(vlan) || vlans[..at].contains(vlan)
-            });
+            let wrong = vlans
+                .iter()
+                .enumerate()
+                .find(|&(at, vlan)| !(1..=MAX_VLAN).contains(vlan) || vlans[..at].contains(vlan));
             wrong.map_or(Ok(()), |(_, &vlan)| bad(vlan))
         }
     }
