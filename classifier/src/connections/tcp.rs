@@ -794,17 +794,11 @@ mod tests {
     #[test]
     fn a_late_copy_of_the_handshake_opens_nothing_again() {
         let mut wire = Wire::reach(Established);
-        wire.run("O data, R data, O syn, R syn-ack, O data");
-        assert_eq!(wire.state, Established);
-        wire.run("O rst");
-        assert_eq!(wire.state, Reset);
-        let mut wire = Wire::reach(Established);
-        let long = Segment { payload: u16::MAX, ..wire.segment(Side::Reply, "data") };
-        wire.send(Side::Reply, long);
-        wire.run("O syn, R syn-ack, O ack");
-        assert_eq!(wire.state, Established);
+        wire.run("O data, R data, O syn");
         let answer = wire.segment(Side::Reply, "syn-ack");
         assert_eq!(wire.send(Side::Reply, answer), Step::Aside);
+        wire.run("O data, O rst");
+        assert_eq!(wire.state, Reset);
     }
 
     #[test]
