@@ -198,12 +198,6 @@ impl Connections {
         self.timeouts = timeouts;
     }
 
-    /// Whether connections are kept for frames of this kind: all of IP but neighbour discovery,
-    /// ICMP errors, and ICMP messages that neither ask nor answer. Others are judged one by one.
-    pub fn is_tracked(headers: &Headers) -> bool {
-        FrameKey::of_frame(headers).is_some()
-    }
-
     /// Finds the connection of a frame. Reads only: state moves in [`Connections::observe`], so a
     /// frame that is then dropped leaves no trace.
     ///
@@ -240,7 +234,8 @@ impl Connections {
 
     /// Whether this frame may begin a connection: any UDP, ICMP request or unknown protocol; a TCP
     /// SYN without ACK, or any non-RST TCP if `midstream`. An ICMP reply may not, or the requests it
-    /// seems to answer would pass unjudged.
+    /// seems to answer would pass unjudged; it and what is not tracked at all have only their own
+    /// verdict.
     pub fn may_begin(headers: &Headers, midstream: bool) -> bool {
         let Some(frame) = FrameKey::of_frame(headers) else { return false };
         match frame.key.protocol {
