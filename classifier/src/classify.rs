@@ -65,6 +65,8 @@ pub struct Classified {
     pub mask: Option<Mask>,
     /// The port that the MAC table named for the destination, if it was asked.
     pub learned: Option<PortId>,
+    /// The first conversation that the ACL was asked about, if it was.
+    pub asked: Option<Conversation>,
 }
 
 /// The headers with [`FlowKey::vlan`] set to the VLAN that the frame belongs to, instead of the
@@ -122,6 +124,7 @@ pub fn classify(context: Context<'_>, headers: &Headers) -> Classified {
         dst_bits: 0,
         port: false,
         learned: None,
+        asked: None,
         is_cacheable: is_conversation(headers),
         recorded: None,
     };
@@ -137,7 +140,7 @@ pub fn is_conversation(headers: &Headers) -> bool {
 
 impl Classified {
     const fn once(reason: DropReason) -> Self {
-        Self { verdict: Verdict::drop(reason), mask: None, learned: None }
+        Self { verdict: Verdict::drop(reason), mask: None, learned: None, asked: None }
     }
 }
 
@@ -159,6 +162,7 @@ struct Upcall<'a> {
     /// Whether the destination port was consulted.
     port: bool,
     learned: Option<PortId>,
+    asked: Option<Conversation>,
     is_cacheable: bool,
     /// The first refusal that was recorded instead of enforced.
     recorded: Option<(DropReason, Cause)>,
@@ -194,7 +198,12 @@ impl Upcall<'_> {
     /// The mask of everything that was consulted goes with the verdict.
     fn finish(self, verdict: Verdict) -> Classified {
         let mask = Mask::covering(self.src_bits, self.dst_bits, self.port);
-        Classified { verdict, mask: self.is_cacheable.then_some(mask), learned: self.learned }
+        Classified {
+            verdict,
+            mask: self.is_cacheable.then_some(mask),
+            learned: self.learned,
+            asked: self.asked,
+        }
     }
 
     /// IP from one station to another.
@@ -349,6 +358,7 @@ impl Upcall<'_> {
         let conversation = Conversation { from, to, protocol, dst_port };
         let judgement = self.policy.acl().judge(&conversation, self.memo);
         self.port |= judgement.used_ports;
+        self.asked.get_or_insert(conversation);
         judgement
     }
 

@@ -26,6 +26,7 @@ pub mod cache;
 pub mod checksum;
 pub mod classify;
 pub mod connections;
+pub mod explain;
 pub mod extract;
 pub mod fdb;
 #[cfg(test)]

@@ -173,11 +173,10 @@ impl Pipeline {
         if !verdict.is_forwarded() {
             return verdict;
         }
-        let enforced = self.policy.mode() == Mode::Enforce;
-        let midstream = self.policy.settings().midstream || !enforced;
-        if !Connections::may_begin(headers, midstream) {
-            let is_refused = enforced && headers.key.protocol == protocol::TCP;
-            return if is_refused { Verdict::drop(DropReason::TcpNotSyn) } else { verdict };
+        match opening(&self.policy, headers) {
+            Opening::Connection => {}
+            Opening::Untracked => return verdict,
+            Opening::Refused(reason) => return Verdict::drop(reason),
         }
         let Action::Forward(output) = verdict.action else { return verdict };
         let commit = self.commit(output, &headers.key, &verdict);
@@ -237,7 +236,7 @@ impl Pipeline {
             self.stats.cache_hits += 1;
             return verdict;
         }
-        let Classified { verdict, mask, learned } = self.upcall(headers, None, now);
+        let Classified { verdict, mask, learned, .. } = self.upcall(headers, None, now);
         if let Some(mask) = mask {
             self.cache.install(&headers.key, Cacheable { mask, verdict, learned, epoch }, now);
         }
@@ -304,6 +303,29 @@ impl Pipeline {
             would_drop: verdict.would_drop,
             epoch: self.policy.epoch(),
         }
+    }
+}
+
+/// What a frame that policy allows, and no connection knows, does to connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// It begins one.
+    Connection,
+    /// It passes, and leaves no trace.
+    Untracked,
+    /// It can only be part of one, and there is none.
+    Refused(DropReason),
+}
+
+pub(crate) fn opening(policy: &Policy, headers: &Headers) -> Opening {
+    let enforced = policy.mode() == Mode::Enforce;
+    let midstream = policy.settings().midstream || !enforced;
+    if Connections::may_begin(headers, midstream) {
+        Opening::Connection
+    } else if enforced && headers.key.protocol == protocol::TCP {
+        Opening::Refused(DropReason::TcpNotSyn)
+    } else {
+        Opening::Untracked
     }
 }
 
