@@ -10,6 +10,7 @@ use crate::frame::Frame;
 use crate::pool::FramePool;
 
 pub mod memory;
+pub mod pcap;
 mod silence;
 pub mod xdp;
 

@@ -3,10 +3,13 @@
 //! Every block is one operation with a SAFETY comment that names the invariant and who upholds it.
 #![allow(unsafe_code)]
 
-pub mod tap;
+pub mod affinity;
 pub(crate) mod bpf;
+pub mod ethtool;
+mod ifreq;
 pub(crate) mod mmap;
 pub(crate) mod promiscuous;
 pub(crate) mod ring;
+pub mod tap;
 pub mod umem;
 pub(crate) mod xsk;

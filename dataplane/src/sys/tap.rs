@@ -7,12 +7,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
+use super::ifreq;
+
 /// Attaches to the tap `name` of the calling thread's network namespace, after creating it if there
 /// is none. Each read and write of the file is one Ethernet frame without any header before it, and
 /// neither waits. The tap vanishes with the file unless it is [persistent](persist).
 ///
 /// # Errors
-/// `InvalidInput` if the name does not fit; the kernel's, above all `EPERM` without `CAP_NET_ADMIN`,
+/// `InvalidInput` if the name does not fit an interface; the kernel's, above all `EPERM` without `CAP_NET_ADMIN`,
 /// `EBUSY` if another process is attached and `EINVAL` if the interface is not such a tap.
 pub fn open(name: &str) -> io::Result<File> {
     let file = OpenOptions::new()
@@ -20,18 +22,8 @@ pub fn open(name: &str) -> io::Result<File> {
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")?;
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short,
-        },
-    };
-    if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
+    let mut request = ifreq::named(name)?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, exclusively borrowed here.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use firedoor_dataplane::frame::{Frame, leaked};
 use firedoor_dataplane::link::{Link, LinkError, Netlink, VethEnd};
@@ -14,6 +14,7 @@ use firedoor_dataplane::port::Port;
 use firedoor_dataplane::port::xdp::{OpenError, Opened, XdpOptions, XdpPort, open};
 use firedoor_dataplane::sys::umem::Umem;
 use libtest_mimic::Failed;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -47,7 +48,7 @@ pub(crate) fn run(test: &fn(&mut Host) -> Result<(), Failed>) -> Result<(), Fail
 /// The switch's side: a umem, its frames, and the next free owner number.
 pub(crate) struct Host {
     pub(crate) pool: FramePool,
-    umem: Arc<Umem>,
+    pub(crate) umem: Arc<Umem>,
     store: Arc<FrameStore>,
     next_owner: u16,
 }
@@ -125,7 +126,7 @@ impl Workload {
                 AddressAttribute::Local(IpAddr::V4(address)),
                 AddressAttribute::Address(IpAddr::V4(address)),
             ];
-            netlink.request(RouteNetlinkMessage::NewAddress(message), NEW)?;
+            netlink.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)?;
             Ok(())
         })?;
         Ok(workload)
@@ -166,8 +167,17 @@ impl Workload {
     }
 }
 
-/// `NLM_F_CREATE | NLM_F_EXCL`.
-const NEW: u16 = netlink_packet_core::NLM_F_CREATE | netlink_packet_core::NLM_F_EXCL;
+/// Waits until `done`, for ten seconds at most.
+pub(crate) fn wait_for(mut done: impl FnMut() -> bool) -> Result<(), Failed> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        if Instant::now() > deadline {
+            return Err("nothing happened for ten seconds".into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
 
 /// A new network namespace, which lives as long as the result.
 fn new_netns() -> io::Result<OwnedFd> {

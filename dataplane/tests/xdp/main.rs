@@ -7,13 +7,14 @@
 
 mod host;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use firedoor_dataplane::frame::{Frame, leaked};
 use firedoor_dataplane::link::{LinkEvent, LinkWatch, Netlink, VethEnd};
 use firedoor_dataplane::port::Port;
 use firedoor_dataplane::port::xdp::{OpenError, XdpOptions, XdpPort};
+use firedoor_dataplane::sys::tap;
 use host::{Host, Workload};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -42,10 +43,12 @@ fn main() {
 
 type Test = fn(&mut Host) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 14] = [
+const TESTS: [(&str, Test); 16] = [
     ("frames_cross_in_native_mode", |host| frames_cross(host, 1, false)),
     ("frames_cross_in_generic_mode", |host| frames_cross(host, 1, true)),
     ("frames_cross_between_interfaces_of_two_queues", |host| frames_cross(host, 2, false)),
+    ("frames_cross_between_a_tap_and_its_holder", tap),
+    ("a_driver_without_native_mode_runs_in_generic_mode_and_says_so", no_native_mode),
     ("a_closed_interface_opens_again_at_once", closed_interface_opens_again),
     ("a_killed_process_leaves_nothing_attached", killed_process_leaves_nothing),
     ("an_interface_deleted_while_open_loses_no_frame", deleted_while_open),
@@ -87,6 +90,56 @@ fn frames_cross(host: &mut Host, queues: u32, force_generic: bool) -> Result<(),
         );
     }
     host.close(ports.into_iter().flatten());
+    host.assert_conserved();
+    Ok(())
+}
+
+fn tap(host: &mut Host) -> Result<(), Failed> {
+    let mut holder = tap::open("fd1")?;
+    let opened = host.open("fd1", &XdpOptions::default())?;
+    assert_eq!((opened.mode.as_str(), opened.notices.len()), ("native copy", 0));
+    let mut port = only(opened.queues)?;
+
+    let sent: Vec<Vec<u8>> =
+        (0..10).map(|number| vec![number; 60 + 150 * number as usize]).collect();
+    for bytes in &sent {
+        holder.write_all(bytes)?;
+    }
+    let mut batch = Vec::new();
+    host::wait_for(|| {
+        port.receive(&mut host.pool, &mut batch);
+        batch.len() == sent.len()
+    })?;
+    let received: Vec<_> = batch.iter().map(|frame| host.umem.bytes(frame).to_vec()).collect();
+    assert_eq!(received, sent);
+
+    port.transmit(&mut batch);
+    assert!(batch.is_empty());
+    let mut buffer = [0; 2048];
+    for bytes in &sent {
+        let len = holder.read(&mut buffer)?;
+        assert_eq!(buffer.get(..len), Some(bytes.as_slice()));
+    }
+
+    // The machine is switched off: its tap vanishes.
+    drop(holder);
+    send(host, &mut port, 10);
+    assert!(host.link("fd1").is_err());
+    host.close([port]);
+    host.assert_conserved();
+    Ok(())
+}
+
+fn no_native_mode(host: &mut Host) -> Result<(), Failed> {
+    // Every namespace has a loopback interface, and its driver has no XDP.
+    Netlink::open()?.set_mtu("lo", 1500)?;
+    let opened = host.open("lo", &XdpOptions::default())?;
+    assert_eq!(opened.mode, "generic copy");
+    assert_eq!(
+        opened.notices,
+        ["lo: its driver has no native XDP, so XDP runs in generic mode, which is slower."]
+    );
+    host.close(opened.queues);
     host.assert_conserved();
     Ok(())
 }
