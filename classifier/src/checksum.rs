@@ -243,6 +243,23 @@ mod tests {
         assert_eq!(completed[40..42], [0xff, 0xff]);
     }
 
+    /// Of all packets, one in 2³² has the CRC zero. Run the CRC backwards from there to find the
+    /// last four bytes of one.
+    #[test]
+    fn sctp_whose_crc_is_zero_is_complete() {
+        const POLYNOMIAL: u32 = 0x82f6_3b78;
+        let register = (0..32).fold(u32::MAX, |register, _| match register >> 31 {
+            0 => register << 1,
+            _ => (register ^ POLYNOMIAL) << 1 | 1,
+        });
+        let mut frame = build::sctp(build::tests::ENDS, 1000, 3868, &[0; 4]);
+        frame[42..46].fill(0);
+        let last = register ^ !crc32c::crc32c(&frame[34..46]);
+        frame[46..50].copy_from_slice(&last.to_le_bytes());
+        assert_eq!(crc32c::crc32c(&frame[34..50]), 0);
+        assert_eq!(complete(&frame), (false, frame));
+    }
+
     #[test]
     fn a_wrong_checksum_is_not_made_right() {
         let mut frame = build::tcp(build::tests::ENDS, 1000, 80, TcpFlags::SYN);

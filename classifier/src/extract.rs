@@ -21,6 +21,9 @@
 //! Port 0 is reserved (RFC 6335 §6) and means "absent" in a flow key, so a frame that uses it is
 //! malformed; a UDP source port of 0 is legitimate (RFC 768) and stays.
 //!
+//! Tunnels (ESP, GRE, IP in IP, VXLAN) are judged by their outside: who may send them is a rule's to
+//! say, and what is in them is the two ends' own business.
+//!
 //! An unspecified source address is left to the pipeline, which knows the few messages that may
 //! have one.
 

@@ -81,8 +81,8 @@ fn may_be_answered(headers: &Headers) -> bool {
 }
 
 /// The RST that a host without such a connection sends (RFC 9293 §3.10.7.1). If the segment
-/// acknowledges something, RST takes that for its sequence number; else it acknowledges the whole
-/// segment, SYN and FIN counted.
+/// acknowledges something, RST takes that for its sequence number. Else it is a SYN, since extraction
+/// lets nothing but SYN and RST come without ACK, and RST acknowledges it and what it carries.
 fn reset(headers: &Headers) -> tcp::Repr {
     let (key, segment) = (&headers.key, &headers.tcp);
     let flags = TcpFlags::from_bits_retain(key.tcp_flags);
@@ -94,10 +94,7 @@ fn reset(headers: &Headers) -> tcp::Repr {
     if flags.contains(TcpFlags::ACK) {
         return tcp::Repr { sequence: segment.ack, flags: TcpFlags::RST, ..answer };
     }
-    let len = u32::from(segment.payload)
-        + u32::from(flags.contains(TcpFlags::SYN))
-        + u32::from(flags.contains(TcpFlags::FIN));
-    let acknowledgement = segment.seq.wrapping_add(len);
+    let acknowledgement = segment.seq.wrapping_add(u32::from(segment.payload) + 1);
     tcp::Repr { acknowledgement, flags: TcpFlags::RST | TcpFlags::ACK, ..answer }
 }
 
@@ -257,6 +254,7 @@ mod tests {
     #[test]
     fn what_must_not_be_answered_is_not() {
         let broadcast = Ends { eth_dst: MacAddr::BROADCAST, ..ENDS };
+        let nowhere = Ends { eth_dst: MacAddr::ZERO, ..ENDS };
         let multicast = Ends { dst: "239.1.2.3".parse().unwrap(), ..ENDS };
         let loopback = Ends { dst: "127.0.0.1".parse().unwrap(), ..ENDS };
         let loopback_v6 = Ends { dst: "::1".parse().unwrap(), ..ENDS_V6 };
@@ -265,6 +263,7 @@ mod tests {
             ("reset", segment(ENDS, TcpFlags::RST, b"")),
             ("reset", segment(ENDS_V6, TcpFlags::RST | TcpFlags::ACK, b"")),
             ("broadcast MAC", build::udp(broadcast, 1, 2, &[])),
+            ("zero MAC", build::udp(nowhere, 1, 2, &[])),
             ("multicast address", build::udp(multicast, 1, 2, &[])),
             ("loopback", build::udp(loopback, 1, 2, &[])),
             ("loopback", build::udp(loopback_v6, 1, 2, &[])),
