@@ -12,6 +12,8 @@ use firedoor_api::dataplane::Denied;
 use firedoor_classifier::verdict::DropGroup;
 use parking_lot::{Condvar, Mutex};
 
+use crate::service::conversation_text;
+
 /// Most conversations remembered.
 const MAX_CONVERSATIONS: usize = 4_096;
 
@@ -168,25 +170,10 @@ pub fn service(denied: &Denied) -> String {
     const IPV4: u16 = 0x0800;
     const ARP: u16 = 0x0806;
     const IPV6: u16 = 0x86dd;
-    let port = denied.dst_port;
-    let [kind, code] = port.to_be_bytes();
-    match (denied.ether_type, denied.protocol) {
-        (ARP, _) => "arp".to_owned(),
-        (IPV4 | IPV6, 1) => icmp("icmp", 8, kind, code),
-        (IPV4 | IPV6, 58) => icmp("icmp6", 128, kind, code),
-        (IPV4 | IPV6, 6) => format!("tcp/{port}"),
-        (IPV4 | IPV6, 17) => format!("udp/{port}"),
-        (IPV4 | IPV6, 132) => format!("sctp/{port}"),
-        (IPV4 | IPV6, other) => format!("ip/{other}"),
-        (other, _) => format!("ethertype {other:#06x}"),
-    }
-}
-
-fn icmp(family: &str, echo: u8, kind: u8, code: u8) -> String {
-    match (kind, code) {
-        (kind, 0) if kind == echo => format!("{family}/echo"),
-        (kind, 0) => format!("{family}/{kind}"),
-        (kind, code) => format!("{family}/{kind}/{code}"),
+    match denied.ether_type {
+        ARP => "arp".to_owned(),
+        IPV4 | IPV6 => conversation_text(denied.protocol, denied.dst_port),
+        other => format!("ethertype {other:#06x}"),
     }
 }
 

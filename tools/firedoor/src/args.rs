@@ -196,18 +196,30 @@ pub(crate) struct LabListArgs {
 ///
 /// SIGTERM stops it cleanly, SIGHUP applies CONFIG again.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: sudo firedoor run /etc/firedoor.toml")]
+#[command(after_help = "Example: sudo firedoor run /etc/firedoor.toml --capture /var/log/firedoor")]
 pub(crate) struct RunArgs {
     /// The config file
     pub(crate) config: PathBuf,
+    /// Run inside this network namespace, as `ip netns` names it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) netns: Option<String>,
+    /// Write captures of denied frames here, and keep them; else they are in the run directory, and
+    /// go with it when the switch stops
+    #[arg(long, value_name = "DIR")]
+    pub(crate) capture: Option<PathBuf>,
 }
 
 /// Shows roles, epoch, ports, lanes, and drops by reason.
+///
+/// Exits 1 if a role is not alive, or no policy is in force.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: firedoor status")]
+#[command(after_help = "Example: firedoor status --all")]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) switch: SwitchArgs,
+    /// Name every drop reason, also those that no frame was dropped for
+    #[arg(long)]
+    pub(crate) all: bool,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -337,6 +349,9 @@ pub(crate) struct DataplaneArgs {
     /// The switch's run directory
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
+    /// The process to end with
+    #[arg(long, value_name = "PID")]
+    pub(crate) supervisor: Option<i32>,
 }
 
 /// The control role; `firedoor run` starts it.
@@ -348,6 +363,12 @@ pub(crate) struct ControlArgs {
     /// The config file
     #[arg(long, value_name = "CONFIG")]
     pub(crate) config: PathBuf,
+    /// Where captures are written; the run directory if left out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) capture: Option<PathBuf>,
+    /// The process to end with
+    #[arg(long, value_name = "PID")]
+    pub(crate) supervisor: Option<i32>,
 }
 
 #[cfg(test)]

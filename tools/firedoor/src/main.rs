@@ -7,6 +7,7 @@
 mod args;
 mod commands;
 mod output;
+mod supervisor;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, PolicyCommand, PortCommand};
 use crate::output::{Output, YES, failed};
 
 fn main() -> ExitCode {
@@ -35,6 +36,16 @@ fn main() -> ExitCode {
 fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(args) => commands::check::run(args, out),
+        Command::Run(args) => commands::run::run(args, out),
+        Command::Status(args) => commands::status::run(args, out),
+        Command::Ports(args) => commands::ports::run(args, out),
+        Command::Port(PortCommand::Add(args)) => commands::port::add(args, out),
+        Command::Port(PortCommand::Del(args)) => commands::port::del(args, out),
+        Command::Flows(args) => commands::flows::run(args, out),
+        Command::Denies(args) => commands::denies::run(args, out),
+        Command::Policy(PolicyCommand::Apply(args)) => commands::policy::apply(args, out),
+        Command::Dataplane(args) => commands::role::dataplane(args),
+        Command::Control(args) => commands::role::control(args),
         command => anyhow::bail!("{command:?} is not wired in yet"),
     }
 }

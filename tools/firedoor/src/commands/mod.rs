@@ -1,5 +1,25 @@
 //! What the commands do, one file each: `run(args, out)` answers on `out` and returns the exit
 //! status.
 
+mod ask;
 pub(crate) mod check;
+pub(crate) mod denies;
+pub(crate) mod flows;
+pub(crate) mod policy;
+pub(crate) mod port;
+pub(crate) mod ports;
+pub(crate) mod role;
+pub(crate) mod run;
 mod source;
+pub(crate) mod status;
+
+use firedoor_classifier::snapshot::Mode;
+
+/// A mode's name, as the config writes it.
+fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Learn => "learn",
+        Mode::Audit => "audit",
+        Mode::Enforce => "enforce",
+    }
+}

@@ -1,0 +1,92 @@
+//! `firedoor flows`: live connections and cached flows.
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use firedoor_api::control::{Reply, Request};
+use firedoor_api::dataplane::Flow;
+use firedoor_classifier::snapshot::Service;
+use firedoor_control::service;
+use serde::Serialize;
+
+use super::ask::{ask, unexpected};
+use super::ports::lane_name;
+use crate::args::FlowsArgs;
+use crate::output::{Age, Bytes, Cell, Count, Output, Table, Tone, YES};
+
+pub(crate) fn run(args: &FlowsArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
+    let Reply::Flows(mut flows) = ask(&args.switch, &Request::Flows)? else {
+        return Err(unexpected());
+    };
+    if let Some(workload) = &args.workload {
+        flows.retain(|flow| flow.from == *workload || flow.to == *workload);
+    }
+    if args.json {
+        out.json(&flows.iter().map(FlowView::of).collect::<Vec<_>>())?;
+    } else {
+        out.table(&table(&flows))?;
+    }
+    Ok(YES)
+}
+
+/// What `--json` prints of each flow.
+#[derive(Serialize)]
+struct FlowView<'a> {
+    service: String,
+    #[serde(flatten)]
+    flow: &'a Flow,
+}
+
+impl<'a> FlowView<'a> {
+    fn of(flow: &'a Flow) -> Self {
+        Self { service: service_of(flow), flow }
+    }
+}
+
+fn table(flows: &[Flow]) -> Table {
+    let mut table = Table::new([
+        "kind", "from", "to", "service", "verdict", "rule", "state", "lane", ">frames", ">bytes",
+        ">age", ">idle",
+    ]);
+    for flow in flows {
+        let verdict = if flow.verdict == "allow" { Tone::Good } else { Tone::Bad };
+        table.row([
+            Cell::new(Tone::Dim, &flow.kind),
+            Cell::from(end(&flow.from, flow.src, flow.src_port.filter(|_| has_ports(flow)))),
+            Cell::from(end(&flow.to, flow.dst, None)),
+            Cell::from(service_of(flow)),
+            Cell::new(verdict, &flow.verdict),
+            Cell::from(&flow.rule),
+            Cell::from(if flow.state.is_empty() { "-" } else { &flow.state }),
+            Cell::from(lane_name(flow.lane)),
+            Cell::from(Count(flow.frames)),
+            Cell::from(Bytes(flow.bytes)),
+            Cell::from(Age { ms: flow.age_ms }),
+            Cell::from(Age { ms: flow.idle_ms }),
+        ]);
+    }
+    table
+}
+
+fn has_ports(flow: &Flow) -> bool {
+    matches!(flow.protocol, 6 | 17 | 132)
+}
+
+/// One end: its name, and where it is known its address and port.
+fn end(name: &str, address: Option<IpAddr>, port: Option<u16>) -> String {
+    match (address, port) {
+        (None, _) => name.to_owned(),
+        (Some(address), None) => format!("{name} {address}"),
+        (Some(IpAddr::V6(address)), Some(port)) => format!("{name} [{address}]:{port}"),
+        (Some(address), Some(port)) => format!("{name} {address}:{port}"),
+    }
+}
+
+/// The service, as the config writes it.
+fn service_of(flow: &Flow) -> String {
+    match flow.dst_port {
+        Some(port) => service::conversation_text(flow.protocol, port),
+        None if flow.protocol == 0 => "any".to_owned(),
+        None => service::text(&Service::Protocol(flow.protocol)),
+    }
+}

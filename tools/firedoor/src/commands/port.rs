@@ -1,0 +1,81 @@
+//! `firedoor port add` and `port del`: hot plug.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use firedoor_api::control::Request;
+use serde::Serialize;
+
+use super::ask::change;
+use super::ports::states;
+use crate::args::{PortAddArgs, PortDelArgs};
+use crate::output::{Output, YES};
+
+pub(crate) fn add(args: &PortAddArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
+    let request = Request::PortAdd { workload: table(args)? };
+    let (epoch, ports) = change(&args.switch, &request, out)?;
+    writeln!(out, "workload {} is in the switch, epoch {epoch}", args.name)?;
+    let added: Vec<_> = ports.into_iter().filter(|port| port.workload == args.name).collect();
+    out.table(&states(&added))?;
+    Ok(YES)
+}
+
+pub(crate) fn del(args: &PortDelArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
+    let request = Request::PortDel { name: args.name.clone() };
+    let (epoch, _) = change(&args.switch, &request, out)?;
+    writeln!(out, "workload {} is out of the switch, epoch {epoch}", args.name)?;
+    Ok(YES)
+}
+
+/// The wrapper that makes a `[[workload]]` heading.
+#[derive(Serialize)]
+struct Config<'a> {
+    workload: [Workload<'a>; 1],
+}
+
+/// A config's `[[workload]]` table. Values are checked where the config's are: by control.
+#[derive(Serialize)]
+struct Workload<'a> {
+    name: &'a str,
+    kind: &'a str,
+    ip: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ifname: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vlan: Option<u16>,
+    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
+    trunk: &'a [u16],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lane: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    router: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dhcp_server: bool,
+    labels: BTreeMap<&'a str, &'a str>,
+}
+
+fn table(args: &PortAddArgs) -> anyhow::Result<String> {
+    let label = |label| {
+        str::split_once(label, '=')
+            .with_context(|| format!("--label {label}: write a label as KEY=VALUE"))
+    };
+    let labels = args.labels.iter().map(|l| label(l)).collect::<anyhow::Result<_>>()?;
+    let workload = Workload {
+        name: &args.name,
+        kind: &args.kind,
+        ip: &args.ip,
+        mac: args.mac.as_deref(),
+        ifname: args.ifname.as_deref(),
+        vlan: args.vlan,
+        trunk: &args.trunk,
+        lane: args.lane.as_deref(),
+        router: args.router,
+        dhcp_server: args.dhcp_server,
+        labels,
+    };
+    Ok(toml::to_string(&Config { workload: [workload] })?)
+}

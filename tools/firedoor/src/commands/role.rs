@@ -1,0 +1,40 @@
+//! The roles, as `firedoor run` starts them.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+
+use crate::args::{ControlArgs, DataplaneArgs};
+use crate::output::YES;
+
+/// `firedoor dataplane`.
+pub(crate) fn dataplane(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
+    end_with(args.supervisor)?;
+    bail!("the data plane is not wired in yet")
+}
+
+/// `firedoor control`.
+pub(crate) fn control(args: &ControlArgs) -> anyhow::Result<ExitCode> {
+    end_with(args.supervisor)?;
+    firedoor_control::daemon::run(firedoor_control::daemon::Options {
+        run_dir: args.run_dir.clone(),
+        config: args.config.clone(),
+        capture_dir: args.capture.clone(),
+    })?;
+    Ok(YES)
+}
+
+/// Makes this process end, cleanly, when its supervisor does: even if that is killed, no role is
+/// left behind.
+fn end_with(supervisor: Option<i32>) -> anyhow::Result<()> {
+    let Some(supervisor) = supervisor else { return Ok(()) };
+    set_pdeathsig(Signal::SIGTERM).context("cannot follow the supervisor")?;
+    // It may have ended before the kernel was asked to watch it.
+    if getppid().as_raw() != supervisor {
+        bail!("the supervisor, process {supervisor}, is gone");
+    }
+    Ok(())
+}

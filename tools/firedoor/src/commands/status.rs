@@ -1,0 +1,295 @@
+//! `firedoor status`: the switch as a whole.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::ExitCode;
+
+use firedoor_api::control::{Reply, Request, Status};
+use firedoor_api::dataplane::Status as DataplaneStatus;
+use firedoor_classifier::snapshot::{Settings, Timeouts};
+use firedoor_classifier::verdict::DropReason;
+use serde::Serialize;
+
+use super::ask::{ask, unexpected};
+use super::mode_name;
+use super::ports::{self, PortView};
+use crate::args::StatusArgs;
+use crate::output::{Age, Count, NO, Output, Table, Tone, YES};
+
+pub(crate) fn run(args: &StatusArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
+    let Reply::Status(status) = ask(&args.switch, &Request::Status)? else {
+        return Err(unexpected());
+    };
+    if args.json {
+        out.json(&StatusView::of(&status))?;
+    } else {
+        show(&status, args.all, out)?;
+    }
+    let is_well = status.dataplane.is_some_and(|dataplane| dataplane.epoch > 0);
+    Ok(if is_well { YES } else { NO })
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct StatusView<'a> {
+    switch: &'a str,
+    mode: firedoor_classifier::snapshot::Mode,
+    epoch: u64,
+    roles: Roles,
+    ports: Vec<PortView<'a>>,
+    frames: Frames,
+    verdicts: Verdicts,
+    connections: Connections,
+    drops: BTreeMap<&'static str, u64>,
+    would_drops: BTreeMap<&'static str, u64>,
+    mirror: Mirror<'a>,
+    settings: Settings,
+}
+
+#[derive(Serialize)]
+struct Roles {
+    dataplane: Role,
+    control: Role,
+}
+
+#[derive(Serialize)]
+struct Role {
+    alive: bool,
+    pid: Option<u32>,
+    uptime_secs: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Frames {
+    received: u64,
+    sent: u64,
+    dropped: u64,
+    checksums_completed: u64,
+    mac_moves: u64,
+    umem: u32,
+    leaked: u64,
+}
+
+#[derive(Serialize)]
+struct Verdicts {
+    connection: u64,
+    cache: u64,
+    upcall: u64,
+}
+
+#[derive(Serialize)]
+struct Connections {
+    live: u64,
+    max: u64,
+}
+
+#[derive(Serialize)]
+struct Mirror<'a> {
+    capture: &'a str,
+    captured: u64,
+    capture_lost: u64,
+    mirrored: u64,
+    mirror_lost: u64,
+}
+
+impl<'a> StatusView<'a> {
+    fn of(status: &'a Status) -> Self {
+        let known = status.dataplane.as_ref();
+        let absent = DataplaneStatus::default();
+        let dataplane = known.unwrap_or(&absent);
+        Self {
+            switch: &status.switch,
+            mode: status.mode,
+            epoch: dataplane.epoch,
+            roles: Roles {
+                dataplane: Role {
+                    alive: known.is_some(),
+                    pid: known.map(|d| d.pid),
+                    uptime_secs: known.map(|d| d.uptime_secs),
+                },
+                control: Role {
+                    alive: true,
+                    pid: Some(status.control_pid),
+                    uptime_secs: Some(status.control_uptime_secs),
+                },
+            },
+            ports: status.ports.iter().map(PortView::of).collect(),
+            frames: Frames {
+                received: dataplane.received,
+                sent: dataplane.sent,
+                dropped: total(&dataplane.drops),
+                checksums_completed: dataplane.checksums_completed,
+                mac_moves: dataplane.mac_moves,
+                umem: dataplane.frames,
+                leaked: dataplane.frames_leaked,
+            },
+            verdicts: Verdicts {
+                connection: dataplane.connection_hits,
+                cache: dataplane.cache_hits,
+                upcall: dataplane.upcalls,
+            },
+            connections: Connections {
+                live: dataplane.connections,
+                max: dataplane.max_connections,
+            },
+            drops: by_slug(&dataplane.drops),
+            would_drops: by_slug(&dataplane.would_drops),
+            mirror: Mirror {
+                capture: &status.capture,
+                captured: status.captured,
+                capture_lost: status.capture_lost,
+                mirrored: dataplane.mirrored,
+                mirror_lost: dataplane.mirror_lost,
+            },
+            settings: status.settings,
+        }
+    }
+}
+
+/// Every reason, also those with a count of zero: scripts rely on the keys.
+fn by_slug(counts: &[(DropReason, u64)]) -> BTreeMap<&'static str, u64> {
+    DropReason::ALL.iter().map(|&reason| (reason.slug(), count(counts, reason))).collect()
+}
+
+fn count(counts: &[(DropReason, u64)], reason: DropReason) -> u64 {
+    counts.iter().filter(|(r, _)| *r == reason).map(|(_, n)| n).sum()
+}
+
+fn total(counts: &[(DropReason, u64)]) -> u64 {
+    counts.iter().map(|(_, n)| n).sum()
+}
+
+fn show(status: &Status, all: bool, out: &mut Output) -> anyhow::Result<()> {
+    let mode = mode_name(status.mode);
+    let epoch = status.dataplane.as_ref().map_or(0, |d| d.epoch);
+    let switch = out.paint(Tone::Strong, &status.switch);
+    writeln!(out, "switch {switch}: mode {mode}, epoch {epoch}")?;
+    writeln!(out)?;
+    let up = Age { ms: status.control_uptime_secs * 1_000 };
+    let alive = out.paint(Tone::Good, "alive");
+    match &status.dataplane {
+        Some(dataplane) => show_dataplane(dataplane, out)?,
+        None => {
+            let dead = out.paint(Tone::Bad, "not alive");
+            writeln!(out, "data plane   {dead}; `firedoor run` starts it again, its log says why")?;
+        }
+    }
+    writeln!(out, "control      {alive}, process {}, up {up}", status.control_pid)?;
+    show_mirror(status, out)?;
+    show_settings(&status.settings, out)?;
+
+    writeln!(out)?;
+    out.table(&ports::states(&status.ports))?;
+    if let Some(dataplane) = &status.dataplane {
+        let enforced = drops(&dataplane.drops, "dropped", all);
+        let recorded = drops(&dataplane.would_drops, "would be dropped", false);
+        for table in [enforced, recorded].into_iter().filter(|table| !table.is_empty()) {
+            writeln!(out)?;
+            out.table(&table)?;
+        }
+    }
+    Ok(())
+}
+
+fn show_dataplane(dataplane: &DataplaneStatus, out: &mut Output) -> anyhow::Result<()> {
+    let DataplaneStatus { pid, workers, .. } = dataplane;
+    let up = Age { ms: dataplane.uptime_secs * 1_000 };
+    let alive = out.paint(Tone::Good, "alive");
+    let s = if *workers == 1 { "" } else { "s" };
+    writeln!(out, "data plane   {alive}, process {pid}, up {up}, {workers} worker{s}")?;
+    writeln!(
+        out,
+        "frames       {} received, {} sent, {} dropped",
+        Count(dataplane.received),
+        Count(dataplane.sent),
+        Count(total(&dataplane.drops))
+    )?;
+    writeln!(
+        out,
+        "verdicts     {} by connection, {} by flow cache, {} by upcall",
+        Count(dataplane.connection_hits),
+        Count(dataplane.cache_hits),
+        Count(dataplane.upcalls)
+    )?;
+    writeln!(
+        out,
+        "connections  {} of {}",
+        Count(dataplane.connections),
+        Count(dataplane.max_connections)
+    )?;
+    let leaked = match dataplane.frames_leaked {
+        0 => "none leaked".to_owned(),
+        leaked => out.paint(Tone::Bad, format!("{} leaked: please report it", Count(leaked))),
+    };
+    writeln!(out, "umem         {} frames, {leaked}", Count(dataplane.frames.into()))?;
+    writeln!(
+        out,
+        "besides      {} checksums completed, {} MAC addresses moved",
+        Count(dataplane.checksums_completed),
+        Count(dataplane.mac_moves)
+    )?;
+    Ok(())
+}
+
+fn show_mirror(status: &Status, out: &mut Output) -> anyhow::Result<()> {
+    let mirror_lost = status.dataplane.as_ref().map_or(status.mirror_lost, |d| d.mirror_lost);
+    let lost = match (mirror_lost, status.capture_lost) {
+        (0, 0) => "none lost".to_owned(),
+        (mirror, capture) => {
+            let lost = format!(
+                "{} lost to rate limit or full queue, {} that could not be written",
+                Count(mirror),
+                Count(capture)
+            );
+            out.paint(Tone::Warn, lost)
+        }
+    };
+    writeln!(out, "mirror       {} frames captured, {lost}", Count(status.captured))?;
+    writeln!(out, "capture      {}", status.capture)?;
+    Ok(())
+}
+
+fn show_settings(settings: &Settings, out: &mut Output) -> anyhow::Result<()> {
+    let Timeouts {
+        tcp_handshake,
+        tcp_established,
+        tcp_closing,
+        tcp_time_wait,
+        tcp_reset,
+        udp_single,
+        udp_both,
+        icmp,
+        other,
+    } = settings.timeouts;
+    writeln!(
+        out,
+        "limits       {} flows cached and {} frames/s mirrored per worker, {} bytes of each",
+        Count(settings.max_flows.into()),
+        Count(settings.mirror_per_sec.into()),
+        settings.mirror_snaplen
+    )?;
+    writeln!(
+        out,
+        "timeouts     tcp {tcp_handshake} s handshake, {tcp_established} s established, \
+         {tcp_closing} s closing, {tcp_time_wait} s time-wait, {tcp_reset} s reset"
+    )?;
+    writeln!(
+        out,
+        "             udp {udp_single} s one way, {udp_both} s both ways; icmp {icmp} s; \
+         other {other} s; MAC address {} s",
+        settings.mac_ageing_secs
+    )?;
+    Ok(())
+}
+
+/// The reasons that frames were dropped for, or all reasons, the most frequent first.
+fn drops(counts: &[(DropReason, u64)], heading: &str, all: bool) -> Table {
+    let mut table = Table::with_headings([heading, ">frames", "because"]);
+    let reasons = DropReason::ALL.iter().map(|&reason| (reason, count(counts, reason)));
+    let mut reasons: Vec<_> = reasons.filter(|&(_, n)| all || n > 0).collect();
+    reasons.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
+    for (reason, n) in reasons {
+        table.row([reason.slug().to_owned(), Count(n).to_string(), reason.explain().to_owned()]);
+    }
+    table
+}

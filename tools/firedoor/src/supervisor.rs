@@ -1,0 +1,248 @@
+//! Keeps both roles alive.
+//!
+//! A role that ends is started again, later each time if it keeps ending. The other one is left
+//! alone: frames move without control, and control waits for a data plane. Roles are children in
+//! process groups of their own, so Ctrl-C reaches only the supervisor, which then stops them in
+//! order; and they end by themselves when it is gone.
+
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use firedoor_api::control::{Reply, Request, Status};
+use firedoor_control::client::ControlClient;
+use firedoor_control::rundir::RunDir;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// The first, and the longest, wait before a role is started again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A role that lived this long was well: the next wait is the first one again.
+const WELL: Duration = Duration::from_secs(10);
+/// How often a role may end, before the switch was ever up, until that is given up.
+const ATTEMPTS: u32 = 5;
+/// How long a role may take to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether the switch is up, until it is.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Both roles of one switch.
+pub(crate) struct Supervisor {
+    run_dir: RunDir,
+    signals: Receiver<i32>,
+    dataplane: Role,
+    control: Role,
+}
+
+impl Supervisor {
+    /// Starts both roles. The config must be named from the root on.
+    pub(crate) fn start(
+        run_dir: RunDir,
+        config: PathBuf,
+        capture: Option<PathBuf>,
+    ) -> anyhow::Result<Self> {
+        let signals = watch_signals()?;
+        let dataplane = Role::new("data plane", role_arguments("dataplane", &run_dir));
+        let mut arguments = role_arguments("control", &run_dir);
+        arguments.extend(["--config".into(), config]);
+        arguments.extend(capture.into_iter().flat_map(|dir| ["--capture".into(), dir]));
+        let control = Role::new("control", arguments);
+        let mut supervisor = Self { run_dir, signals, dataplane, control };
+        supervisor.dataplane.start()?;
+        supervisor.control.start()?;
+        Ok(supervisor)
+    }
+
+    /// Keeps both roles alive until SIGTERM or SIGINT, then stops them. Calls `announce` once,
+    /// when the policy is in force.
+    pub(crate) fn run(
+        mut self,
+        mut announce: impl FnMut(&Status) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut is_up = false;
+        let outcome = loop {
+            match self.next_signal(is_up) {
+                Some(SIGHUP) => self.control.signal(Signal::SIGHUP),
+                Some(SIGCHLD) | None => {}
+                Some(_) => break Ok(()),
+            }
+            if let Err(error) = self.dataplane.tend(is_up).and_then(|()| self.control.tend(is_up)) {
+                break Err(error);
+            }
+            if !is_up && let Some(status) = status_when_up(&self.run_dir) {
+                is_up = true;
+                announce(&status)?;
+            }
+        };
+        tracing::info!("stopping");
+        // The data plane first: what it still mirrors is captured.
+        self.dataplane.stop(&self.signals);
+        self.control.stop(&self.signals);
+        outcome
+    }
+
+    /// Waits for a signal, or until there is something to do without one.
+    fn next_signal(&self, is_up: bool) -> Option<i32> {
+        let look = (!is_up).then_some(LOOK);
+        let waits = [self.dataplane.until_restart(), self.control.until_restart(), look];
+        match waits.into_iter().flatten().min() {
+            Some(wait) => self.signals.recv_timeout(wait).ok(),
+            // The thread that sends lives as long as the process.
+            None => self.signals.recv().ok(),
+        }
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.dataplane.stop(&self.signals);
+        self.control.stop(&self.signals);
+    }
+}
+
+/// One role, running or about to be started again.
+struct Role {
+    name: &'static str,
+    arguments: Vec<PathBuf>,
+    child: Option<Child>,
+    started: Instant,
+    /// How often in a row it has ended without having been well.
+    failures: u32,
+    restart_at: Option<Instant>,
+}
+
+impl Role {
+    fn new(name: &'static str, arguments: Vec<PathBuf>) -> Self {
+        let started = Instant::now();
+        Self { name, arguments, child: None, started, failures: 0, restart_at: None }
+    }
+
+    fn start(&mut self) -> anyhow::Result<()> {
+        // Not by path: the file may have been replaced by another version since.
+        let child = Command::new("/proc/self/exe")
+            .arg0("firedoor")
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.name))?;
+        self.child = Some(child);
+        self.started = Instant::now();
+        self.restart_at = None;
+        Ok(())
+    }
+
+    fn until_restart(&self) -> Option<Duration> {
+        self.restart_at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child
+            && let Ok(pid) = i32::try_from(child.id())
+        {
+            // It may have ended just now; then it is tended to next.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Notices its end, and starts it again when it is time.
+    fn tend(&mut self, is_up: bool) -> anyhow::Result<()> {
+        if let Some(status) = self.ended() {
+            self.child = None;
+            self.failures = if self.started.elapsed() < WELL { self.failures + 1 } else { 1 };
+            if !is_up && self.failures >= ATTEMPTS {
+                bail!(
+                    "{} ended {ATTEMPTS} times before the switch was up; its log, above, says why",
+                    self.name
+                );
+            }
+            let doublings = (self.failures - 1).min(16);
+            let wait = (BACKOFF.0 * 2u32.pow(doublings)).min(BACKOFF.1);
+            tracing::warn!(
+                "{} ended ({}); starting it again in {:.1} s",
+                self.name,
+                describe(status),
+                wait.as_secs_f32()
+            );
+            self.restart_at = Some(Instant::now() + wait);
+        }
+        if self.restart_at.is_some_and(|at| at <= Instant::now()) {
+            self.start()?;
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self) -> Option<ExitStatus> {
+        // An error would mean that it is not our child.
+        self.child.as_mut()?.try_wait().ok().flatten()
+    }
+
+    /// Stops it: asked at first, killed if it takes too long.
+    fn stop(&mut self, signals: &Receiver<i32>) {
+        self.restart_at = None;
+        self.signal(Signal::SIGTERM);
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.is_some() && self.ended().is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if signals.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                tracing::warn!("{} does not stop: killing it", self.name);
+                if let Some(child) = &mut self.child {
+                    let _ = child.kill().and_then(|()| child.wait());
+                }
+                break;
+            }
+        }
+        self.child = None;
+    }
+}
+
+/// Signals as messages, so that waiting for one can have a limit.
+fn watch_signals() -> anyhow::Result<Receiver<i32>> {
+    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGTERM])?;
+    let (sender, receiver) = mpsc::channel();
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+fn role_arguments(role: &str, run_dir: &RunDir) -> Vec<PathBuf> {
+    let supervisor = process::id().to_string();
+    let path = Path::to_owned;
+    vec![
+        role.into(),
+        "--supervisor".into(),
+        supervisor.into(),
+        "--run-dir".into(),
+        path(run_dir.path()),
+    ]
+}
+
+/// The switch's status, once its policy is in force.
+fn status_when_up(run_dir: &RunDir) -> Option<Status> {
+    let reply = ControlClient::to_control(run_dir).ok()?.ask(&Request::Status).ok()?;
+    let Reply::Status(status) = reply else { return None };
+    let is_up = status.dataplane.as_ref().is_some_and(|dataplane| dataplane.epoch > 0);
+    is_up.then_some(*status)
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => match Signal::try_from(signal) {
+            Ok(signal) => signal.to_string(),
+            Err(_) => format!("signal {signal}"),
+        },
+        (None, None) => "for an unknown reason".into(),
+    }
+}
