@@ -101,6 +101,14 @@ impl FramePool {
         Some(frame)
     }
 
+    /// A second frame with the same bytes, or `None` if no frame is free.
+    pub fn duplicate(&mut self, original: &Frame) -> Option<Frame> {
+        let mut copy = self.take()?;
+        copy.set_span(HEADROOM.min(crate::sys::umem::CHUNK - original.len()), original.len());
+        self.umem.bytes_mut(&mut copy).copy_from_slice(self.umem.bytes(original));
+        Some(copy)
+    }
+
     /// Free frames in this worker's stack.
     pub fn len(&self) -> usize {
         self.stack.len()

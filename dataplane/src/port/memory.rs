@@ -1,12 +1,15 @@
 //! A port in memory: two queues of owned bytes, for tests and in-process benchmarks.
 //!
 //! The far end ([`Wire`]) sends and receives `Vec<u8>`s; the port copies them into and out of umem
-//! frames, as the kernel does for a real port.
+//! frames, as the kernel does for a real port. A port made by [`pair`] is polled; one made
+//! [`with_wakeup`](MemoryPort::with_wakeup) also wakes a sleeping worker.
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use crate::frame::Frame;
@@ -21,6 +24,7 @@ pub struct MemoryPort {
     queues: Arc<Mutex<Queues>>,
     sent: Vec<Frame>,
     max_frame: usize,
+    wakeup: Option<Arc<EventFd>>,
 }
 
 /// The far end: what the workload holds.
@@ -29,17 +33,31 @@ pub struct Wire {
     queues: Arc<Mutex<Queues>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queues {
     to_switch: VecDeque<Vec<u8>>,
     from_switch: VecDeque<Vec<u8>>,
+    /// Most frames that wait for the far end; more stay with the switch.
+    depth: usize,
+    /// Written for each frame to the switch, if the port has one.
+    wakeup: Option<Arc<EventFd>>,
 }
 
 /// A port and its far end.
 pub fn pair(umem: Arc<Umem>) -> (MemoryPort, Wire) {
-    let queues = Arc::new(Mutex::new(Queues::default()));
-    let port =
-        MemoryPort { umem, queues: Arc::clone(&queues), sent: Vec::new(), max_frame: MAX_FRAME };
+    let queues = Arc::new(Mutex::new(Queues {
+        to_switch: VecDeque::new(),
+        from_switch: VecDeque::new(),
+        depth: usize::MAX,
+        wakeup: None,
+    }));
+    let port = MemoryPort {
+        umem,
+        queues: Arc::clone(&queues),
+        sent: Vec::new(),
+        max_frame: MAX_FRAME,
+        wakeup: None,
+    };
     (port, Wire { queues })
 }
 
@@ -50,12 +68,35 @@ impl MemoryPort {
         self.max_frame = max_frame.min(MAX_FRAME);
         self
     }
+
+    /// The same port with a far end that lets at most `depth` frames wait, as a full tx ring does.
+    #[must_use]
+    pub fn with_depth(self, depth: usize) -> Self {
+        self.queues.lock().depth = depth;
+        self
+    }
+
+    /// The same port with something to wait on: one system call for each frame sent to it.
+    ///
+    /// # Errors
+    /// If the kernel has no file descriptor left.
+    pub fn with_wakeup(mut self) -> io::Result<Self> {
+        let wakeup = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        self.queues.lock().wakeup = Some(Arc::clone(&wakeup));
+        self.wakeup = Some(wakeup);
+        Ok(self)
+    }
 }
 
 impl Wire {
     /// Sends a frame to the switch. Frames longer than a chunk holds vanish, as on a real wire.
     pub fn send(&self, frame: impl Into<Vec<u8>>) {
-        self.queues.lock().to_switch.push_back(frame.into());
+        let mut queues = self.queues.lock();
+        queues.to_switch.push_back(frame.into());
+        if let Some(wakeup) = &queues.wakeup {
+            // Fails only if the counter is full: then it has been readable for long.
+            let _ = wakeup.write(1);
+        }
     }
 
     /// The next frame from the switch.
@@ -89,9 +130,11 @@ impl Port for MemoryPort {
 
     fn transmit(&mut self, frames: &mut Vec<Frame>) -> usize {
         let mut queues = self.queues.lock();
-        queues.from_switch.extend(frames.iter().map(|frame| self.umem.bytes(frame).to_vec()));
-        let count = frames.len();
-        self.sent.append(frames);
+        let count = frames.len().min(queues.depth.saturating_sub(queues.from_switch.len()));
+        for frame in frames.drain(..count) {
+            queues.from_switch.push_back(self.umem.bytes(&frame).to_vec());
+            self.sent.push(frame);
+        }
         count
     }
 
@@ -100,7 +143,7 @@ impl Port for MemoryPort {
     }
 
     fn fd(&self) -> Option<RawFd> {
-        None
+        self.wakeup.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     fn max_frame(&self) -> usize {

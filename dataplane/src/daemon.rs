@@ -1,0 +1,225 @@
+//! The data plane role as a process: an engine, a socket, a saved snapshot.
+//!
+//! It attaches no port before a snapshot is in force: the one it saved when it was last told one, or
+//! else the first that control installs. It answers on `RUN_DIR/dataplane.sock` and ends on SIGTERM
+//! or SIGINT, with every port detached and its socket removed. The snapshot stays, for the next
+//! data plane.
+
+mod link_watch;
+mod saved;
+mod server;
+mod subscribers;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use firedoor_api::dataplane::{Event, PortStatus, Reply, Request};
+use firedoor_classifier::snapshot::Snapshot;
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::engine::{Engine, EngineError, Opener};
+use crate::{describe, interface};
+use subscribers::Subscribers;
+
+/// Where a data plane lives.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The switch's run directory, which exists.
+    pub run_dir: PathBuf,
+}
+
+/// Why the data plane could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The socket.
+    #[error("cannot listen on {path}: {source}")]
+    Listen {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Signals.
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+    /// A thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// Runs the data plane until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it cannot start. A saved snapshot that cannot be read or enforced is reported and ignored:
+/// then no frame moves until control installs one.
+pub fn run(options: &Options) -> Result<(), DaemonError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(DaemonError::Signals)?;
+    let shared = Arc::new(Shared::new(options.run_dir.clone()));
+    shared.resume();
+    let listener = server::listen(&options.run_dir)?;
+    spawn("mirror", &shared, Shared::drain_mirrors)?;
+    spawn("links", &shared, link_watch::run)?;
+    spawn("server", &shared, move |shared| server::run(&listener, shared))?;
+    if let Some(signal) = signals.forever().next() {
+        tracing::info!(signal, "ending");
+    }
+    server::unlisten(&options.run_dir);
+    shared.stop();
+    Ok(())
+}
+
+fn spawn(
+    name: &str,
+    shared: &Arc<Shared>,
+    body: impl FnOnce(&Arc<Shared>) + Send + 'static,
+) -> Result<(), DaemonError> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || body(&shared))
+        .map(drop)
+        .map_err(DaemonError::Thread)
+}
+
+/// What the daemon's threads share.
+pub(crate) struct Shared {
+    run_dir: PathBuf,
+    engine: Mutex<Option<Engine>>,
+    subscribers: Subscribers,
+}
+
+impl Shared {
+    fn new(run_dir: PathBuf) -> Self {
+        Self { run_dir, engine: Mutex::new(None), subscribers: Subscribers::default() }
+    }
+
+    /// Puts the saved snapshot in force, if there is one.
+    fn resume(&self) {
+        match saved::load(&self.run_dir) {
+            Ok(None) => {
+                tracing::info!("no saved snapshot: no frame moves until control installs one");
+            }
+            Ok(Some(snapshot)) => {
+                let epoch = snapshot.epoch;
+                match self.put_in_force(snapshot) {
+                    Ok(_) => tracing::info!(epoch, "saved snapshot in force"),
+                    Err(error) => tracing::error!(%error, "the saved snapshot is not in force"),
+                }
+            }
+            Err(error) => tracing::error!(%error, "the saved snapshot cannot be read"),
+        }
+    }
+
+    /// Answers one request.
+    pub(crate) fn answer(&self, request: Request) -> Reply {
+        match request {
+            Request::Install(snapshot) => self.install(*snapshot),
+            Request::Snapshot => Reply::Snapshot(self.snapshot().map(Box::new)),
+            Request::Status => {
+                let engine = self.engine.lock();
+                let mut status = engine.as_ref().map_or_else(Default::default, Engine::status);
+                status.pid = std::process::id();
+                status.mirror_lost += self.subscribers.lost();
+                Reply::Status(Box::new(status))
+            }
+            Request::Ports => {
+                Reply::Ports(self.engine.lock().as_ref().map_or_else(Vec::new, Engine::ports))
+            }
+            Request::Flows => {
+                Reply::Flows(self.engine.lock().as_ref().map_or_else(Vec::new, describe::flows))
+            }
+            Request::Subscribe => Reply::Refused {
+                message: "Subscribe must be the first request of its connection".into(),
+            },
+        }
+    }
+
+    /// Saves the snapshot, then puts it in force: a data plane that dies in between comes back with
+    /// the policy that control wanted.
+    fn install(&self, snapshot: Snapshot) -> Reply {
+        let epoch = snapshot.epoch;
+        let before = self.snapshot();
+        if let Err(error) = saved::store(&self.run_dir, &snapshot) {
+            return Reply::Refused { message: error.to_string() };
+        }
+        match self.put_in_force(snapshot) {
+            Ok(ports) => {
+                tracing::info!(epoch, "snapshot in force");
+                self.subscribers.publish(&Event::Epoch(epoch));
+                Reply::Installed { epoch, ports }
+            }
+            Err(error) => {
+                saved::restore(&self.run_dir, before.as_ref());
+                Reply::Refused { message: error.to_string() }
+            }
+        }
+    }
+
+    fn put_in_force(&self, snapshot: Snapshot) -> Result<Vec<PortStatus>, EngineError> {
+        let mut engine = self.engine.lock();
+        if let Some(engine) = engine.as_mut() {
+            engine.install(snapshot)?;
+            return Ok(engine.ports());
+        }
+        let opener: Box<dyn Opener> = Box::new(interface::Interfaces);
+        let started = engine.insert(Engine::start(snapshot, opener)?);
+        self.subscribers.read_from(started.mirrors());
+        Ok(started.ports())
+    }
+
+    fn snapshot(&self) -> Option<Snapshot> {
+        let engine = self.engine.lock();
+        engine.as_ref()?.policy().map(|policy| policy.snapshot().clone())
+    }
+
+    pub(crate) fn subscribers(&self) -> &Subscribers {
+        &self.subscribers
+    }
+
+    /// An interface changed: lets the engine see to its port, and tells the subscribers.
+    pub(crate) fn link_changed(&self, ifname: &str, ifindex: Option<u32>) {
+        let changed =
+            self.engine.lock().as_mut().and_then(|engine| engine.link_changed(ifname, ifindex));
+        if let Some(port) = changed {
+            tracing::warn!(port = port.workload, ifname, state = ?port.state, "port changed");
+            self.subscribers.publish(&Event::Port(Box::new(port)));
+        }
+    }
+
+    /// Every port's interface.
+    pub(crate) fn interfaces(&self) -> Vec<String> {
+        self.engine.lock().as_ref().map_or_else(Vec::new, Engine::interfaces)
+    }
+
+    /// Tries ports again that could not be attached.
+    pub(crate) fn retry_ports(&self) {
+        let changed = self.engine.lock().as_mut().map_or_else(Vec::new, Engine::retry_ports);
+        for port in changed {
+            self.subscribers.publish(&Event::Port(Box::new(port)));
+        }
+    }
+
+    /// Describes denied frames and passes them on, for the life of the process.
+    fn drain_mirrors(self: &Arc<Self>) {
+        loop {
+            self.subscribers.drain(|record| {
+                self.engine.lock().as_ref().and_then(|engine| describe::denied(engine, record))
+            });
+            let lost = self.engine.lock().as_ref().map_or(0, Engine::mirror_lost);
+            self.subscribers.report_lost(lost);
+            std::thread::park_timeout(std::time::Duration::from_secs(1));
+        }
+    }
+
+    fn stop(&self) {
+        let Some(engine) = self.engine.lock().take() else { return };
+        let frames = engine.status().frames as usize;
+        let back = engine.stop();
+        if back != frames {
+            tracing::error!(lost = frames.saturating_sub(back), "frames did not come back");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The path of a frame, in eight steps.
+//!
+//! 1. [`Port::receive`](crate::port::Port::receive): rx ring to a batch of frames.
+//! 2. [`extract`](firedoor_classifier::extract::extract): bytes to headers; malformed, to a drop
+//!    reason.
+//! 3. [`Connections::lookup`](firedoor_classifier::connections::Connections::lookup): the exact
+//!    entry, either direction.
+//! 4. [`FlowCache::lookup`](firedoor_classifier::cache::FlowCache::lookup): the tuple space.
+//! 5. [`upcall`](firedoor_classifier::classify): on a miss, MAC table, tags and ACL.
+//! 6. [`Path::apply`]: count, mirror, complete checksums, retag, queue.
+//! 7. [`Port::transmit`](crate::port::Port::transmit): one tx batch per output port, one kick.
+//! 8. [`Port::reclaim`](crate::port::Port::reclaim): completion ring to free list to fill ring.
+//!
+//! Steps 3 to 5 are [`Pipeline::judge`]. Steps 1, 7 and 8 are the [worker](crate::worker)'s turn.
+//! Nothing here allocates, locks or calls the kernel per frame. Every frame that enters a function
+//! of this module leaves it in the outbox, with another worker, or in the pool.
+
+use std::sync::Arc;
+
+use firedoor_classifier::checksum::complete_partial;
+use firedoor_classifier::extract::{Headers, extract};
+use firedoor_classifier::reply::{MAX_REPLY, refuse};
+use firedoor_classifier::snapshot::{Mode, VlanMode};
+use firedoor_classifier::verdict::{Action, DropGroup, Verdict};
+use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
+
+use crate::counters::{PortCells, WorkerCounters};
+use crate::frame::Frame;
+use crate::handoff::{Parcel, Peers};
+use crate::mirror::MirrorSender;
+use crate::outbox::Outbox;
+use crate::pool::FramePool;
+use crate::vlan::retag;
+
+/// One worker's half of the path that knows no rings: frames in, frames queued for output.
+pub struct Path {
+    /// Decides.
+    pub pipeline: Pipeline,
+    /// Free frames.
+    pub pool: FramePool,
+    /// Frames queued for output.
+    pub outbox: Outbox,
+    /// What happened.
+    pub counters: Arc<WorkerCounters>,
+    /// Copies of denied frames.
+    pub mirror: MirrorSender,
+    /// The other workers.
+    pub peers: Peers,
+}
+
+impl Path {
+    /// Steps 2 to 6 for a batch of frames that came in by one port.
+    pub fn forward(
+        &mut self,
+        ingress: PortId,
+        cells: &PortCells,
+        batch: &mut Vec<Frame>,
+        now: Nanos,
+    ) {
+        self.counters.received.add(batch.len() as u64);
+        cells.rx_frames.add(batch.len() as u64);
+        cells.rx_bytes.add(batch.iter().map(|frame| frame.len() as u64).sum());
+        for frame in batch.drain(..) {
+            self.admit(ingress, frame, now);
+        }
+    }
+
+    /// Step 2: reads the headers, and finds the worker that judges the frame.
+    fn admit(&mut self, ingress: PortId, frame: Frame, now: Nanos) {
+        let headers = match extract(self.pool.umem().bytes(&frame), ingress) {
+            Ok(headers) => headers,
+            Err(reason) => {
+                let key = FlowKey { ingress, ..FlowKey::default() };
+                self.record_denial(&frame, &key, &Verdict::drop(reason), now);
+                return self.pool.give(frame);
+            }
+        };
+        match self.peers.judge_of(&headers) {
+            None => self.judge(frame, &headers, now),
+            Some(owner) => {
+                if let Err(parcel) = owner.leave(Parcel::Judge(frame, headers)) {
+                    self.discard_parcel(parcel);
+                }
+            }
+        }
+    }
+
+    /// Steps 3 to 6 for a frame that this worker judges.
+    pub fn judge(&mut self, frame: Frame, headers: &Headers, now: Nanos) {
+        let verdict = self.pipeline.judge(headers, frame.len(), now);
+        self.apply(frame, headers, &verdict, now);
+    }
+
+    /// Step 6: does what the verdict says.
+    fn apply(&mut self, mut frame: Frame, headers: &Headers, verdict: &Verdict, now: Nanos) {
+        if verdict.denied().is_some() {
+            self.record_denial(&frame, &headers.key, verdict, now);
+        }
+        match verdict.action {
+            Action::Drop(reason) => {
+                if reason == DropReason::Rejected {
+                    self.refuse(&frame, headers);
+                }
+                self.pool.give(frame);
+            }
+            Action::Forward(output) => {
+                self.complete_checksum(&mut frame, headers);
+                self.send(frame, headers, output);
+            }
+            Action::Flood => {
+                self.complete_checksum(&mut frame, headers);
+                self.flood(frame, headers);
+            }
+        }
+    }
+
+    /// Counts a denial and mirrors it, if its kind is mirrored in this mode.
+    fn record_denial(&mut self, frame: &Frame, key: &FlowKey, verdict: &Verdict, now: Nanos) {
+        let Some(reason) = verdict.denied() else { return };
+        let dropped = !verdict.is_forwarded();
+        if dropped {
+            self.count_drop(reason, key.ingress);
+        } else {
+            self.counters.would_drop(reason);
+        }
+        let snapshot = self.pipeline.policy().snapshot();
+        let wanted = matches!(reason.group(), DropGroup::Policy | DropGroup::Spoofed)
+            && snapshot.mode != Mode::Learn;
+        if !wanted {
+            return;
+        }
+        let taken = self.mirror.offer(now, self.pool.umem().bytes(frame), |record| {
+            record.epoch = snapshot.epoch;
+            record.key = *key;
+            record.cause = verdict.cause;
+            record.reason = reason;
+            record.dropped = dropped;
+        });
+        let count = if taken { &self.counters.mirrored } else { &self.counters.mirror_lost };
+        count.add(1);
+    }
+
+    /// Counts a frame that leaves the path without being sent.
+    fn count_drop(&self, reason: DropReason, ingress: PortId) {
+        self.counters.dropped(reason);
+        if let Some(cells) = self.outbox.cells(ingress) {
+            cells.drops.add(1);
+        }
+    }
+
+    /// Tells the sender of a refused frame, by a frame of the switch's own.
+    fn refuse(&mut self, frame: &Frame, headers: &Headers) {
+        let mut answer = [0; MAX_REPLY];
+        let Some(len) = refuse(self.pool.umem().bytes(frame), headers, &mut answer) else { return };
+        match self.pool.copy_of(&answer[..len]) {
+            Some(answer) => self.queue(answer, headers.key.ingress, headers.key.ingress),
+            None => self.count_drop(DropReason::NoFrame, headers.key.ingress),
+        }
+    }
+
+    /// A workload with checksum offload leaves the transport checksum to its device: that is us.
+    fn complete_checksum(&mut self, frame: &mut Frame, headers: &Headers) {
+        if complete_partial(self.pool.umem().bytes_mut(frame), headers) {
+            self.counters.checksums_completed.add(1);
+        }
+    }
+
+    /// Queues a copy for each receiver; the last one gets the frame itself.
+    fn flood(&mut self, frame: Frame, headers: &Headers) {
+        let count = self.pipeline.receivers().len();
+        for i in 0..count.saturating_sub(1) {
+            let output = self.pipeline.receivers()[i];
+            match self.pool.duplicate(&frame) {
+                Some(copy) => self.send(copy, headers, output),
+                None => self.count_drop(DropReason::NoFrame, headers.key.ingress),
+            }
+        }
+        match self.pipeline.receivers().last() {
+            Some(&output) => self.send(frame, headers, output),
+            None => self.discard(frame, DropReason::NoReceiver, headers.key.ingress),
+        }
+    }
+
+    /// Gives the frame the form that the output port's VLAN mode wants, and queues it.
+    fn send(&mut self, mut frame: Frame, headers: &Headers, output: PortId) {
+        let policy = self.pipeline.policy();
+        let ingress = headers.key.ingress;
+        let (Some(from), Some(to)) = (policy.port(ingress), policy.port(output)) else {
+            return self.discard(frame, DropReason::PortDown, ingress);
+        };
+        let vlan = match from.vlan {
+            VlanMode::Access(vlan) => vlan,
+            VlanMode::Trunk(_) => headers.key.vlan,
+        };
+        if retag(self.pool.umem(), &mut frame, headers.vlan_tags, vlan, &to.vlan) {
+            self.queue(frame, ingress, output);
+        } else {
+            self.discard(frame, DropReason::TooBig, ingress);
+        }
+    }
+
+    /// Queues a finished frame for a port of this worker, or of another one.
+    fn queue(&mut self, frame: Frame, ingress: PortId, output: PortId) {
+        match self.outbox.home(output) {
+            None => self.discard(frame, DropReason::PortDown, ingress),
+            Some(None) => {
+                if let Err((frame, reason)) = self.outbox.push(output, frame) {
+                    self.discard(frame, reason, ingress);
+                }
+            }
+            Some(Some(worker)) => {
+                let parcel = Parcel::Transmit(frame, output);
+                let left = match self.peers.of(worker) {
+                    Some(doorstep) => doorstep.leave(parcel),
+                    None => Err(parcel),
+                };
+                if let Err(parcel) = left {
+                    self.discard_parcel(parcel);
+                }
+            }
+        }
+    }
+
+    /// Takes what other workers left: frames to judge and frames to send.
+    pub fn take_parcels(&mut self, now: Nanos) -> usize {
+        let mut count = 0;
+        while count < crate::port::BURST * 4 {
+            let Some(parcel) = self.peers.own().take() else { break };
+            count += 1;
+            match parcel {
+                Parcel::Judge(frame, headers) => self.judge(frame, &headers, now),
+                Parcel::Transmit(frame, output) => {
+                    if let Err((frame, reason)) = self.outbox.push(output, frame) {
+                        self.counters.dropped(reason);
+                        self.pool.give(frame);
+                    }
+                }
+            }
+        }
+        count
+    }
+
+    fn discard(&mut self, frame: Frame, reason: DropReason, ingress: PortId) {
+        self.count_drop(reason, ingress);
+        self.pool.give(frame);
+    }
+
+    fn discard_parcel(&mut self, parcel: Parcel) {
+        self.counters.dropped(DropReason::HandoffFull);
+        self.pool.give(parcel.into_frame());
+    }
+}

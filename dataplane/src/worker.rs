@@ -1,0 +1,316 @@
+//! A worker: one thread that owns its ports' queues, its pipeline and its counters.
+//!
+//! A worker lives in turns. One turn reclaims, receives, forwards and transmits once for each port;
+//! between turns it takes commands and the newest policy. When a turn finds nothing to do it spins
+//! for [`SPIN`], then sleeps in the kernel until a socket, another worker or a command wakes it: an
+//! idle switch uses no CPU but one look at the timers a second.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender};
+use firedoor_classifier::cache::FlowInfo;
+use firedoor_classifier::connections::ConnectionInfo;
+use firedoor_classifier::{Nanos, PortId};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use crate::counters::PortCells;
+use crate::frame::Frame;
+use crate::path::Path;
+use crate::policy::PolicyCell;
+use crate::port::{BURST, Port};
+
+/// How long a worker looks for more before it sleeps. A frame that comes within it is forwarded
+/// without the cost of waking up.
+const SPIN: Duration = Duration::from_micros(20);
+/// Longest sleep: expiry and ageing are due.
+const TICK: Duration = Duration::from_secs(1);
+/// Longest sleep while frames are still being sent.
+const BUSY_TICK: Duration = Duration::from_millis(1);
+/// Turns between two looks at the timers under load.
+const TURNS_PER_TICK: u32 = 256;
+
+/// Token of the waker; ports have their number in the worker's list.
+const WAKER: Token = Token(usize::MAX);
+
+/// What the engine tells a worker.
+pub enum Command {
+    /// Here is a queue of a port: receive from it, and send what is for the port.
+    AddQueue {
+        /// The port.
+        id: PortId,
+        /// The queue.
+        queue: Box<dyn Port>,
+    },
+    /// Frames for this port go to that worker.
+    SetHome {
+        /// The port.
+        id: PortId,
+        /// The worker that sends its frames.
+        worker: u16,
+    },
+    /// Forget the port, and send its queues back for closing.
+    RemovePort {
+        /// The port.
+        id: PortId,
+        /// Where the queues go.
+        reply: Sender<Vec<Box<dyn Port>>>,
+    },
+    /// A page of connections.
+    ListConnections {
+        /// Position of the page.
+        from: usize,
+        /// Most entries.
+        limit: usize,
+        /// Where the page goes.
+        reply: Sender<Page<ConnectionInfo>>,
+    },
+    /// A page of cached flows.
+    ListFlows {
+        /// Position of the page.
+        from: usize,
+        /// Most entries.
+        limit: usize,
+        /// Where the page goes.
+        reply: Sender<Page<FlowInfo>>,
+    },
+    /// Give everything back and end.
+    Stop {
+        /// Where the queues go.
+        reply: Sender<Vec<Box<dyn Port>>>,
+    },
+}
+
+/// Part of a listing: entries, where the next page begins, and the worker's time.
+pub type Page<T> = (Vec<T>, Option<usize>, Nanos);
+
+/// One worker.
+pub struct Worker {
+    path: Path,
+    queues: Vec<Queue>,
+    batch: Vec<Frame>,
+    policy: Arc<PolicyCell>,
+    /// Epoch this worker judges by, for the installer to wait on.
+    epoch: Arc<AtomicU64>,
+    commands: Receiver<Command>,
+    clock: Clock,
+    turns: u32,
+}
+
+/// One rx/tx queue of a port.
+struct Queue {
+    id: PortId,
+    cells: Arc<PortCells>,
+    port: Box<dyn Port>,
+}
+
+/// Time since the data plane began.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    origin: Instant,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { origin: Instant::now() }
+    }
+}
+
+impl Clock {
+    /// Now.
+    pub fn now(&self) -> Nanos {
+        Nanos(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Worker {
+    /// A worker without ports. `epoch` is where it tells which epoch it judges by.
+    pub fn new(
+        path: Path,
+        policy: Arc<PolicyCell>,
+        epoch: Arc<AtomicU64>,
+        commands: Receiver<Command>,
+        clock: Clock,
+    ) -> Self {
+        let batch = Vec::with_capacity(BURST);
+        epoch.store(path.pipeline.policy().snapshot().epoch, Ordering::Release);
+        Self { path, queues: Vec::new(), batch, policy, epoch, commands, clock, turns: 0 }
+    }
+
+    /// Works until told to stop.
+    ///
+    /// # Errors
+    /// If the kernel refuses the means to sleep.
+    pub fn run(mut self) -> std::io::Result<()> {
+        let mut poll = Poll::new()?;
+        self.path.peers.own().set_waker(Waker::new(poll.registry(), WAKER)?);
+        let mut events = Events::with_capacity(64);
+        let mut idle_since = Instant::now();
+        loop {
+            if !self.take_commands(Some(&poll)) {
+                return Ok(());
+            }
+            if self.turn(self.clock.now()) > 0 {
+                idle_since = Instant::now();
+            } else if idle_since.elapsed() >= SPIN {
+                self.sleep(&mut poll, &mut events)?;
+                idle_since = Instant::now();
+            }
+        }
+    }
+
+    /// One turn: every port once. Returns how many frames it moved.
+    pub fn turn(&mut self, now: Nanos) -> usize {
+        self.take_policy();
+        let mut moved = 0;
+        for queue in &mut self.queues {
+            queue.port.reclaim(&mut self.path.pool);
+            let received = queue.port.receive(&mut self.path.pool, &mut self.batch);
+            if received > 0 {
+                self.path.forward(queue.id, &queue.cells, &mut self.batch, now);
+            }
+            moved += received;
+        }
+        moved += self.path.take_parcels(now);
+        self.transmit();
+        self.path.mirror.notify();
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(TURNS_PER_TICK) {
+            self.tick(now);
+        }
+        moved
+    }
+
+    /// Step 7 for every port with frames queued.
+    fn transmit(&mut self) {
+        let queues = &mut self.queues;
+        let sent = self.path.outbox.flush(|id, frames| {
+            queues.iter_mut().find(|queue| queue.id == id).map_or(0, |q| q.port.transmit(frames))
+        });
+        self.path.counters.sent.add(sent);
+    }
+
+    /// Timers, and totals for readers.
+    fn tick(&mut self, now: Nanos) {
+        self.path.pipeline.tick(now);
+        let pipeline = &self.path.pipeline;
+        self.path.counters.publish(pipeline.stats(), pipeline.connections());
+    }
+
+    /// Takes the newest policy, if it changed.
+    fn take_policy(&mut self) {
+        if self.policy.epoch() == self.epoch.load(Ordering::Relaxed) {
+            return;
+        }
+        let Some(policy) = self.policy.load() else { return };
+        let snapshot = policy.snapshot();
+        let epoch = snapshot.epoch;
+        let settings = &snapshot.settings;
+        self.path.mirror.configure(settings.mirror_per_sec, settings.mirror_snaplen);
+        self.path.pipeline.set_policy(policy);
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Sleeps until there is something to do.
+    fn sleep(&mut self, poll: &mut Poll, events: &mut Events) -> std::io::Result<()> {
+        self.tick(self.clock.now());
+        if !self.path.peers.own().may_sleep() {
+            return Ok(());
+        }
+        let busy = self.path.outbox.is_waiting() || self.queues.iter().any(|q| q.port.is_busy());
+        let slept = if !self.commands.is_empty() {
+            Ok(())
+        } else {
+            poll.poll(events, Some(if busy { BUSY_TICK } else { TICK }))
+        };
+        self.path.peers.own().awake();
+        match slept {
+            Err(error) if error.kind() != std::io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Obeys every waiting command. Returns false if this was the end.
+    pub fn take_commands(&mut self, poll: Option<&Poll>) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::AddQueue { id, queue } => self.add_queue(id, queue, poll),
+                Command::SetHome { id, worker } => {
+                    let cells = self.path.counters.port(id);
+                    self.path.outbox.add_remote(id, worker, cells);
+                }
+                Command::RemovePort { id, reply } => {
+                    let queues = self.remove_port(id, poll);
+                    // The engine waits for the reply; if it gave up, closing is all that is left.
+                    if let Err(unsent) = reply.send(queues) {
+                        unsent.0.into_iter().for_each(|queue| queue.close(&mut self.path.pool));
+                    }
+                }
+                Command::ListConnections { from, limit, reply } => {
+                    let now = self.clock.now();
+                    let (page, next) = self.path.pipeline.list_connections(from, limit, now);
+                    let _ = reply.send((page, next, now));
+                }
+                Command::ListFlows { from, limit, reply } => {
+                    let (page, next) = self.path.pipeline.list_flows(from, limit);
+                    let _ = reply.send((page, next, self.clock.now()));
+                }
+                Command::Stop { reply } => {
+                    let queues = self.finish();
+                    let _ = reply.send(queues);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn add_queue(&mut self, id: PortId, port: Box<dyn Port>, poll: Option<&Poll>) {
+        let cells = self.path.counters.port(id);
+        if let (Some(poll), Some(fd)) = (poll, port.fd()) {
+            register(poll, fd, self.queues.len());
+        }
+        self.path.outbox.add_local(id, port.max_frame(), Arc::clone(&cells));
+        self.queues.push(Queue { id, cells, port });
+    }
+
+    fn remove_port(&mut self, id: PortId, poll: Option<&Poll>) -> Vec<Box<dyn Port>> {
+        for frame in self.path.outbox.remove(id) {
+            self.path.pool.give(frame);
+        }
+        let (removed, kept) =
+            std::mem::take(&mut self.queues).into_iter().partition(|q| q.id == id);
+        self.queues = kept;
+        let removed: Vec<Queue> = removed;
+        for fd in removed.iter().filter_map(|queue| queue.port.fd()) {
+            if let Some(poll) = poll {
+                // The socket is closed next, which deregisters it in any case.
+                let _ = poll.registry().deregister(&mut SourceFd(&fd));
+            }
+        }
+        removed.into_iter().map(|queue| queue.port).collect()
+    }
+
+    /// Gives every frame back to the store but those that are with the ports, and the ports up.
+    fn finish(&mut self) -> Vec<Box<dyn Port>> {
+        while let Some(parcel) = self.path.peers.own().take() {
+            self.path.pool.give(parcel.into_frame());
+        }
+        self.path.outbox.clear(&mut self.path.pool);
+        self.tick(self.clock.now());
+        self.path.pool.flush();
+        std::mem::take(&mut self.queues).into_iter().map(|queue| queue.port).collect()
+    }
+}
+
+/// Edge-triggered is enough: a worker sleeps only after a turn that found every ring empty.
+fn register(poll: &Poll, fd: RawFd, index: usize) {
+    if let Err(error) =
+        poll.registry().register(&mut SourceFd(&fd), Token(index), Interest::READABLE)
+    {
+        tracing::error!(%error, "a port's socket cannot be waited on; it is polled once a second");
+    }
+}
