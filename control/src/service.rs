@@ -7,17 +7,14 @@
 //! | `tcp`, `udp`, `sctp`, `icmp`, `icmp6`, `ip/47` | every frame of an IP protocol |
 //! | `any` | all of IP |
 
+use std::ops::RangeInclusive;
+
 use firedoor_classifier::snapshot::{Service, Services};
+use firedoor_classifier::wire::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
 /// IP protocol numbers that services have names for (IANA "Protocol Numbers").
 const PROTOCOLS: [(&str, u8); 5] =
-    [("tcp", TCP), ("udp", UDP), ("sctp", SCTP), ("icmp", ICMP), ("icmp6", ICMP6)];
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP6: u8 = 58;
-const SCTP: u8 = 132;
+    [("tcp", TCP), ("udp", UDP), ("sctp", SCTP), ("icmp", ICMP), ("icmp6", ICMPV6)];
 
 /// Why a text is not a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,7 +72,7 @@ pub fn parse(text: &str) -> Result<Services, ServiceError> {
         PROTOCOLS.iter().find(|(known, _)| *known == name).ok_or(ServiceError::Protocol)?;
     let service = match rest {
         None => Service::Protocol(protocol),
-        Some(rest) if protocol == ICMP || protocol == ICMP6 => icmp(protocol, rest)?,
+        Some(rest) if protocol == ICMP || protocol == ICMPV6 => icmp(protocol, rest)?,
         Some(rest) => ports(protocol, rest)?,
     };
     Ok(Services::Only(vec![service]))
@@ -138,11 +135,34 @@ pub fn text(service: &Service) -> String {
 pub fn conversation_text(protocol: u8, dst_port: u16) -> String {
     match protocol {
         TCP | UDP | SCTP => text(&Service::Ports { protocol, first: dst_port, last: dst_port }),
-        ICMP | ICMP6 => {
+        ICMP | ICMPV6 => {
             let [kind, code] = dst_port.to_be_bytes();
             text(&Service::Icmp { protocol, kind, code: (code != 0).then_some(code) })
         }
         _ => text(&Service::Protocol(protocol)),
+    }
+}
+
+/// A range of a protocol's `dst_port` words: ports, or ICMP types and codes. Ranges that no single
+/// text of a config matches are written alike, as `icmp/3-8`.
+pub fn range_text(protocol: u8, words: &RangeInclusive<u16>) -> String {
+    let (first, last) = (*words.start(), *words.end());
+    if (first, last) == (0, u16::MAX) {
+        return protocol_text(protocol);
+    }
+    if protocol != ICMP && protocol != ICMPV6 {
+        return text(&Service::Ports { protocol, first, last });
+    }
+    let ([kind, code], [last_kind, last_code]) = (first.to_be_bytes(), last.to_be_bytes());
+    let one = |code| text(&Service::Icmp { protocol, kind, code });
+    match (kind == last_kind, code, last_code) {
+        (true, 0, u8::MAX) => one(None),
+        (true, ..) if code == last_code => one(Some(code)),
+        (true, ..) => format!("{}-{last_code}", one(Some(code))),
+        (false, 0, u8::MAX) => format!("{}/{kind}-{last_kind}", protocol_text(protocol)),
+        (false, ..) => {
+            format!("{}/{kind}/{code}-{last_kind}/{last_code}", protocol_text(protocol))
+        }
     }
 }
 
@@ -201,6 +221,22 @@ mod tests {
         assert_eq!(conversation_text(58, 0x8000), "icmp6/echo");
         assert_eq!(conversation_text(1, 0x0301), "icmp/3/1");
         assert_eq!(conversation_text(47, 0), "ip/47");
+    }
+
+    #[test]
+    fn ranges_are_told_as_short_as_they_can_be() {
+        for (protocol, words, expected) in [
+            (TCP, 0..=u16::MAX, "tcp"),
+            (TCP, 80..=80, "tcp/80"),
+            (UDP, 80..=90, "udp/80-90"),
+            (ICMP, 0x0800..=0x08ff, "icmp/echo"),
+            (ICMP, 0x0301..=0x0301, "icmp/3/1"),
+            (ICMP, 0x0301..=0x0304, "icmp/3/1-4"),
+            (ICMPV6, 0x0000..=0x7fff, "icmp6/0-127"),
+            (ICMP, 0x0301..=0x04ff, "icmp/3/1-4/255"),
+        ] {
+            assert_eq!(range_text(protocol, &words), expected);
+        }
     }
 
     proptest! {

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use firedoor_classifier::snapshot::{Snapshot, TagSet};
 use firedoor_control::compile::{Compiled, compile};
-use firedoor_control::edit::{add_workload, remove_workload};
 use jiff::civil::{Date, date};
 use proptest::prelude::*;
+
+#[path = "../../tests/fuzz/checks/config.rs"]
+mod check;
 
 const TODAY: Date = date(2026, 6, 1);
 
@@ -24,55 +25,6 @@ fn files(directory: &str) -> Vec<PathBuf> {
     files
 }
 
-/// What the fuzz target `config` does with its input.
-fn exercise(text: &str) {
-    match compile("fuzz.toml", text, None, TODAY) {
-        Ok(compiled) => {
-            let again = compile("fuzz.toml", text, Some(&compiled.snapshot), TODAY);
-            let again = again.expect("what compiled once compiles again");
-            assert_eq!(again.snapshot.workloads, compiled.snapshot.workloads);
-            keeps_its_promises(&compiled.snapshot);
-        }
-        Err(errors) => {
-            assert_ne!(errors.problems().len(), 0);
-            let (plain, coloured) = (errors.render(false), errors.render(true));
-            assert!(!plain.contains('\u{1b}') && !coloured.is_empty());
-        }
-    }
-    let _ = add_workload(text, "name = \"x\"");
-    let _ = add_workload("", text);
-    let _ = remove_workload(text, "web");
-}
-
-/// The invariants of [`firedoor_classifier::snapshot`].
-fn keeps_its_promises(snapshot: &Snapshot) {
-    let tags = snapshot.tags.len() as u32;
-    let is_tag = |tag: u32| tag < tags;
-    let is_unique = |len: usize, count: usize| assert_eq!(len, count);
-    let workloads = &snapshot.workloads;
-    let names: BTreeSet<_> = workloads.iter().map(|workload| &workload.name).collect();
-    let ports: BTreeSet<_> = workloads.iter().map(|workload| workload.port).collect();
-    let macs: Vec<_> = workloads.iter().filter_map(|workload| workload.mac).collect();
-    let addresses: Vec<_> = workloads.iter().flat_map(|workload| &workload.addresses).collect();
-    is_unique(names.len(), workloads.len());
-    is_unique(ports.len(), workloads.len());
-    is_unique(macs.iter().collect::<BTreeSet<_>>().len(), macs.len());
-    is_unique(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len());
-    for workload in workloads {
-        assert!(is_tag(workload.tag.0) && workload.port.0 != 0);
-        assert!((1..=15).contains(&workload.ifname.len()), "{}", workload.ifname);
-    }
-    assert!(is_tag(snapshot.world.0));
-    assert!(snapshot.prefixes.iter().all(|prefix| is_tag(prefix.tag.0)));
-    assert!(snapshot.rules.is_sorted_by_key(|rule| (rule.tier, rule.priority)));
-    for set in snapshot.rules.iter().flat_map(|rule| [&rule.from, &rule.to]) {
-        if let TagSet::Only(tags) = set {
-            assert!(tags.is_sorted() && tags.windows(2).all(|pair| pair[0] != pair[1]));
-            assert!(tags.iter().all(|tag| is_tag(tag.0)));
-        }
-    }
-}
-
 #[test]
 fn shipped_configs_compile_without_a_remark() {
     for file in files("configs") {
@@ -80,7 +32,7 @@ fn shipped_configs_compile_without_a_remark() {
         let path = file.display().to_string();
         let compiled = compile(&path, &text, None, TODAY).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(compiled.notices, [], "{path}");
-        exercise(&text);
+        check::check(&text);
     }
 }
 
@@ -88,7 +40,7 @@ fn shipped_configs_compile_without_a_remark() {
 fn corpus_is_compiled_or_refused() {
     for file in files("tests/corpus/config") {
         let bytes = std::fs::read(&file).expect("it can be read");
-        exercise(&String::from_utf8_lossy(&bytes));
+        check::check(&String::from_utf8_lossy(&bytes));
     }
 }
 
@@ -199,7 +151,7 @@ proptest! {
     #[test]
     fn tags_select_what_selectors_say(sample in any_config()) {
         let snapshot = compiled(&sample.text).snapshot;
-        keeps_its_promises(&snapshot);
+        check::keeps_its_promises(&snapshot);
         for rule in &snapshot.rules {
             let index: usize = rule.name.parse().expect("rules are named by their index");
             for (set, selected) in [&rule.from, &rule.to].into_iter().zip(&sample.selected[index]) {
@@ -234,11 +186,11 @@ proptest! {
             let end = (start + removed).min(bytes.len());
             bytes.splice(start..end, inserted.into_bytes());
         }
-        exercise(&String::from_utf8_lossy(&bytes));
+        check::check(&String::from_utf8_lossy(&bytes));
     }
 
     #[test]
     fn any_text_is_compiled_or_refused(text in "\\PC{0,200}") {
-        exercise(&text);
+        check::check(&text);
     }
 }

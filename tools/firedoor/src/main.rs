@@ -36,6 +36,8 @@ fn main() -> ExitCode {
 fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(args) => commands::check::run(args, out),
+        Command::Trace(args) => commands::trace::run(args, out),
+        Command::Connectivity(args) => commands::connectivity::run(args, out),
         Command::Run(args) => commands::run::run(args, out),
         Command::Status(args) => commands::status::run(args, out),
         Command::Ports(args) => commands::ports::run(args, out),

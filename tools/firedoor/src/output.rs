@@ -209,13 +209,23 @@ impl Table {
         self.rows.is_empty()
     }
 
-    fn render(&self, colour: bool) -> String {
-        let width = |column: usize| {
+    /// Width in characters of its widest row.
+    pub(crate) fn width(&self) -> usize {
+        let widths = self.widths();
+        widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let width = |(column, (heading, _)): (usize, &(String, Align))| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
-            let heading = self.columns[column].0.chars().count();
-            cells.map(|cell| cell.text.chars().count()).fold(heading, usize::max)
+            let cells = cells.map(|cell| cell.text.chars().count());
+            cells.fold(heading.chars().count(), usize::max)
         };
-        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        self.columns.iter().enumerate().map(width).collect()
+    }
+
+    fn render(&self, colour: bool) -> String {
+        let widths = self.widths();
         let headings: Vec<Cell> =
             self.columns.iter().map(|(text, _)| Cell::new(Tone::Dim, text)).collect();
 

@@ -3,6 +3,7 @@
 
 mod ask;
 pub(crate) mod check;
+pub(crate) mod connectivity;
 pub(crate) mod denies;
 pub(crate) mod flows;
 pub(crate) mod policy;
@@ -12,6 +13,7 @@ pub(crate) mod role;
 pub(crate) mod run;
 mod source;
 pub(crate) mod status;
+pub(crate) mod trace;
 
 use firedoor_classifier::snapshot::Mode;
 

@@ -3,12 +3,18 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use firedoor_api::control::{Reply, Request};
+use firedoor_classifier::{Policy, Snapshot};
 use firedoor_control::compile::{Compiled, compile};
 use firedoor_control::diagnostic::Diagnostics;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+
+use super::ask::{ask, unexpected};
+use crate::args::SwitchArgs;
+use crate::output::Output;
 
 /// The text of a config; `-` is standard input.
 pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
@@ -31,4 +37,31 @@ pub(crate) fn compile_text(path: &Path, text: &str) -> Result<Compiled, Diagnost
 /// Rules expire in UTC, so that a host's time zone does not change its policy.
 fn today() -> Date {
     Timestamp::now().to_zoned(TimeZone::UTC).date()
+}
+
+/// The policy of a config or, without one, the policy that a running switch enforces.
+pub(crate) fn policy(
+    config: Option<&Path>,
+    switch: &SwitchArgs,
+    out: &mut Output,
+) -> anyhow::Result<Policy> {
+    let snapshot = match config {
+        Some(path) => {
+            let Compiled { snapshot, notices, .. } = compile_text(path, &read(path)?)?;
+            notices.iter().for_each(|notice| out.note(notice));
+            snapshot
+        }
+        None => running(switch)?,
+    };
+    Ok(Policy::build(snapshot)?)
+}
+
+fn running(switch: &SwitchArgs) -> anyhow::Result<Snapshot> {
+    match ask(switch, &Request::Snapshot)? {
+        Reply::Snapshot(Some(snapshot)) => Ok(*snapshot),
+        Reply::Snapshot(None) => {
+            bail!("the switch enforces no policy yet: `firedoor status` may say why")
+        }
+        _ => Err(unexpected()),
+    }
 }

@@ -1,0 +1,158 @@
+//! What the shipped configs allow, pair by pair; and that following a frame comes to the same
+//! answer as asking the policy.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use firedoor_classifier::Policy;
+use firedoor_classifier::snapshot::{Service, Services};
+use firedoor_control::compile::compile;
+use firedoor_control::connectivity::{Pair, connectivity};
+use firedoor_control::service;
+use firedoor_control::trace::{Question, TraceError, trace};
+use jiff::civil::date;
+
+const CONFIGS: [&str; 3] = ["three-tier", "two-vms", "dual-stack"];
+
+fn policy(config: &str) -> Arc<Policy> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../configs/{config}.toml"));
+    let text = fs::read_to_string(&path).expect("the config is there");
+    let compiled = compile(config, &text, None, date(2026, 6, 1));
+    let snapshot = compiled.unwrap_or_else(|errors| panic!("{errors}")).snapshot;
+    Arc::new(Policy::build(snapshot).expect("a compiled snapshot can be enforced"))
+}
+
+/// Pairs that may talk, one line each.
+fn reachability(config: &str) -> Vec<String> {
+    let pairs = connectivity(&policy(config));
+    let talking = pairs.iter().filter(|pair| !pair.allowed.is_empty());
+    let line = |pair: &Pair| {
+        let services: Vec<_> = pair.allowed.iter().map(|a| a.service.as_str()).collect();
+        format!("{} > {}: {}", pair.from, pair.to, services.join(" "))
+    };
+    talking.map(line).collect()
+}
+
+#[test]
+fn three_tier() {
+    assert_eq!(
+        reachability("three-tier"),
+        ["web > api: icmp/echo tcp/8080 icmp6/echo", "api > db: tcp/5432"]
+    );
+}
+
+#[test]
+fn two_vms() {
+    assert_eq!(
+        reachability("two-vms"),
+        [
+            "vm1 > vm2: icmp/echo udp/7000-7010 icmp6/echo",
+            "vm2 > vm1: icmp/echo udp/7000-7010 icmp6/echo",
+            "client > vm1: icmp/echo tcp/80 tcp/8080 icmp6/echo",
+        ]
+    );
+}
+
+#[test]
+fn dual_stack() {
+    assert_eq!(
+        reachability("dual-stack"),
+        [
+            "app1 > dns: tcp/53 udp/53",
+            "app1 > metrics: udp/8125",
+            "app1 > group internet: tcp/80 tcp/443",
+            "app1 > groups office+internet: tcp/80 tcp/443",
+            "app2 > dns: tcp/53 udp/53",
+            "app2 > group internet: tcp/80 tcp/443",
+            "app2 > groups office+internet: tcp/80 tcp/443",
+            "metrics > app1: icmp6/echo",
+            "metrics > app2: icmp6/echo",
+            "metrics > dns: tcp/53 udp/53 icmp6/echo",
+            "gateway > app1: icmp/echo icmp6/echo",
+            "gateway > app2: icmp/echo icmp6/echo",
+            "groups office+internet > app1: icmp/echo tcp/443 icmp6/echo",
+            "groups office+internet > app2: icmp/echo tcp/443 icmp6/echo",
+        ]
+    );
+}
+
+/// An address that stands for an end outside, by its name.
+fn name_for_trace(end: &str) -> &str {
+    match end {
+        "group internet" => "198.51.100.1",
+        "groups office+internet" => "192.0.2.1",
+        // Every address is the internet's, so the world is empty.
+        "world" => "",
+        workload => workload,
+    }
+}
+
+#[test]
+fn a_followed_frame_meets_what_the_policy_says() {
+    let probes = [
+        "tcp/22",
+        "tcp/53",
+        "tcp/80",
+        "tcp/443",
+        "tcp/5432",
+        "tcp/8080",
+        "udp/53",
+        "udp/6999",
+        "udp/7000",
+        "udp/7010",
+        "udp/8125",
+        "sctp/3868",
+        "icmp/echo",
+        "icmp6/echo",
+        "ip/47",
+    ];
+    let mut followed = 0;
+    for config in CONFIGS {
+        let policy = policy(config);
+        for pair in connectivity(&policy) {
+            let (from, to) = (name_for_trace(&pair.from), name_for_trace(&pair.to));
+            if from.is_empty() || to.is_empty() {
+                continue;
+            }
+            for probe in probes {
+                let Ok(Services::Only(services)) = service::parse(probe) else { unreachable!() };
+                let service = &services[0];
+                for v4 in [true, false] {
+                    let question = Question { from, to, service, v4: Some(v4) };
+                    let followed_frame = match trace(&policy, &question) {
+                        Ok(trace) => trace,
+                        Err(TraceError::NoFamily { .. } | TraceError::NoRouter { .. }) => continue,
+                        Err(error) => panic!("{config}: {error}"),
+                    };
+                    let expected = pair.allowed.iter().any(|a| holds(&a.service, service));
+                    let what = format!("{config}: {from} to {to} on {probe}, IPv4 {v4}");
+                    assert_eq!(followed_frame.forwarded, expected, "{what}: {followed_frame:#?}");
+                    let decides = followed_frame.rules.iter().find(|part| part.decides);
+                    if expected && followed_frame.reason.is_none() {
+                        let rule = decides.map(|part| part.rule.as_str());
+                        assert!(
+                            pair.allowed.iter().any(|a| Some(a.rule.as_str()) == rule),
+                            "{what}"
+                        );
+                    }
+                    followed += 1;
+                }
+            }
+        }
+    }
+    assert!(followed > 500, "only {followed} frames were followed");
+}
+
+/// Whether the text of allowed services holds the one service of a probe.
+fn holds(allowed: &str, probe: &Service) -> bool {
+    let (protocol, dst_port) = match *probe {
+        Service::Ports { protocol, first, .. } => (protocol, first),
+        Service::Icmp { protocol, kind, .. } => (protocol, u16::from_be_bytes([kind, 0])),
+        Service::Protocol(protocol) => (protocol, 0),
+    };
+    match service::parse(allowed).expect("these configs allow what a config can say") {
+        Services::Any => true,
+        Services::Only(services) => services.iter().any(|s| s.matches(protocol, dst_port)),
+    }
+}

@@ -1,0 +1,108 @@
+//! `firedoor trace`: what becomes of one hypothetical frame, step by step, and which rule it is
+//! that decides.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use firedoor_classifier::snapshot::{Mode, RuleAction, Service, Services};
+use firedoor_control::service::{self, ServiceError};
+use firedoor_control::trace::{Question, RulePart, Trace, trace};
+
+use super::source;
+use crate::args::{Family, TraceArgs};
+use crate::output::{Cell, NO, Output, Table, Tone, YES};
+
+pub(crate) fn run(args: &TraceArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
+    let policy = Arc::new(source::policy(args.config.as_deref(), &args.switch, out)?);
+    let service = one_service(&args.service)?;
+    let question = Question {
+        from: &args.from,
+        to: &args.to,
+        service: &service,
+        v4: args.family.map(|family| family == Family::V4),
+    };
+    let trace = trace(&policy, &question)?;
+    if args.json {
+        out.json(&trace)?;
+    } else {
+        show(&trace, out)?;
+    }
+    if policy.mode() != Mode::Enforce && trace.forwarded && trace.reason.is_some() {
+        out.warn("forwarded only because the switch is not in enforce mode");
+    }
+    Ok(if trace.forwarded { YES } else { NO })
+}
+
+/// The service of a single frame.
+fn one_service(text: &str) -> anyhow::Result<Service> {
+    let services = service::parse(text);
+    let services = services.with_context(|| format!("{text:?} is not a service"))?;
+    match services {
+        Services::Only(services) => match services[..] {
+            [Service::Ports { first, last, .. }] if first != last => {
+                bail!("{text} is a range of ports, and a frame has one: choose a port of it")
+            }
+            [service] => Ok(service),
+            _ => bail!("{text} is not one service: {}", ServiceError::Protocol.help()),
+        },
+        Services::Any => bail!("a frame is not \"any\" service: {}", ServiceError::Protocol.help()),
+    }
+}
+
+fn show(trace: &Trace, out: &mut Output) -> anyhow::Result<()> {
+    let Trace { from, to, service, src, dst, .. } = trace;
+    let title = out.paint(Tone::Strong, format_args!("{service} from {from} to {to}"));
+    writeln!(out, "{title}  {src} to {dst}\n")?;
+
+    let width = trace.steps.iter().map(|step| step.step.len()).max().unwrap_or_default();
+    for (number, step) in (1..).zip(&trace.steps) {
+        for (i, fact) in step.facts.iter().enumerate() {
+            if i == 0 {
+                let name = out.paint(Tone::Dim, format_args!("{:width$}", step.step));
+                writeln!(out, "{number:>2}  {name}  {fact}")?;
+            } else {
+                writeln!(out, "    {:width$}  {fact}", "")?;
+            }
+        }
+    }
+    if !trace.rules.is_empty() {
+        writeln!(out)?;
+        out.table(&rules(&trace.rules))?;
+    }
+    let (tone, word) = match (trace.forwarded, trace.reason) {
+        (true, None) => (Tone::Good, "allowed".to_owned()),
+        (true, Some(reason)) => (Tone::Warn, format!("allowed, but would be dropped as {reason},")),
+        (false, reason) => (Tone::Bad, format!("dropped as {}", reason.unwrap_or("unknown"))),
+    };
+    let word = out.paint(tone, word);
+    let by = match trace.cause.as_str() {
+        "default" => "by default: no rule allows it".to_owned(),
+        "switch" => "by the switch".to_owned(),
+        rule => format!("by rule {rule}"),
+    };
+    writeln!(out, "\n{word} {by}")?;
+    Ok(())
+}
+
+fn rules(parts: &[RulePart]) -> Table {
+    let mut table = Table::new(["rule", "action", "tier", ">priority", "may send", "may receive"]);
+    for part in parts {
+        let tone = match (part.decides, part.action) {
+            (false, _) => Tone::Dim,
+            (true, RuleAction::Allow) => Tone::Good,
+            (true, _) => Tone::Bad,
+        };
+        let cells = [
+            part.rule.clone(),
+            format!("{:?}", part.action).to_lowercase(),
+            part.tier.clone(),
+            part.priority.to_string(),
+            part.send.to_owned(),
+            part.receive.to_owned(),
+        ];
+        table.row(cells.map(|text| Cell::new(tone, text)));
+    }
+    table
+}

@@ -1,0 +1,102 @@
+//! The commands that need neither root nor a running switch: what they print and how they exit.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn config(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(name)
+}
+
+fn firedoor(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_firedoor"));
+    // No switch runs here, whatever runs on the host.
+    let nowhere = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nowhere");
+    command.args(args).env("FIREDOOR_RUN_DIR", nowhere).output().expect("firedoor starts")
+}
+
+fn with_config(args: &[&str], name: &str) -> Output {
+    let path = config(name).display().to_string();
+    let args: Vec<_> = args.iter().map(|arg| if *arg == "CONFIG" { &path } else { *arg }).collect();
+    firedoor(&args)
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("it prints UTF-8")
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).expect("it prints JSON")
+}
+
+#[test]
+fn check_says_yes_no_or_cannot() {
+    assert_eq!(code(&with_config(&["check", "CONFIG"], "three-tier.toml")), Some(0));
+    assert_eq!(code(&firedoor(&["check", "/nonexistent"])), Some(2));
+
+    let bad = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bad.toml");
+    std::fs::write(&bad, "[switch]\nname = \"x\"\nmood = \"grim\"\n").expect("it can be written");
+    let bad = bad.display().to_string();
+    let output = firedoor(&["check", &bad]);
+    assert_eq!(code(&output), Some(1));
+    let text = stdout(&output);
+    assert!(text.contains(&format!("--> {bad}:3:1")), "{text}");
+    assert!(text.contains("did you mean \"mode\"?"), "{text}");
+
+    let answer = json(&firedoor(&["check", "--json", &bad]));
+    assert_eq!(answer["compiles"], false);
+    assert_eq!(answer["errors"][0]["code"], "unknown-key");
+    assert_eq!(answer["errors"][0]["line"], 3);
+}
+
+#[test]
+fn other_commands_show_why_a_config_does_not_compile() {
+    let bad = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-switch.toml");
+    std::fs::write(&bad, "").expect("it can be written");
+    let output = firedoor(&["connectivity", &bad.display().to_string()]);
+    assert_eq!(code(&output), Some(2));
+    assert!(output.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no switch"), "{output:?}");
+}
+
+#[test]
+fn trace_exits_by_the_verdict() {
+    let trace = |from, to, service| {
+        let args = ["trace", "--json", "--from", from, "--to", to, service, "--config", "CONFIG"];
+        with_config(&args, "three-tier.toml")
+    };
+    let allowed = trace("web", "api", "tcp/8080");
+    assert_eq!((code(&allowed), &json(&allowed)["cause"]), (Some(0), &"web-to-api".into()));
+    let denied = trace("web", "db", "tcp/5432");
+    assert_eq!((code(&denied), &json(&denied)["reason"]), (Some(1), &"default-deny".into()));
+    let rejected = trace("intruder", "api", "udp/53");
+    assert_eq!(
+        (code(&rejected), &json(&rejected)["rules"][0]["rule"]),
+        (Some(1), &"reject-intruder".into())
+    );
+    assert_eq!(code(&trace("web", "nobody", "tcp/1")), Some(2));
+    assert_eq!(code(&trace("web", "api", "tcp/1-2")), Some(2));
+}
+
+#[test]
+fn connectivity_prints_a_table_json_and_a_graph() {
+    let table = stdout(&with_config(&["connectivity", "CONFIG"], "three-tier.toml"));
+    assert!(table.lines().any(|line| line.starts_with("web ") && line.contains("tcp/8080")));
+    assert!(!table.contains('\u{1b}'), "no colour when it is not a terminal");
+
+    let pairs = json(&with_config(&["connectivity", "CONFIG", "--json"], "three-tier.toml"));
+    assert_eq!(pairs.as_array().map(Vec::len), Some(12));
+
+    let graph = stdout(&with_config(&["connectivity", "CONFIG", "--dot"], "three-tier.toml"));
+    assert!(graph.contains("\"api\" -> \"db\" [label = \"tcp/5432\"];"), "{graph}");
+}
+
+#[test]
+fn without_a_switch_there_is_nothing_to_ask() {
+    let output = firedoor(&["connectivity"]);
+    assert_eq!(code(&output), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: "), "{output:?}");
+}
