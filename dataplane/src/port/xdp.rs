@@ -297,7 +297,7 @@ fn bind_queues(
     Ok(())
 }
 
-/// Attaches the program, native if the driver can, and sets the interface up.
+/// Attaches the program, makes a physical device promiscuous, and sets the interface up.
 fn attach(
     netlink: &mut Netlink,
     link: &Link,
@@ -305,42 +305,12 @@ fn attach(
     silence: Silence,
     mut redirect: Redirect,
 ) -> Result<(Attachment, Mode, Vec<String>), OpenError> {
-    let mut notices = Vec::new();
-    let native = if options.force_generic {
-        Err(None)
-    } else {
-        redirect.attach(link.index, Mode::Native).map_err(Some)
-    };
-    let (attached, mode) = match native {
-        Ok(attached) => (attached, Mode::Native),
-        Err(refusal) => {
-            if let Some(source) = refusal {
-                let why = native_refusal(link, source)?;
-                notices.push(format!(
-                    "{}: {why}, so XDP runs in generic mode, which is slower.",
-                    link.name
-                ));
-            }
-            if link.kind.as_deref() == Some("veth") {
-                notices.push(format!(
-                    "{}: generic mode drops what the workload sends in pieces larger than {MAX_FRAME} \
-                     bytes; turn off TSO in the workload (`ethtool -K IF tso off`).",
-                    link.name
-                ));
-            }
-            let attached = redirect
-                .attach(link.index, Mode::Generic)
-                .map_err(|source| refused(link, "attach the XDP program to", source))?;
-            (attached, Mode::Generic)
-        }
-    };
-    let promiscuous = if link.physical {
-        let membership = Promiscuous::new(link.index)
-            .map_err(|source| refused(link, "set promiscuous mode on", source))?;
-        Some(membership)
-    } else {
-        None
-    };
+    let (attached, mode, notices) = attach_program(link, options, &mut redirect)?;
+    let promiscuous = link
+        .physical
+        .then(|| Promiscuous::new(link.index))
+        .transpose()
+        .map_err(|source| refused(link, "set promiscuous mode on", source))?;
     netlink.set_up(&link.name, true)?;
     let attachment = Attachment {
         _silence: silence,
@@ -349,6 +319,36 @@ fn attach(
         _redirect: redirect,
     };
     Ok((attachment, mode, notices))
+}
+
+/// Attaches the program in native mode if the driver can, else in generic mode with a notice.
+fn attach_program(
+    link: &Link,
+    options: &XdpOptions,
+    redirect: &mut Redirect,
+) -> Result<(Attached, Mode, Vec<String>), OpenError> {
+    let mut notices = Vec::new();
+    if !options.force_generic {
+        match redirect.attach(link.index, Mode::Native) {
+            Ok(attached) => return Ok((attached, Mode::Native, notices)),
+            Err(source) => notices.push(format!(
+                "{}: {}, so XDP runs in generic mode, which is slower.",
+                link.name,
+                native_refusal(link, source)?
+            )),
+        }
+    }
+    if link.kind.as_deref() == Some("veth") {
+        notices.push(format!(
+            "{}: generic mode drops what the workload sends in pieces larger than {MAX_FRAME} \
+             bytes; turn off TSO in the workload (`ethtool -K IF tso off`).",
+            link.name
+        ));
+    }
+    let attached = redirect
+        .attach(link.index, Mode::Generic)
+        .map_err(|source| refused(link, "attach the XDP program to", source))?;
+    Ok((attached, Mode::Generic, notices))
 }
 
 /// Why the driver has no native mode for us, if generic mode is an answer to that.
@@ -541,6 +541,9 @@ impl Port for XdpPort {
 
     fn reclaim(&mut self, pool: &mut FramePool) {
         self.unsendable.drain(..).for_each(|frame| pool.give(frame));
+        if self.filled == 0 {
+            self.refill(pool);
+        }
         if self.sending == 0 {
             return;
         }
@@ -564,8 +567,10 @@ impl Port for XdpPort {
         self.max_frame
     }
 
+    /// Also while the kernel has nothing to receive into, because then the descriptor does not
+    /// become readable: the next reclaim tries the pool again.
     fn is_busy(&self) -> bool {
-        (self.sending > 0 && !self.stalled) || !self.unsendable.is_empty()
+        (self.sending > 0 && !self.stalled) || !self.unsendable.is_empty() || self.filled == 0
     }
 
     /// Takes the program off if this is the interface's last port, closes the socket, and takes back
@@ -580,7 +585,7 @@ impl Port for XdpPort {
     /// that is waited for.
     fn close(mut self: Box<Self>, pool: &mut FramePool) {
         let deadline = Instant::now() + LAST_FRAMES;
-        while self.is_busy() && Instant::now() < deadline {
+        while self.sending > 0 && !self.stalled && Instant::now() < deadline {
             self.reclaim(pool);
         }
         let Self { umem, owner, index, queue, socket, attachment, unsendable, .. } = *self;

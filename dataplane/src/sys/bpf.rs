@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::LazyLock;
 
 use aya::maps::{MapData, XskMap};
 use aya::programs::Xdp;
@@ -13,9 +14,18 @@ use aya::programs::links::Link;
 use aya::programs::xdp::{XdpLink, XdpLinkId, XdpMode};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
+use parking_lot::Mutex;
 
 /// dataplane/bpf/redirect.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/redirect.bpf.o");
+
+/// Made once, because making it reads and parses the kernel's own type information (5 MB), which
+/// this program does not need.
+static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    Mutex::new(loader)
+});
 
 /// How an XDP program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +50,8 @@ impl Redirect {
         if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 9, 0)) {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "needs Linux 5.9 or later"));
         }
-        let mut program = EbpfLoader::new()
-            .btf(None)
-            .map_max_entries("xsks", queues)
-            .load(OBJECT)
-            .map_err(kernel_error)?;
+        let mut program =
+            LOADER.lock().map_max_entries("xsks", queues).load(OBJECT).map_err(kernel_error)?;
         let map = program.take_map("xsks").ok_or(io::ErrorKind::InvalidData)?;
         let sockets = XskMap::try_from(map).map_err(kernel_error)?;
         let mut redirect = Self { program, sockets };

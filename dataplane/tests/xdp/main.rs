@@ -43,7 +43,7 @@ fn main() {
 
 type Test = fn(&mut Host) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 16] = [
+const TESTS: [(&str, Test); 17] = [
     ("frames_cross_in_native_mode", |host| frames_cross(host, 1, false)),
     ("frames_cross_in_generic_mode", |host| frames_cross(host, 1, true)),
     ("frames_cross_between_interfaces_of_two_queues", |host| frames_cross(host, 2, false)),
@@ -54,6 +54,7 @@ const TESTS: [(&str, Test); 16] = [
     ("an_interface_deleted_while_open_loses_no_frame", deleted_while_open),
     ("an_interface_that_is_down_takes_frames_and_gives_them_back", down_while_sending),
     ("more_frames_than_the_ring_holds_are_left_to_the_caller", overfull_ring),
+    ("a_port_that_ran_dry_receives_again", ran_dry),
     ("the_host_is_silent_while_the_port_is_open", host_is_silent),
     ("an_interface_that_does_not_exist", no_such_interface),
     ("an_mtu_that_is_too_large", mtu_too_large),
@@ -236,6 +237,32 @@ fn overfull_ring(host: &mut Host) -> Result<(), Failed> {
     let mut empty: Vec<Frame> = host.pool.take().into_iter().collect();
     assert_eq!(port.transmit(&mut empty), 1, "an empty frame is taken");
     assert!(port.is_busy(), "and given back by reclaim");
+    host.close([port]);
+    host.assert_conserved();
+    Ok(())
+}
+
+fn ran_dry(host: &mut Host) -> Result<(), Failed> {
+    let mut holder = tap::open("fd1")?;
+    let options = XdpOptions { fill: 8, ..XdpOptions::default() };
+    let mut port = only(host.open("fd1", &options)?.queues)?;
+    let mut elsewhere: Vec<Frame> = std::iter::from_fn(|| host.pool.take()).collect();
+    let mut batch = Vec::new();
+    for _ in 0..8 {
+        holder.write_all(&[0xff; 60])?;
+    }
+    host::wait_for(|| {
+        port.receive(&mut host.pool, &mut batch);
+        batch.len() == 8
+    })?;
+    assert!(port.is_busy(), "deaf, so it must be visited");
+    elsewhere.append(&mut batch);
+    elsewhere.drain(..).for_each(|frame| host.pool.give(frame));
+    port.reclaim(&mut host.pool);
+    assert!(!port.is_busy());
+    holder.write_all(&[0xff; 60])?;
+    host::wait_for(|| port.receive(&mut host.pool, &mut batch) == 1)?;
+    batch.into_iter().for_each(|frame| host.pool.give(frame));
     host.close([port]);
     host.assert_conserved();
     Ok(())
