@@ -63,7 +63,10 @@ pub(crate) struct DemoArgs {
     /// Leave the lab running; `firedoor lab down` removes it
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Length of the throughput measurement
+    /// Show another network than configs/three-tier.toml
+    #[arg(long, value_name = "CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Length of each throughput measurement
     #[arg(long, value_name = "SECONDS", default_value_t = 3)]
     pub(crate) seconds: u16,
     /// Print the result as JSON

@@ -38,6 +38,8 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Check(args) => commands::check::run(args, out),
         Command::Trace(args) => commands::trace::run(args, out),
         Command::Connectivity(args) => commands::connectivity::run(args, out),
+        Command::Demo(args) => commands::demo::run(args, out),
+        Command::Lab(command) => commands::lab::run(command, out),
         Command::Run(args) => commands::run::run(args, out),
         Command::Status(args) => commands::status::run(args, out),
         Command::Ports(args) => commands::ports::run(args, out),
@@ -48,7 +50,6 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Policy(PolicyCommand::Apply(args)) => commands::policy::apply(args, out),
         Command::Dataplane(args) => commands::role::dataplane(args),
         Command::Control(args) => commands::role::control(args),
-        command => anyhow::bail!("{command:?} is not wired in yet"),
     }
 }
 

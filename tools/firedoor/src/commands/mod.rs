@@ -4,8 +4,10 @@
 mod ask;
 pub(crate) mod check;
 pub(crate) mod connectivity;
+pub(crate) mod demo;
 pub(crate) mod denies;
 pub(crate) mod flows;
+pub(crate) mod lab;
 pub(crate) mod policy;
 pub(crate) mod port;
 pub(crate) mod ports;

@@ -13,7 +13,9 @@ use crate::output::YES;
 /// `firedoor dataplane`.
 pub(crate) fn dataplane(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     end_with(args.supervisor)?;
-    bail!("the data plane is not wired in yet")
+    let run_dir = args.run_dir.clone();
+    firedoor_dataplane::daemon::run(&firedoor_dataplane::daemon::Options { run_dir })?;
+    Ok(YES)
 }
 
 /// `firedoor control`.

@@ -1,0 +1,238 @@
+//! What is written down about a lab, so that whoever comes next can remove it, even if the process
+//! that built it was killed at any point: `lab.json` in the switch's run directory, from before the
+//! first namespace is made until after the last is gone.
+//!
+//! Processes are known by a token that the file holds and that each of them carries in its
+//! environment. A process id alone would not do: it may have passed on to a stranger, or the
+//! builder may have died between starting a process and writing its id down.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+/// The file's name in the run directory.
+const FILE: &str = "lab.json";
+
+/// The environment variable that holds the token.
+pub(crate) const TOKEN_VARIABLE: &str = "FIREDOOR_LAB";
+
+/// How long a switch may take to stop when asked to.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A lab, as `lab.json` describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The switch's name, and the lab's.
+    pub name: String,
+    /// The config that it was built from.
+    pub config: PathBuf,
+    /// What its processes carry in their environment.
+    pub token: String,
+    /// Who builds it, until it is built; for a lab that ends with its builder, all along.
+    pub builder: Option<Builder>,
+    /// The namespace that the switch runs in.
+    pub switch_netns: String,
+    /// The namespace of each container workload.
+    pub namespaces: BTreeMap<String, String>,
+    /// The tap of each vm workload, in the switch's namespace.
+    pub taps: BTreeMap<String, String>,
+}
+
+/// A process, known by its id and when it started, in clock ticks since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Builder {
+    /// Its id.
+    pub pid: u32,
+    /// Its start.
+    pub start: u64,
+}
+
+impl Builder {
+    /// This process.
+    pub(crate) fn this() -> Self {
+        let pid = std::process::id();
+        Self { pid, start: start_of(pid).unwrap_or_default() }
+    }
+
+    fn is_alive(self) -> bool {
+        start_of(self.pid) == Some(self.start)
+    }
+}
+
+impl State {
+    /// Whether nobody will miss it: its builder died before it was done, or its switch did.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self.builder {
+            Some(builder) => !builder.is_alive(),
+            None => self.processes().is_empty(),
+        }
+    }
+
+    /// Writes down that it is built and stays up.
+    pub(crate) fn finish(&mut self, at: &Path) -> io::Result<()> {
+        self.builder = None;
+        let draft = self.write_draft(at)?;
+        fs::rename(draft, at.join(FILE))
+    }
+
+    fn write_draft(&self, at: &Path) -> io::Result<PathBuf> {
+        let draft = at.join(format!("{FILE}.{}", std::process::id()));
+        fs::write(&draft, serde_json::to_vec_pretty(self)?)?;
+        Ok(draft)
+    }
+
+    /// Writes it down in the run directory `at`, if no other lab is there.
+    pub(crate) fn claim(&self, at: &Path) -> io::Result<()> {
+        // Written aside and linked, the file is there whole or not at all, and only once.
+        let draft = self.write_draft(at)?;
+        let linked = fs::hard_link(&draft, at.join(FILE));
+        fs::remove_file(&draft)?;
+        linked
+    }
+
+    /// What was written down in the run directory `at`; `None` if no lab is there.
+    pub(crate) fn load(at: &Path) -> io::Result<Option<Self>> {
+        match fs::read(at.join(FILE)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The lab is gone.
+    pub(crate) fn forget(at: &Path) -> io::Result<()> {
+        match fs::remove_file(at.join(FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The lab's living processes.
+    pub fn processes(&self) -> Vec<u32> {
+        let mark = format!("{TOKEN_VARIABLE}={}", self.token);
+        processes(|environment| environment.split(|&b| b == 0).any(|v| v == mark.as_bytes()))
+    }
+
+    /// Ends the lab's processes: asks the supervisor, which ends the others, and uses force on what
+    /// is left after a while. Waits until all are gone.
+    pub(crate) fn stop_processes(&self) {
+        let all = self.processes();
+        let is_child = |pid| parent_of(pid).is_some_and(|parent| all.contains(&parent));
+        for pid in all.iter().copied().filter(|&pid| !is_child(pid)) {
+            signal(pid, Signal::SIGTERM);
+        }
+        let start = Instant::now();
+        loop {
+            let left = self.processes();
+            if left.is_empty() {
+                return;
+            }
+            if start.elapsed() > STOP_PATIENCE {
+                left.into_iter().for_each(|pid| signal(pid, Signal::SIGKILL));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    // It may have ended by itself.
+    let _ = i32::try_from(pid).map(|pid| kill(Pid::from_raw(pid), signal));
+}
+
+/// Processes whose initial environment (proc(5), `/proc/PID/environ`) is as wanted. Zombies have
+/// none.
+fn processes(wanted: impl Fn(&[u8]) -> bool) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|e| wanted(&e)))
+        .collect()
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    u32::try_from(stat_field(pid, 4)?).ok()
+}
+
+fn start_of(pid: u32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// A numeric field of `/proc/PID/stat`, counted from 1 as proc(5) does, from 4 on.
+fn stat_field(pid: u32, field: usize) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the command's name in parentheses, and may itself hold `) `.
+    stat.rsplit_once(") ")?.1.split(' ').nth(field.checked_sub(3)?)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn state() -> State {
+        State {
+            name: "lab0".to_owned(),
+            config: "/lab0.toml".into(),
+            token: format!("test-{}", std::process::id()),
+            builder: Some(Builder::this()),
+            switch_netns: "fd-lab0".to_owned(),
+            namespaces: BTreeMap::new(),
+            taps: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn only_one_lab_claims_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(State::load(directory.path()).unwrap(), None);
+        state().claim(directory.path()).unwrap();
+        let second = state().claim(directory.path()).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(State::load(directory.path()).unwrap(), Some(state()));
+        State::forget(directory.path()).unwrap();
+        State::forget(directory.path()).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_lab_is_abandoned_when_its_builder_died_or_its_switch() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = state();
+        assert!(!state.is_abandoned());
+        state.builder = Some(Builder { start: 1, ..Builder::this() });
+        assert!(state.is_abandoned());
+        state.finish(directory.path()).unwrap();
+        assert_eq!(State::load(directory.path()).unwrap().unwrap().builder, None);
+        assert!(state.is_abandoned());
+    }
+
+    #[test]
+    fn processes_are_known_by_their_token() {
+        let state = state();
+        let sleeper = |token: &str| {
+            Command::new("sleep")
+                .arg("60")
+                .env(TOKEN_VARIABLE, token)
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap()
+        };
+        let (mut ours, mut other) = (sleeper(&state.token), sleeper("another lab"));
+        assert_eq!(state.processes(), [ours.id()]);
+        // As init would, reap it while `stop_processes` waits for its end.
+        let reaper = std::thread::spawn(move || ours.wait());
+        state.stop_processes();
+        reaper.join().unwrap().unwrap();
+        assert_eq!(other.try_wait().unwrap(), None);
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+}
