@@ -323,7 +323,7 @@ impl Compiler<'_> {
                 Selector::Any | Selector::Labels(_) => {}
             }
         }
-        let selected = tags.select(intent, &selectors.value);
+        let selected = tags.select(&selectors.value);
         if selected == TagSet::Only(Vec::new()) {
             let rule = rule.name.value.clone();
             self.remark(&selectors.span, Remark::SelectsNothing { rule, side });

@@ -520,11 +520,15 @@ pub(crate) struct Place {
 pub(crate) struct Source {
     path: String,
     text: Arc<str>,
+    /// Where each line begins, in bytes.
+    lines: Arc<[usize]>,
 }
 
 impl Source {
     pub(crate) fn new(path: &str, text: &str) -> Self {
-        Self { path: path.to_owned(), text: text.into() }
+        let newlines = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        let lines = std::iter::once(0).chain(newlines).collect();
+        Self { path: path.to_owned(), text: text.into(), lines }
     }
 
     /// A remark, as it is shown.
@@ -535,12 +539,13 @@ impl Source {
 
     /// Where byte `offset` is. Any offset has a place, be it inside a character or behind the end.
     fn place(&self, offset: usize) -> Place {
-        let before = self.slice(&(0..offset));
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Place {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
+        let line = self.lines.partition_point(|&start| start <= offset.min(self.text.len()));
+        Place { line, column: self.slice(&(self.line_start(line)..offset)).chars().count() + 1 }
+    }
+
+    /// Where line `line`, from 1, begins.
+    fn line_start(&self, line: usize) -> usize {
+        self.lines.get(line.saturating_sub(1)).copied().unwrap_or(self.text.len())
     }
 
     /// The text of a span, cut to whole characters that exist.
@@ -557,10 +562,7 @@ impl Source {
     fn excerpt(&self, span: &Span, label: &str, paint: Paint) -> String {
         let Place { line, column } = self.place(span.start);
         let source: String = self
-            .text
-            .split('\n')
-            .nth(line - 1)
-            .unwrap_or_default()
+            .slice(&(self.line_start(line)..self.line_start(line + 1)))
             .trim_end()
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c })

@@ -569,17 +569,3 @@ fn exact_range(text: &str) -> Result<IpNet, Problem> {
     }
     Ok(net)
 }
-
-impl Selector {
-    /// Whether it selects this workload. Groups select none.
-    pub fn selects(&self, workload: &Workload) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Labels(wanted) => wanted.iter().all(|(key, values)| {
-                workload.labels.get(key).is_some_and(|value| values.contains(value))
-            }),
-            Self::Workloads(names) => names.iter().any(|name| name.value == workload.name.value),
-            Self::Groups(_) => false,
-        }
-    }
-}

@@ -13,7 +13,9 @@ use firedoor_classifier::build::{self, Ends, TcpFlags};
 use firedoor_classifier::classify::admit;
 use firedoor_classifier::extract::{Headers, extract};
 use firedoor_classifier::policy::Owner;
-use firedoor_classifier::snapshot::{Direction, PortId, RuleAction, Service, VlanMode, Workload};
+use firedoor_classifier::snapshot::{
+    Direction, Mode, PortId, RuleAction, Service, VlanMode, Workload,
+};
 use firedoor_classifier::verdict::{Action, Cause, DropGroup};
 use firedoor_classifier::wire::icmp;
 use firedoor_classifier::wire::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
@@ -397,9 +399,12 @@ impl Story<'_> {
             None if committed => facts.push("forwarded; the connection is remembered".into()),
             None => facts.push("forwarded".into()),
         }
-        let is_mirrored = verdict
-            .denied()
-            .is_some_and(|reason| matches!(reason.group(), DropGroup::Policy | DropGroup::Spoofed));
+        // Learning is for finding out what there is; it accuses nobody.
+        let is_recorded = !verdict.is_forwarded() || self.policy.mode() != Mode::Learn;
+        let is_mirrored = is_recorded
+            && verdict.denied().is_some_and(|reason| {
+                matches!(reason.group(), DropGroup::Policy | DropGroup::Spoofed)
+            });
         if is_mirrored {
             facts.push("mirrored to the capture of denied frames".into());
         }

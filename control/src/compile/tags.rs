@@ -13,10 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use firedoor_classifier::snapshot::{Prefix, Tag, TagInfo, TagSet};
 use ipnet::IpNet;
 
+use crate::diagnostic::Spanned;
 use crate::intent::{Group, Intent, Selector, Workload};
 
 /// Indices into [`Intent::groups`].
 type GroupSet = BTreeSet<usize>;
+
+/// The tags that one word of a selector stands for.
+type TagIndex = BTreeSet<Tag>;
 
 /// Every tag of a snapshot.
 pub(super) struct Tags {
@@ -29,6 +33,9 @@ pub(super) struct Tags {
     /// The tag of every other outside address.
     pub(super) world: Tag,
     of_group_sets: BTreeMap<GroupSet, Tag>,
+    by_label: BTreeMap<(String, String), TagIndex>,
+    by_workload: BTreeMap<String, TagIndex>,
+    by_group: BTreeMap<String, TagIndex>,
 }
 
 impl Tags {
@@ -39,35 +46,54 @@ impl Tags {
             prefixes: Vec::new(),
             world: Tag(0),
             of_group_sets: BTreeMap::new(),
+            by_label: BTreeMap::new(),
+            by_workload: BTreeMap::new(),
+            by_group: BTreeMap::new(),
         };
         tags.world = tags.add("world".into());
         tags.of_group_sets.insert(GroupSet::new(), tags.world);
         tags.tag_workloads(intent);
         tags.tag_ranges(&intent.groups);
+        tags.index(intent);
         tags
     }
 
-    /// The tags that any of `selectors` matches.
-    pub(super) fn select(&self, intent: &Intent, selectors: &[Selector]) -> TagSet {
-        if selectors.contains(&Selector::Any) {
-            return TagSet::Any;
+    /// The tags that any of `selectors` matches. Cost: what they match, not what there is.
+    pub(super) fn select(&self, selectors: &[Selector]) -> TagSet {
+        let mut selected = TagIndex::new();
+        for selector in selectors {
+            match selector {
+                Selector::Any => return TagSet::Any,
+                Selector::Labels(labels) => selected.extend(self.labelled(labels)),
+                Selector::Workloads(names) => selected.extend(named(&self.by_workload, names)),
+                Selector::Groups(names) => selected.extend(named(&self.by_group, names)),
+            }
         }
-        let is_selected = |workload: &Workload| selectors.iter().any(|s| s.selects(workload));
-        let is_selected_group = |index: &usize| {
-            let names = selectors.iter().filter_map(|selector| match selector {
-                Selector::Groups(names) => Some(names),
-                _ => None,
-            });
-            let name = intent.groups.get(*index).map(|group| &group.name.value);
-            names.flatten().any(|selected| Some(&selected.value) == name)
+        TagSet::Only(selected.into_iter().collect())
+    }
+
+    /// Tags whose workloads have every one of these keys with one of its values.
+    fn labelled(&self, labels: &BTreeMap<String, Vec<String>>) -> TagIndex {
+        let with_key = |(key, values): (&String, &Vec<String>)| -> TagIndex {
+            let label = |value: &String| self.by_label.get(&(key.clone(), value.clone()));
+            values.iter().filter_map(label).flatten().copied().collect()
         };
-        let workloads = intent.workloads.iter().zip(&self.of_workloads);
-        let inside = workloads.filter(|(workload, _)| is_selected(workload)).map(|(_, tag)| *tag);
-        let sets = self.of_group_sets.iter();
-        let outside =
-            sets.filter(|(groups, _)| groups.iter().any(is_selected_group)).map(|(_, tag)| *tag);
-        let tags: BTreeSet<Tag> = inside.chain(outside).collect();
-        TagSet::Only(tags.into_iter().collect())
+        let sets = labels.iter().map(with_key);
+        sets.reduce(|all, with_key| &all & &with_key).unwrap_or_default()
+    }
+
+    fn index(&mut self, intent: &Intent) {
+        for (workload, tag) in intent.workloads.iter().zip(&self.of_workloads) {
+            self.by_workload.entry(workload.name.value.clone()).or_default().insert(*tag);
+            for (key, value) in &workload.labels {
+                self.by_label.entry((key.clone(), value.clone())).or_default().insert(*tag);
+            }
+        }
+        for (groups, tag) in &self.of_group_sets {
+            for group in groups.iter().filter_map(|&index| intent.groups.get(index)) {
+                self.by_group.entry(group.name.value.clone()).or_default().insert(*tag);
+            }
+        }
     }
 
     fn add(&mut self, name: String) -> Tag {
@@ -117,6 +143,13 @@ impl Tags {
             self.prefixes.push(Prefix { net, tag });
         }
     }
+}
+
+fn named<'t>(
+    index: &'t BTreeMap<String, TagIndex>,
+    names: &'t [Spanned<String>],
+) -> impl Iterator<Item = Tag> + 't {
+    names.iter().filter_map(|name| index.get(&name.value)).flatten().copied()
 }
 
 fn label_text(workload: &Workload) -> String {
@@ -191,7 +224,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::diagnostic::Spanned;
 
     fn group(cidr: &[IpNet], except: &[IpNet]) -> Group {
         let spanned = |nets: &[IpNet]| {
