@@ -20,8 +20,8 @@ use crate::output::{Output, YES, failed};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log_to_stderr(&cli.command);
     let mut out = Output::new();
+    log_to_stderr(&cli.command, &out);
     match dispatch(&cli.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?)) {
         Ok(code) => code,
         // The reader, such as `head`, has all it wanted.
@@ -55,11 +55,16 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
 
 /// Sends log lines to standard error: a role's from level info on, else from warn on, unless
 /// `FIREDOOR_LOG` says otherwise.
-fn log_to_stderr(command: &Command) {
+fn log_to_stderr(command: &Command, out: &Output) {
     let role = matches!(command, Command::Run(_) | Command::Dataplane(_) | Command::Control(_));
     let default = if role { "info" } else { "warn" };
     let filter = EnvFilter::try_from_env("FIREDOOR_LOG").unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .compact()
+        .with_ansi(out.stderr_colour())
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

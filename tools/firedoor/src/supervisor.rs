@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look whether the switch is up, until it is.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Both roles of one switch.
+/// Both roles of one switch. Dropping it stops them.
 pub(crate) struct Supervisor {
     run_dir: RunDir,
     signals: Receiver<i32>,
@@ -59,7 +59,7 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Keeps both roles alive until SIGTERM or SIGINT, then stops them. Calls `announce` once,
+    /// Keeps both roles alive until SIGTERM or SIGINT. Calls `announce` once,
     /// when the policy is in force.
     pub(crate) fn run(
         mut self,
@@ -72,18 +72,18 @@ impl Supervisor {
                 Some(SIGCHLD) | None => {}
                 Some(_) => break Ok(()),
             }
-            if let Err(error) = self.dataplane.tend(is_up).and_then(|()| self.control.tend(is_up)) {
-                break Err(error);
+            let tended = self.dataplane.tend(is_up).and_then(|()| self.control.tend(is_up));
+            if tended.is_err() {
+                break tended;
             }
             if !is_up && let Some(status) = status_when_up(&self.run_dir) {
                 is_up = true;
-                announce(&status)?;
+                if let Err(error) = announce(&status) {
+                    tracing::warn!("the switch is up, but nobody could be told: {error}");
+                }
             }
         };
         tracing::info!("stopping");
-        // The data plane first: what it still mirrors is captured.
-        self.dataplane.stop(&self.signals);
-        self.control.stop(&self.signals);
         outcome
     }
 
@@ -101,6 +101,7 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
+        // The data plane first: what it still mirrors is captured.
         self.dataplane.stop(&self.signals);
         self.control.stop(&self.signals);
     }
