@@ -116,17 +116,16 @@ impl Applied {
     /// has it.
     pub fn with_config(&self, path: String, text: String) -> (Self, Vec<String>) {
         let names = workload_names(&text);
+        let (replaced, added): (Vec<_>, Vec<_>) =
+            self.added.iter().cloned().partition(|added| names.contains(&added.name));
         let mut remarks = Vec::new();
-        let mut added = self.added.clone();
-        added.retain(|a| {
-            let stays = !names.contains(&a.name);
-            if !stays {
-                remarks.push(format!("{}: now taken from {path}", a.name));
-            }
-            stays
-        });
+        for Added { name, .. } in &replaced {
+            remarks.push(format!("{name}: now taken from {path}, not as it was added by hand"));
+        }
         for name in self.removed.intersection(&names) {
-            remarks.push(format!("{name}: in the switch again, since {path} has it"));
+            if !replaced.iter().any(|added| added.name == *name) {
+                remarks.push(format!("{name}: in the switch again, since {path} has it"));
+            }
         }
         (Self { path, text, added, removed: BTreeSet::new() }, remarks)
     }

@@ -42,6 +42,9 @@ use crate::server::{Handler, Server, ServerError};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long until a reconciliation that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often to look whether a rule's day has come: the wait itself does not see a clock that is
+/// set, nor the time that a host sleeps.
+const CLOCK_CHECK: Duration = Duration::from_secs(600);
 
 /// How control is started.
 #[derive(Clone, Debug)]
@@ -208,11 +211,16 @@ impl Clerk {
     fn work(mut self) {
         loop {
             let order = match self.until_next_duty() {
-                Some(wait) => self.inbox.recv_timeout(wait),
+                Some(wait) => self.inbox.recv_timeout(wait.min(CLOCK_CHECK)),
                 None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match order {
-                Ok(Order::Reconcile) | Err(RecvTimeoutError::Timeout) => self.reconcile(),
+                Ok(Order::Reconcile) => self.reconcile(),
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.until_next_duty() == Some(Duration::ZERO) {
+                        self.reconcile();
+                    }
+                }
                 Ok(Order::Reload) => {
                     let result = self.publisher.reload(today());
                     let _ = self.finish("the config was not applied again", result);
@@ -390,10 +398,25 @@ fn today() -> Date {
     Timestamp::now().to_zoned(TimeZone::UTC).date()
 }
 
+/// How long until a day begins; zero if it has begun.
 fn until_begin_of(day: Date) -> Duration {
-    let begin = day.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp());
-    let left = begin.map(|begin| begin.duration_since(Timestamp::now()));
-    // A day that is over, or beyond what the calendar knows: look again in an hour.
-    let left = left.ok().and_then(|left| Duration::try_from(left).ok());
-    left.unwrap_or(Duration::from_secs(3_600))
+    let Ok(begin) = day.to_zoned(TimeZone::UTC) else { return Duration::MAX };
+    let left = begin.timestamp().duration_since(Timestamp::now());
+    Duration::try_from(left).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::ToSpan;
+
+    use super::*;
+
+    #[test]
+    fn days_are_waited_for_until_they_begin() {
+        let today = today();
+        assert_eq!(until_begin_of(today), Duration::ZERO);
+        assert_eq!(until_begin_of(today.saturating_sub(3.days())), Duration::ZERO);
+        let wait = until_begin_of(today.saturating_add(2.days()));
+        assert!(wait > Duration::ZERO && wait <= Duration::from_secs(2 * 86_400), "{wait:?}");
+    }
 }

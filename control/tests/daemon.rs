@@ -1,4 +1,5 @@
 //! The control role against a data plane that only remembers what it was told, over real sockets.
+#![allow(clippy::unwrap_used, reason = "what a test cannot go on without fails it")]
 
 use std::fs;
 use std::io::{Read, Write};
