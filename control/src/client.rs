@@ -3,7 +3,6 @@
 //! Every wait is bounded, so a role that hangs cannot hang who asks it. Errors say which role was
 //! asked, and what to do.
 
-use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,26 +16,10 @@ use serde::de::DeserializeOwned;
 use crate::channel::{Channel, ChannelError, HangUp};
 use crate::rundir::RunDir;
 
+pub use crate::rundir::Role;
+
 /// How long a reply may take. Installing a snapshot at 200 ports is the longest of them.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Who is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The control role.
-    Control,
-    /// The data plane role.
-    Dataplane,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Control => "control",
-            Self::Dataplane => "the data plane",
-        })
-    }
-}
 
 /// Why a role gave no answer.
 #[derive(Debug, thiserror::Error)]

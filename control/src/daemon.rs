@@ -31,11 +31,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::capture::Capture;
-use crate::client::{ClientError, DataplaneClient, Role};
+use crate::client::{ClientError, DataplaneClient};
 use crate::denies::{Cursor, Denies};
 use crate::mirror::{Mirror, MirrorTotals, Sinks};
 use crate::publish::{PublishError, Published, Publisher};
-use crate::rundir::{RunDir, RunDirError};
+use crate::rundir::{Role, RunDir, RunDirError};
 use crate::server::{Handler, Server, ServerError};
 
 /// How long the command line waits for a change to be made, others before it included.
@@ -135,7 +135,7 @@ impl Daemon {
             totals: Arc::clone(&totals),
         };
         let server = Server::start(&run_dir.control_socket(), Arc::new(desk))?;
-        run_dir.enter_as_control()?;
+        run_dir.enter(Role::Control)?;
         let clerk = Clerk { publisher, view: Arc::clone(&view), inbox, retry: None };
         let clerk = thread::Builder::new().name("clerk".into()).spawn(move || clerk.work())?;
         let arrived = orders.clone();
@@ -161,7 +161,7 @@ impl Drop for Daemon {
         if let Some(clerk) = self.clerk.take() {
             let _ = clerk.join();
         }
-        self.run_dir.leave_as_control();
+        self.run_dir.leave(Role::Control);
     }
 }
 

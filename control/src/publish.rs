@@ -18,8 +18,8 @@ use firedoor_classifier::Snapshot;
 use jiff::civil::Date;
 
 use crate::applied::{Applied, AppliedError};
-use crate::client::{ClientError, DataplaneClient, Role};
-use crate::rundir::RunDir;
+use crate::client::{ClientError, DataplaneClient};
+use crate::rundir::{Role, RunDir};
 
 /// Why a policy is not in force. Nothing changed.
 #[derive(Debug, thiserror::Error)]

@@ -8,19 +8,22 @@
 //! Who runs is told by process files: process id and start time, so that a file left behind by a
 //! killed process is not taken for whoever has its number now.
 
+use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Where run directories lie unless `FIREDOOR_RUN_DIR` says otherwise.
 const DEFAULT_BASE: &str = "/run/firedoor";
 
 /// The process file of `firedoor run`.
 const SUPERVISOR: &str = "run.pid";
-/// The process file of the control role.
-const CONTROL: &str = "control.pid";
+/// How long the roles of a killed supervisor may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Files that the switch itself makes here. A lab keeps its own beside them.
 const OWN_FILES: &[&str] = &[
@@ -33,8 +36,38 @@ const OWN_FILES: &[&str] = &[
     "denies.pcapng",
     "denies.1.pcapng",
     SUPERVISOR,
-    CONTROL,
+    Role::Dataplane.process_file(),
+    Role::Control.process_file(),
 ];
+
+/// A role that runs as a process of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The control role.
+    Control,
+    /// The data plane role.
+    Dataplane,
+}
+
+impl Role {
+    const ALL: [Self; 2] = [Self::Control, Self::Dataplane];
+
+    const fn process_file(self) -> &'static str {
+        match self {
+            Self::Control => "control.pid",
+            Self::Dataplane => "dataplane.pid",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Control => "control",
+            Self::Dataplane => "the data plane",
+        })
+    }
+}
 
 /// One switch's run directory, which need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,35 +205,48 @@ impl RunDir {
 
     fn claim_with(&self, draft: &Path) -> Result<(), RunDirError> {
         let file = self.path.join(SUPERVISOR);
-        if let Some(pid) = living(&file).or_else(|| living(&self.path.join(CONTROL))) {
-            return Err(RunDirError::AlreadyRunning { name: self.switch(), pid });
+        let taken = |pid| Err(RunDirError::AlreadyRunning { name: self.switch(), pid });
+        if let Some(pid) = living(&file) {
+            return taken(pid);
+        }
+        // Roles end after their supervisor; one that still does would remove a successor's socket.
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(pid) = self.living_role() {
+            if Instant::now() > deadline {
+                return taken(pid);
+            }
+            thread::sleep(Duration::from_millis(20));
         }
         self.remove_own_files()?;
         match fs::hard_link(draft, &file) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let pid = living(&file).unwrap_or_default();
-                Err(RunDirError::AlreadyRunning { name: self.switch(), pid })
+                taken(living(&file).unwrap_or_default())
             }
             result => result.map_err(io_error("create", &file)),
         }
     }
 
-    /// Makes this process known as the switch's control role.
+    /// Makes this process known as one of the switch's roles.
     ///
     /// # Errors
     /// If the file system says no.
-    pub fn enter_as_control(&self) -> Result<(), RunDirError> {
-        write_process_file(&self.path.join(CONTROL))
+    pub fn enter(&self, role: Role) -> Result<(), RunDirError> {
+        write_process_file(&self.path.join(role.process_file()))
     }
 
-    /// Forgets the control role.
-    pub fn leave_as_control(&self) {
-        let _ = fs::remove_file(self.path.join(CONTROL));
+    /// Forgets that this process was one of the switch's roles.
+    pub fn leave(&self, role: Role) {
+        // A file that stays is recognised as stale.
+        let _ = fs::remove_file(self.path.join(role.process_file()));
     }
 
     /// Whether a process of this switch lives.
     pub fn is_running(&self) -> bool {
-        [SUPERVISOR, CONTROL].iter().any(|file| living(&self.path.join(file)).is_some())
+        living(&self.path.join(SUPERVISOR)).or_else(|| self.living_role()).is_some()
+    }
+
+    fn living_role(&self) -> Option<u32> {
+        Role::ALL.iter().find_map(|role| living(&self.path.join(role.process_file())))
     }
 
     /// Removes what the switch made here, and the directory if nothing else is in it.
@@ -330,6 +376,19 @@ mod tests {
         }
         dir.claim().unwrap();
         assert!(dir.is_running());
+    }
+
+    #[test]
+    fn a_role_alone_counts_as_running_until_it_leaves() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(base.path().join("lab0"));
+        dir.create().unwrap();
+        for role in Role::ALL {
+            dir.enter(role).unwrap();
+            assert!(dir.is_running());
+            dir.leave(role);
+            assert!(!dir.is_running());
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use firedoor_control::rundir::{Role, RunDir};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -13,8 +14,12 @@ use crate::output::YES;
 /// `firedoor dataplane`.
 pub(crate) fn dataplane(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     end_with(args.supervisor)?;
-    let run_dir = args.run_dir.clone();
-    firedoor_dataplane::daemon::run(&firedoor_dataplane::daemon::Options { run_dir })?;
+    let run_dir = RunDir::at(&args.run_dir);
+    run_dir.enter(Role::Dataplane)?;
+    let options = firedoor_dataplane::daemon::Options { run_dir: args.run_dir.clone() };
+    let ended = firedoor_dataplane::daemon::run(&options);
+    run_dir.leave(Role::Dataplane);
+    ended?;
     Ok(YES)
 }
 
