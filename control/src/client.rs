@@ -18,8 +18,8 @@ use crate::rundir::RunDir;
 
 pub use crate::rundir::Role;
 
-/// How long a reply may take. Installing a snapshot at 200 ports is the longest of them.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a reply may take. Attaching hundreds of ports is what takes the longest.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Why a role gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -148,8 +148,20 @@ impl DataplaneClient {
     /// # Errors
     /// If there is no answer, or it is a refusal.
     pub fn ask(&mut self, request: &dataplane::Request) -> Result<dataplane::Reply, ClientError> {
+        self.ask_within(PATIENCE, request)
+    }
+
+    /// Likewise, but the answer may take at most `patience`.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a refusal.
+    pub fn ask_within(
+        &mut self,
+        patience: Duration,
+        request: &dataplane::Request,
+    ) -> Result<dataplane::Reply, ClientError> {
         self.send(request)?;
-        match self.receive(Some(PATIENCE))? {
+        match self.receive(Some(patience))? {
             dataplane::Reply::Refused { message } => Err(ClientError::Refused { message }),
             reply => Ok(reply),
         }

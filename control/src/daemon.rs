@@ -39,9 +39,11 @@ use crate::rundir::{Role, RunDir, RunDirError};
 use crate::server::{Handler, Server, ServerError};
 
 /// How long the command line waits for a change to be made, others before it included.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(110);
+/// How long the data plane may take to tell how it is, until it passes for not alive.
+const STATUS_PATIENCE: Duration = Duration::from_secs(3);
 /// How long until a reconciliation that failed is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(5);
 /// How often to look whether a rule's day has come: the wait itself does not see a clock that is
 /// set, nor the time that a host sleeps.
 const CLOCK_CHECK: Duration = Duration::from_secs(600);
@@ -354,6 +356,18 @@ impl Desk {
         DataplaneClient::to_dataplane(&self.run_dir)?.ask(request)
     }
 
+    /// The data plane's totals and ports, if it is well enough to tell.
+    fn dataplane_status(&self) -> Option<(dataplane::Status, Vec<PortStatus>)> {
+        let mut dataplane = DataplaneClient::to_dataplane(&self.run_dir).ok()?;
+        let mut ask = |request| dataplane.ask_within(STATUS_PATIENCE, &request).ok();
+        match (ask(dataplane::Request::Status)?, ask(dataplane::Request::Ports)?) {
+            (dataplane::Reply::Status(status), dataplane::Reply::Ports(ports)) => {
+                Some((*status, ports))
+            }
+            _ => None,
+        }
+    }
+
     fn ports(&self) -> Result<Vec<PortStatus>, ClientError> {
         match self.ask(&dataplane::Request::Ports)? {
             dataplane::Reply::Ports(ports) => Ok(ports),
@@ -370,11 +384,7 @@ impl Desk {
 
     /// What there is to say, with or without the data plane.
     fn status(&self) -> Status {
-        let dataplane = match self.ask(&dataplane::Request::Status) {
-            Ok(dataplane::Reply::Status(status)) => Some(*status),
-            _ => None,
-        };
-        let ports = self.ports();
+        let (dataplane, ports) = self.dataplane_status().unzip();
         let view = self.view.lock();
         let snapshot = view.snapshot.as_deref();
         Status {
@@ -383,7 +393,7 @@ impl Desk {
             control_pid: process::id(),
             control_uptime_secs: self.started.elapsed().as_secs(),
             dataplane,
-            ports: ports.unwrap_or_else(|_| view.ports.clone()),
+            ports: ports.unwrap_or_else(|| view.ports.clone()),
             capture: self.capture.display().to_string(),
             captured: self.totals.captured.load(Ordering::Relaxed),
             capture_lost: self.totals.capture_lost.load(Ordering::Relaxed),

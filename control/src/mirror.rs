@@ -5,10 +5,9 @@
 //! costs mirrored frames, which are counted, and never a frame's verdict.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -61,30 +60,9 @@ impl Mirror {
         let (stop, stopped) = mpsc::channel();
         let subscription = Arc::new(Mutex::new(None));
         let shared = Arc::clone(&subscription);
-        let thread = thread::Builder::new().name("mirror".into()).spawn(move || {
-            let mut wait = BACKOFF.0;
-            let mut was_there = true;
-            loop {
-                match subscribe(&run_dir, &shared, &stopped) {
-                    Ok(Some(events)) => {
-                        arrived();
-                        let ended = sinks.receive(events);
-                        tracing::info!("the subscription ended: {ended}");
-                        (wait, was_there) = (BACKOFF.0, true);
-                    }
-                    Ok(None) => return,
-                    Err(error) => {
-                        if was_there {
-                            tracing::info!("waiting for the data plane: {error}");
-                        }
-                        (wait, was_there) = ((wait * 2).min(BACKOFF.1), false);
-                    }
-                }
-                if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
-            }
-        })?;
+        let thread = thread::Builder::new().name("mirror".into());
+        let thread = thread
+            .spawn(move || stay_subscribed(&run_dir, &mut sinks, &shared, &stopped, arrived))?;
         Ok(Self { stop: Some(stop), subscription, thread: Some(thread) })
     }
 }
@@ -101,16 +79,58 @@ impl Drop for Mirror {
     }
 }
 
-/// Subscribes, and leaves the means to end it in `shared`; `None` once it is time to stop.
-fn subscribe(
+fn stay_subscribed(
     run_dir: &RunDir,
+    sinks: &mut Sinks,
     shared: &Mutex<Option<HangUp>>,
     stopped: &Receiver<()>,
-) -> Result<Option<EventClient>, ClientError> {
+    arrived: impl Fn(),
+) {
+    let mut wait = BACKOFF.0;
+    loop {
+        match subscribe(run_dir, shared) {
+            // Whoever stops this says so first and hangs up then: one of both is noticed.
+            Ok(_) if is_over(stopped) => return,
+            Ok(events) => {
+                arrived();
+                let ended = sinks.receive(events);
+                if is_over(stopped) {
+                    return;
+                }
+                tell_absence(&ended);
+                wait = BACKOFF.0;
+            }
+            Err(error) => {
+                // Once, and not again until it was there.
+                if wait == BACKOFF.0 {
+                    tell_absence(&error);
+                }
+                wait = (wait * 2).min(BACKOFF.1);
+            }
+        }
+        if stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}
+
+/// Subscribes, and leaves the means to end it in `shared`.
+fn subscribe(run_dir: &RunDir, shared: &Mutex<Option<HangUp>>) -> Result<EventClient, ClientError> {
     let events = EventClient::subscribe(run_dir)?;
     *shared.lock() = Some(events.hang_up_handle()?);
-    // Whoever stops first says so and then hangs up: here, one of both is seen.
-    Ok((stopped.try_recv() == Err(mpsc::TryRecvError::Empty)).then_some(events))
+    Ok(events)
+}
+
+fn is_over(stopped: &Receiver<()>) -> bool {
+    stopped.try_recv() != Err(TryRecvError::Empty)
+}
+
+fn tell_absence(error: &ClientError) {
+    match error {
+        ClientError::Closed { .. } => tracing::info!("the data plane has ended"),
+        ClientError::NotRunning { .. } => tracing::info!("waiting for the data plane"),
+        error => tracing::warn!("cannot hear the data plane: {error}"),
+    }
 }
 
 impl Sinks {
@@ -147,10 +167,9 @@ impl Sinks {
             }
             Err(error) => {
                 if self.totals.capture_lost.fetch_add(1, Ordering::Relaxed) == 0 {
-                    let path: PathBuf = self.capture.path();
                     tracing::error!(
                         "cannot write to {}: {error}: denied frames are counted, but not captured",
-                        path.display()
+                        self.capture.path().display()
                     );
                 }
                 self.denies.record(denied, "", 0);
