@@ -224,7 +224,7 @@ impl Table {
         self.columns.iter().enumerate().map(width).collect()
     }
 
-    fn render(&self, colour: bool) -> String {
+    pub(crate) fn render(&self, colour: bool) -> String {
         let widths = self.widths();
         let headings: Vec<Cell> =
             self.columns.iter().map(|(text, _)| Cell::new(Tone::Dim, text)).collect();

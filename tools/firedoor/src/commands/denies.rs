@@ -122,3 +122,42 @@ fn clock(unix_ns: u64) -> String {
     let time = timestamp(unix_ns).map(|t| t.to_zoned(TimeZone::system()));
     time.map_or_else(|| "-".to_owned(), |time| time.strftime("%H:%M:%S%.3f").to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deny(dropped: bool, capture: &str) -> Deny {
+        Deny {
+            first_unix_ns: 1_790_000_000_000_000_000,
+            last_unix_ns: 1_790_000_000_123_456_789,
+            from: "intruder".into(),
+            to: "db".into(),
+            service: "tcp/5432".into(),
+            rule: "default".into(),
+            reason: "default-deny".into(),
+            dropped,
+            count: 1_500,
+            capture: capture.into(),
+            capture_offset: 4_096,
+        }
+    }
+
+    #[test]
+    fn lines_say_what_was_dropped_and_where_it_is_captured() {
+        let text = table(&[deny(true, "denies.pcapng"), deny(false, "")]).render(false);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains(" default-deny "), "{text}");
+        assert!(lines[1].ends_with("1,500  denies.pcapng@4096"), "{text}");
+        assert!(lines[2].contains(" would be default-deny "), "{text}");
+        assert!(lines[2].ends_with("1,500  -"), "{text}");
+    }
+
+    #[test]
+    fn json_has_the_time_for_people_and_for_programs() {
+        let json = serde_json::to_value(DenyView::of(&deny(true, ""))).unwrap();
+        assert_eq!(json["time"], "2026-09-21T14:13:20.123456789Z");
+        assert_eq!(json["last_unix_ns"], 1_790_000_000_123_456_789u64);
+        assert_eq!(json["count"], 1_500);
+    }
+}

@@ -79,3 +79,42 @@ fn table(args: &PortAddArgs) -> anyhow::Result<String> {
     };
     Ok(toml::to_string(&Config { workload: [workload] })?)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command, PortCommand};
+
+    fn table_of(arguments: &str) -> anyhow::Result<String> {
+        let arguments = ["firedoor", "port", "add"].into_iter().chain(arguments.split(' '));
+        match Cli::parse_from(arguments).command {
+            Command::Port(PortCommand::Add(args)) => table(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn arguments_become_a_workload_of_the_config() {
+        let text = table_of(
+            "cache --kind vm --ifname tap7 --ip 10.10.0.70/24 --ip fd00::70/64 --label tier=cache \
+             --trunk 10 --trunk 20 --router",
+        );
+        let text = text.unwrap();
+        let config: toml::Table = text.parse().unwrap();
+        let workload = &config["workload"][0];
+        assert!(text.starts_with("[[workload]]"), "{text}");
+        assert_eq!(workload["name"].as_str(), Some("cache"));
+        assert_eq!(workload["labels"]["tier"].as_str(), Some("cache"));
+        assert_eq!(workload["trunk"].as_array().map(Vec::len), Some(2));
+        assert_eq!(workload["router"].as_bool(), Some(true));
+        assert!(workload.get("mac").is_none() && workload.get("dhcp_server").is_none());
+    }
+
+    #[test]
+    fn a_label_needs_key_and_value() {
+        let error = table_of("cache --label tier").unwrap_err().to_string();
+        assert_eq!(error, "--label tier: write a label as KEY=VALUE");
+    }
+}

@@ -293,3 +293,26 @@ fn drops(counts: &[(DropReason, u64)], heading: &str, all: bool) -> Table {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COUNTS: &[(DropReason, u64)] =
+        &[(DropReason::DefaultDeny, 3), (DropReason::SpoofedArp, 1_234)];
+
+    #[test]
+    fn every_reason_has_a_key_and_with_all_a_line() {
+        let slugs = by_slug(COUNTS);
+        assert_eq!(slugs.len(), DropReason::COUNT);
+        assert_eq!((slugs["default-deny"], slugs["spoofed-arp"], slugs["denied"]), (3, 1_234, 0));
+
+        let text = drops(COUNTS, "dropped", true).render(false);
+        assert_eq!(text.lines().count(), 1 + DropReason::COUNT);
+        let text = drops(COUNTS, "dropped", false).render(false);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].starts_with("spoofed-arp ") && lines[1].contains(" 1,234 "), "{text}");
+        assert!(lines[2].starts_with("default-deny ") && lines[2].contains(" 3 "), "{text}");
+    }
+}
