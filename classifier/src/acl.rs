@@ -336,3 +336,6 @@ impl Memo {
         pair
     }
 }
+
+#[cfg(test)]
+mod tests;

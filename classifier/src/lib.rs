@@ -12,7 +12,7 @@
 //!    direction.
 //! 3. [`FlowCache::lookup`](cache::FlowCache::lookup): the tuple space, a small fixed family of
 //!    masks.
-//! 4. [`classify`](classify): on a miss, MAC table, tags and [ACL](acl) give a verdict and the
+//! 4. [`classify`]: on a miss, MAC table, tags and [ACL](acl) give a verdict and the
 //!    mask of what was consulted.
 //!
 //! [`Pipeline::judge`](pipeline::Pipeline::judge) is that line. [`oracle`] holds the slow and

@@ -258,25 +258,26 @@ impl Pipeline {
 
     /// The connection that an ICMP error is about, if it is live under the policy in force.
     fn related(&mut self, embedded: &Embedded, vlan: u16, now: Nanos) -> Option<Related> {
-        match self.connections.lookup_embedded(embedded, vlan, self.policy.epoch(), now) {
-            Lookup::Current(hit) => Some(Related { output: hit.output, cause: hit.cause }),
-            Lookup::Stale(hit) => {
-                let verdict = self.judge_by_policy(&original(&hit), now);
-                let Action::Forward(output) = verdict.action else {
-                    self.connections.remove(hit.id);
-                    return None;
-                };
-                let commit = self.commit(output, &hit.original, &verdict);
-                self.connections.refresh(hit.id, commit);
-                // The error goes to the sender of the packet it is about.
-                let output = match hit.side {
-                    Side::Original => output,
-                    Side::Reply => hit.output,
-                };
-                Some(Related { output, cause: verdict.cause })
+        let hit = match self.connections.lookup_embedded(embedded, vlan, self.policy.epoch(), now) {
+            Lookup::Current(hit) if !self.has_moved(&hit, now) => {
+                return Some(Related { output: hit.output, cause: hit.cause });
             }
-            Lookup::Invalid(_) | Lookup::Miss => None,
-        }
+            Lookup::Current(hit) | Lookup::Stale(hit) => hit,
+            Lookup::Invalid(_) | Lookup::Miss => return None,
+        };
+        let verdict = self.judge_by_policy(&original(&hit), now);
+        let output = match (verdict.action, hit.side) {
+            (Action::Drop(_), _) => {
+                self.connections.remove(hit.id);
+                return None;
+            }
+            (Action::Forward(output), Side::Original) => output,
+            (Action::Flood, Side::Original) if !self.receivers.contains(&hit.output) => {
+                return None;
+            }
+            (Action::Forward(_) | Action::Flood, _) => hit.output,
+        };
+        Some(Related { output, cause: verdict.cause })
     }
 
     /// Routers' ports learn the addresses behind them.

@@ -240,3 +240,6 @@ fn vlans(workloads: &[Workload]) -> HashMap<u16, Vlan> {
     }
     vlans
 }
+
+#[cfg(test)]
+mod tests;

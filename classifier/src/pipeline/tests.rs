@@ -412,6 +412,9 @@ fn a_moved_router_takes_its_connections_along() {
     assert_eq!(switch.reached(7, &syn(out, 443)), [6]);
     switch.send(8, &hello(2));
     assert_eq!(switch.pipeline.stats().mac_moves, 1);
+    let quoted = build::tcp(out.reversed(), 443, 40_000, TcpFlags::ACK);
+    let error = build::icmp_error(out, 3, 1, &quoted[14..]);
+    assert_eq!(switch.reached(7, &error), [8]);
     assert_eq!(switch.reached(7, &build::tcp(out, 40_000, 443, TcpFlags::SYN)), [8]);
     let answer = syn_ack(out.reversed(), 443);
     assert_eq!(switch.reached(8, &build::tagged(answer.clone(), &[10])), [7]);

@@ -1,0 +1,643 @@
+//! The pipeline and the linear oracle agree on every frame, at every step of random policy changes.
+//!
+//! Snapshots, frames and changes are drawn from a small universe, so that they meet: few ports,
+//! addresses, tags and services, and frames that are honest more often than not. Every frame is sent
+//! twice, so that the second one is answered by a connection or the flow cache.
+//!
+//! `PROPTEST_CASES` sets how many histories are tried.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use firedoor_classifier::acl::Memo;
+use firedoor_classifier::classify::{Classified, Context, admit, classify};
+use firedoor_classifier::extract::{Embedded, Headers, Kind, Nd, NdMessage, TcpFields};
+use firedoor_classifier::fdb::Fdb;
+use firedoor_classifier::key::to_bits;
+use firedoor_classifier::mask::MASKS;
+use firedoor_classifier::oracle::{Oracle, Ruling};
+use firedoor_classifier::snapshot::{
+    Direction, Kind as WorkloadKind, Lane, Mode, Prefix, Rule, RuleAction, Service, Services,
+    Settings, TagInfo, TagSet, VlanMode, Workload,
+};
+use firedoor_classifier::verdict::{Action, DropReason};
+use firedoor_classifier::{
+    FlowKey, MacAddr, Nanos, Pipeline, Policy, PortId, Snapshot, Tag, Verdict,
+};
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, TestCaseResult, TestRunner};
+
+const PORTS: u16 = 7;
+const TAGS: u32 = 6;
+
+fn mac(n: u16) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, n as u8])
+}
+
+fn own(n: u16, is_v6: bool) -> IpAddr {
+    if is_v6 {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into()
+    } else {
+        Ipv4Addr::new(10, 0, 0, n as u8).into()
+    }
+}
+
+/// Addresses that belong to no workload.
+fn outside(is_v6: bool) -> impl Strategy<Value = IpAddr> {
+    let v4 = ["192.0.2.1", "192.0.2.129", "10.0.1.1", "8.8.8.8", "0.0.0.0", "255.255.255.255"];
+    let v6 = ["2001:db8::1", "2001:db8:1::1", "fe80::1", "ff02::1", "::"];
+    let texts = if is_v6 { v6.to_vec() } else { v4.to_vec() };
+    select(texts).prop_map(|text| text.parse().expect("a literal address"))
+}
+
+fn workload(n: u16) -> impl Strategy<Value = Workload> {
+    let vlan = prop_oneof![
+        6 => Just(VlanMode::Access(0)),
+        3 => Just(VlanMode::Access(10)),
+        1 => Just(VlanMode::Trunk(vec![10])),
+        2 => Just(VlanMode::Trunk(vec![20, 10])),
+    ];
+    let flags = (prop::bool::weighted(0.35), prop::bool::weighted(0.5), prop::bool::weighted(0.2));
+    (vlan, flags, 0..TAGS).prop_map(move |(vlan, (router, nameless, dhcp_server), tag)| Workload {
+        name: format!("w{n}"),
+        port: PortId(n),
+        tag: Tag(tag),
+        kind: WorkloadKind::Container,
+        ifname: format!("fd{n}"),
+        mac: (!(router && nameless)).then(|| mac(n)),
+        addresses: vec![own(n, false), own(n, true)],
+        vlan,
+        lane: Lane::Auto,
+        router,
+        dhcp_server,
+    })
+}
+
+fn workloads() -> BoxedStrategy<Vec<Workload>> {
+    let all = (workload(1), workload(2), workload(3), workload(4), workload(5), workload(6));
+    let all = all.prop_map(|(a, b, c, d, e, f)| vec![a, b, c, d, e, f]);
+    let some = all.prop_flat_map(|all| subsequence(all, 3..=6));
+    // Sometimes two workloads change places: same names and addresses, each at the other's port.
+    (some, prop::bool::weighted(0.15))
+        .prop_map(|(mut workloads, swap)| {
+            if let ([first, second, ..], true) = (workloads.as_mut_slice(), swap) {
+                std::mem::swap(&mut first.port, &mut second.port);
+            }
+            workloads
+        })
+        .boxed()
+}
+
+fn prefixes() -> impl Strategy<Value = Vec<Prefix>> {
+    let nets = [
+        "192.0.2.0/24",
+        "192.0.2.128/25",
+        "10.0.0.0/8",
+        "0.0.0.0/0",
+        "::/0",
+        "2001:db8::/32",
+        "2001:db8:1::/48",
+        "10.0.0.2/32",
+    ];
+    let nets = subsequence(nets.to_vec(), 0..=nets.len());
+    (nets, prop::collection::vec(0..TAGS, 8)).prop_map(|(nets, tags)| {
+        let prefix = |(net, tag): (&str, u32)| Prefix {
+            net: net.parse().expect("a literal prefix"),
+            tag: Tag(tag),
+        };
+        nets.into_iter().zip(tags).map(prefix).collect()
+    })
+}
+
+fn tag_set() -> impl Strategy<Value = TagSet> {
+    let only = subsequence((0..TAGS).map(Tag).collect::<Vec<_>>(), 1..=3);
+    prop_oneof![1 => Just(TagSet::Any), 3 => only.prop_map(TagSet::Only)]
+}
+
+fn services() -> impl Strategy<Value = Services> {
+    let any = select(vec![
+        Service::Ports { protocol: 6, first: 80, last: 80 },
+        Service::Ports { protocol: 6, first: 22, last: 443 },
+        Service::Ports { protocol: 17, first: 53, last: 53 },
+        Service::Ports { protocol: 17, first: 0, last: 5_000 },
+        Service::Ports { protocol: 17, first: 67, last: 68 },
+        Service::Protocol(6),
+        Service::Protocol(47),
+        Service::Icmp { protocol: 1, kind: 8, code: None },
+        Service::Icmp { protocol: 1, kind: 0, code: Some(0) },
+        Service::Icmp { protocol: 58, kind: 128, code: Some(0) },
+    ]);
+    let only = prop::collection::vec(any, 1..3).prop_map(Services::Only);
+    prop_oneof![1 => Just(Services::Any), 2 => only]
+}
+
+fn rules() -> BoxedStrategy<Vec<Rule>> {
+    let action = select(vec![
+        RuleAction::Allow,
+        RuleAction::Allow,
+        RuleAction::Allow,
+        RuleAction::Deny,
+        RuleAction::Reject,
+        RuleAction::Pass,
+    ]);
+    let direction =
+        select(vec![Direction::Both, Direction::Both, Direction::Ingress, Direction::Egress]);
+    let audit = prop::bool::weighted(0.15);
+    let rule = (0u8..4, action, tag_set(), tag_set(), services(), direction, audit).prop_map(
+        |(tier, action, from, to, services, direction, audit)| Rule {
+            name: String::new(),
+            tier,
+            priority: 100,
+            action,
+            from,
+            to,
+            services,
+            direction,
+            audit,
+        },
+    );
+    prop::collection::vec(rule, 0..10)
+        .prop_map(|mut rules| {
+            rules.sort_by_key(|rule| rule.tier);
+            rules
+        })
+        .boxed()
+}
+
+fn snapshot() -> BoxedStrategy<Snapshot> {
+    let mode = select(vec![Mode::Enforce, Mode::Enforce, Mode::Enforce, Mode::Audit, Mode::Learn]);
+    (workloads(), prefixes(), rules(), mode, any::<bool>())
+        .prop_map(|(workloads, prefixes, rules, mode, midstream)| Snapshot {
+            epoch: 0,
+            switch: "test".to_owned(),
+            mode,
+            settings: Settings {
+                max_connections: 4_096,
+                max_flows: 256,
+                midstream,
+                mac_ageing_secs: 5,
+                ..Settings::default()
+            },
+            workloads,
+            tags: (0..TAGS).map(|_| TagInfo { name: String::new() }).collect(),
+            prefixes,
+            world: Tag(0),
+            rules,
+        })
+        .boxed()
+}
+
+/// Protocol, TCP flags, source and destination port of a frame that is not special.
+fn transport(is_v6: bool) -> impl Strategy<Value = (u8, u8, u16, u16)> {
+    let icmp = if is_v6 { 58 } else { 1 };
+    let (request, reply) = if is_v6 { (128 << 8, 129 << 8) } else { (8 << 8, 0) };
+    prop_oneof![
+        // Handshakes and what cannot begin one never share ports: the oracle knows no TCP states.
+        3 => select(vec![22, 80, 443]).prop_map(|port| (6, 2, 40_000, port)),
+        1 => select(vec![22, 80, 443]).prop_map(|port| (6, 16, 40_001, port)),
+        3 => (select(vec![53, 5_000]), select(vec![53, 5_000])).prop_map(|(a, b)| (17, 0, a, b)),
+        2 => select(vec![request, reply]).prop_map(move |kind| (icmp, 0, 7, kind)),
+        1 => Just((icmp, 0, 0, if is_v6 { 131 << 8 } else { 9 << 8 })),
+        1 => Just((47, 0, 0, 0)),
+        1 => Just((2, 0, 0, 0)),
+    ]
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Frame(Box<Headers>),
+    /// The nth last frame that passed, again.
+    Repeat(usize),
+    /// An answer to it, from where it went.
+    Reply(usize),
+    /// An ICMP error about it, from where it went; to its sender, or to another address there.
+    Error(usize, bool),
+    Wait(u64),
+    Change(Box<Snapshot>),
+}
+
+fn station() -> impl Strategy<Value = MacAddr> {
+    prop_oneof![
+        12 => (1..PORTS).prop_map(mac),
+        3 => (0x77u16..0x79).prop_map(mac),
+    ]
+}
+
+fn target_mac() -> impl Strategy<Value = MacAddr> {
+    prop_oneof![
+        8 => station(),
+        1 => Just(MacAddr::BROADCAST),
+        1 => Just(MacAddr([0x33, 0x33, 0, 0, 0, 1])),
+        1 => Just(MacAddr([1, 0x80, 0xc2, 0, 0, 3])),
+    ]
+}
+
+fn address(is_v6: bool) -> impl Strategy<Value = IpAddr> {
+    prop_oneof![3 => (1..PORTS).prop_map(move |n| own(n, is_v6)), 2 => outside(is_v6)]
+}
+
+/// Who sends: usually as it is entitled to.
+fn sender(is_v6: bool) -> impl Strategy<Value = (u16, MacAddr, IpAddr)> {
+    prop_oneof![
+        6 => (1..PORTS).prop_map(move |n| (n, mac(n), own(n, is_v6))),
+        3 => (1..PORTS, station(), address(is_v6)),
+        2 => (1..PORTS, 0x77u16..0x79, address(is_v6)).prop_map(|(n, m, addr)| (n, mac(m), addr)),
+    ]
+}
+
+fn receiver(is_v6: bool) -> impl Strategy<Value = (MacAddr, IpAddr)> {
+    prop_oneof![
+        6 => (1..PORTS).prop_map(move |n| (mac(n), own(n, is_v6))),
+        3 => (target_mac(), address(is_v6)),
+    ]
+}
+
+fn tags() -> impl Strategy<Value = (u8, u16)> {
+    prop_oneof![
+        8 => Just((0, 0)),
+        3 => Just((1, 10)),
+        1 => Just((1, 0)),
+        1 => Just((1, 20)),
+        1 => Just((2, 10)),
+    ]
+}
+
+fn plain(is_v6: bool) -> BoxedStrategy<Headers> {
+    (sender(is_v6), receiver(is_v6), tags(), transport(is_v6))
+        .prop_map(move |((port, eth_src, src), (eth_dst, dst), (vlan_tags, vlan), transport)| {
+            let (protocol, tcp_flags, src_port, dst_port) = transport;
+            let key = FlowKey {
+                ingress: PortId(port),
+                vlan,
+                ether_type: if is_v6 { 0x86dd } else { 0x0800 },
+                protocol,
+                tcp_flags,
+                eth_dst,
+                eth_src,
+                src: to_bits(src),
+                dst: to_bits(dst),
+                src_port,
+                dst_port,
+            };
+            let tcp = TcpFields::default();
+            Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind: Kind::Plain }
+        })
+        .boxed()
+}
+
+fn arp() -> impl Strategy<Value = Headers> {
+    (plain(false), 1u8..=2, any::<bool>(), station(), prop::bool::weighted(0.2)).prop_map(
+        |(mut headers, operation, is_honest, other, is_gratuitous)| {
+            let key = &mut headers.key;
+            let sender = if is_honest { key.eth_src } else { other };
+            if is_gratuitous {
+                key.dst = key.src;
+            }
+            (key.ether_type, key.protocol) = (0x0806, operation);
+            (key.tcp_flags, key.src_port, key.dst_port) = (0, 0, 0);
+            headers.kind = Kind::Arp { sender, target: MacAddr::ZERO };
+            headers
+        },
+    )
+}
+
+fn neighbour() -> impl Strategy<Value = Headers> {
+    use NdMessage::{
+        NeighborAdvertisement, NeighborSolicitation, Redirect, RouterAdvertisement,
+        RouterSolicitation,
+    };
+    let message = select(vec![
+        RouterSolicitation,
+        RouterAdvertisement,
+        NeighborSolicitation,
+        NeighborAdvertisement,
+        Redirect,
+    ]);
+    let link_addr = prop_oneof![2 => Just(None), 2 => Just(Some(true)), 1 => Just(Some(false))];
+    let unspecified = prop::bool::weighted(0.25);
+    (plain(true), message, address(true), link_addr, station(), unspecified, any::<bool>())
+        .prop_map(|(mut headers, message, target, link_addr, other, unspecified, own_target)| {
+            let key = &mut headers.key;
+            let target = if own_target { key.src } else { to_bits(target) };
+            if unspecified {
+                key.src = 0;
+            }
+            (key.protocol, key.tcp_flags, key.src_port, key.dst_port) = (58, 0, 0, 135 << 8);
+            let link_addr = link_addr.map(|honest| if honest { key.eth_src } else { other });
+            headers.kind = Kind::Nd(Nd { message, target, link_addr });
+            headers
+        })
+}
+
+fn dhcp(is_v6: bool) -> impl Strategy<Value = Headers> {
+    (plain(is_v6), any::<bool>(), any::<bool>()).prop_map(move |(mut headers, asks, is_new)| {
+        let key = &mut headers.key;
+        let (client, server) = if is_v6 { (546, 547) } else { (68, 67) };
+        (key.protocol, key.tcp_flags) = (17, 0);
+        if asks {
+            (key.src_port, key.dst_port) = (client, server);
+            headers.kind = Kind::DhcpClient;
+            if is_new {
+                key.src = to_bits(IpAddr::from([0, 0, 0, 0]));
+            }
+        } else {
+            (key.src_port, key.dst_port) = (server, client);
+            headers.kind = Kind::DhcpServer;
+        }
+        headers
+    })
+}
+
+/// An error about a packet that, usually, its receiver may have sent to its sender.
+fn icmp_error(is_v6: bool) -> impl Strategy<Value = Headers> {
+    let quoted = (transport(is_v6), address(is_v6), prop::bool::weighted(0.7));
+    (plain(is_v6), quoted).prop_map(
+        move |(mut headers, ((protocol, _, src_port, dst_port), other, is_about_sender))| {
+            let key = &mut headers.key;
+            let dst = if is_about_sender { key.src } else { to_bits(other) };
+            let embedded = Embedded { protocol, src: key.dst, dst, src_port, dst_port };
+            (key.protocol, key.tcp_flags, key.src_port) = (if is_v6 { 58 } else { 1 }, 0, 0);
+            key.dst_port = if is_v6 { 1 << 8 } else { 3 << 8 };
+            headers.kind = Kind::IcmpError(embedded);
+            headers
+        },
+    )
+}
+
+fn headers() -> BoxedStrategy<Headers> {
+    prop_oneof![
+        8 => plain(false),
+        4 => plain(true),
+        1 => arp(),
+        1 => neighbour(),
+        1 => dhcp(false),
+        1 => dhcp(true),
+        2 => icmp_error(false),
+        1 => icmp_error(true),
+    ]
+    .boxed()
+}
+
+fn event() -> BoxedStrategy<Event> {
+    prop_oneof![
+        24 => headers().prop_map(|headers| Event::Frame(Box::new(headers))),
+        2 => (0usize..6).prop_map(Event::Repeat),
+        6 => (0usize..6).prop_map(Event::Reply),
+        4 => (0usize..6, prop::bool::weighted(0.8)).prop_map(|(nth, right)| Event::Error(nth, right)),
+        2 => (1u64..2_000).prop_map(Event::Wait),
+        1 => snapshot().prop_map(|snapshot| Event::Change(Box::new(snapshot))),
+    ]
+    .boxed()
+}
+
+fn ruling(verdict: Verdict, receivers: &[PortId]) -> Ruling {
+    let fate = match verdict.action {
+        Action::Drop(reason) => Err(reason),
+        Action::Forward(port) => Ok(vec![port]),
+        Action::Flood => {
+            let mut ports = receivers.to_vec();
+            ports.sort_unstable();
+            Ok(ports)
+        }
+    };
+    Ruling { fate, cause: verdict.cause, would_drop: verdict.would_drop }
+}
+
+fn policy(snapshot: &Snapshot) -> Arc<Policy> {
+    Arc::new(Policy::build(snapshot.clone()).expect("the generator keeps the invariants"))
+}
+
+/// What a history made the pipeline do.
+#[derive(Default)]
+struct Seen {
+    reasons: BTreeSet<DropReason>,
+    would_drop: u64,
+    floods: u64,
+    connection_hits: u64,
+    cache_hits: u64,
+    mac_moves: u64,
+    related_errors: u64,
+}
+
+/// Lives through a history twice, as the pipeline and as the oracle.
+fn live_through(first: Snapshot, events: Vec<Event>, seen: &mut Seen) -> TestCaseResult {
+    let mut snapshot = Snapshot { epoch: 1, ..first };
+    let mut pipeline = Pipeline::new(policy(&snapshot));
+    let mut oracle = Oracle::new(snapshot.clone());
+    let mut now = Nanos::from_secs(1);
+    let mut passed = Vec::new();
+    for event in events {
+        let headers = match event {
+            Event::Wait(ms) => {
+                now = now.plus(ms * 1_000_000);
+                continue;
+            }
+            Event::Change(next) => {
+                snapshot = Snapshot { epoch: snapshot.epoch + 1, ..*next };
+                pipeline.set_policy(policy(&snapshot));
+                oracle.install(snapshot.clone());
+                continue;
+            }
+            Event::Frame(headers) => Some(*headers),
+            Event::Repeat(nth) => passed.iter().rev().nth(nth).map(|&(headers, _)| headers),
+            Event::Reply(nth) => {
+                passed.iter().rev().nth(nth).and_then(|frame| reply(frame, &snapshot))
+            }
+            Event::Error(nth, right) => {
+                passed.iter().rev().nth(nth).and_then(|frame| error(frame, right, &snapshot))
+            }
+        };
+        let Some(headers) = headers else { continue };
+        for pass in ["first", "second"] {
+            let verdict = pipeline.judge(&headers, 64, now);
+            let judged = ruling(verdict, pipeline.receivers());
+            let expected = oracle.judge(&headers, now);
+            prop_assert_eq!(&judged, &expected, "{} pass of {:?}", pass, headers);
+            prop_assert!(pipeline.masks() <= MASKS);
+            seen.note(&headers, &verdict);
+            if let (Ok([output, ..]), Kind::Plain) = (judged.fate.as_deref(), headers.kind) {
+                passed.push((headers, *output));
+            }
+        }
+    }
+    let stats = pipeline.stats();
+    seen.connection_hits += stats.connection_hits;
+    seen.cache_hits += stats.cache_hits;
+    seen.mac_moves += stats.mac_moves;
+    Ok(())
+}
+
+/// The frame that the receiver of this one, at that port, would answer with. None for TCP, whose
+/// states the oracle does not know.
+fn reply(&(headers, output): &(Headers, PortId), snapshot: &Snapshot) -> Option<Headers> {
+    let key = headers.key;
+    let (src_port, dst_port) = match (key.protocol, key.dst_port >> 8) {
+        (6, _) => return None,
+        (1, 8) => (key.src_port, 0),
+        (58, 128) => (key.src_port, 129 << 8),
+        (1 | 58, _) => return None,
+        _ => (key.dst_port, key.src_port),
+    };
+    let back = way_back(&headers, output, snapshot)?;
+    Some(Headers { key: FlowKey { src_port, dst_port, ..back.key }, ..back })
+}
+
+/// The error that the receiver of this frame would answer with.
+fn error(
+    &(headers, output): &(Headers, PortId),
+    to_sender: bool,
+    snapshot: &Snapshot,
+) -> Option<Headers> {
+    let FlowKey { protocol, src, dst, src_port, dst_port, ether_type, .. } = headers.key;
+    let (icmp, unreachable) = if ether_type == 0x86dd { (58, 1 << 8) } else { (1, 3 << 8) };
+    let mut back = way_back(&headers, output, snapshot)?;
+    if !to_sender {
+        back.key.dst ^= 1;
+    }
+    Some(Headers {
+        key: FlowKey {
+            protocol: icmp,
+            src_port: 0,
+            dst_port: unreachable,
+            tcp_flags: 0,
+            ..back.key
+        },
+        kind: Kind::IcmpError(Embedded { protocol, src, dst, src_port, dst_port }),
+        ..back
+    })
+}
+
+/// The same frame with its ends exchanged, as it would come in by `port`.
+fn way_back(headers: &Headers, port: PortId, snapshot: &Snapshot) -> Option<Headers> {
+    let vlan = admit(&Policy::build(snapshot.clone()).ok()?, headers).ok()?.key.vlan;
+    let workload = snapshot.workloads.iter().find(|workload| workload.port == port)?;
+    let (vlan_tags, vlan) = match workload.vlan {
+        VlanMode::Access(_) => (0, 0),
+        VlanMode::Trunk(_) => (1, vlan),
+    };
+    let FlowKey { eth_src, eth_dst, src, dst, .. } = headers.key;
+    let turned = FlowKey { eth_src: eth_dst, eth_dst: eth_src, src: dst, dst: src, ..headers.key };
+    Some(Headers { key: FlowKey { ingress: port, vlan, ..turned }, vlan_tags, ..*headers })
+}
+
+impl Seen {
+    fn note(&mut self, headers: &Headers, verdict: &Verdict) {
+        self.reasons.extend(verdict.drop_reason());
+        self.would_drop += u64::from(verdict.would_drop.is_some());
+        self.floods += u64::from(verdict.action == Action::Flood);
+        let is_error = matches!(headers.kind, Kind::IcmpError(_));
+        self.related_errors +=
+            u64::from(is_error && verdict.would_drop.is_none() && verdict.is_forwarded());
+    }
+}
+
+/// The property below would hold for histories in which nothing happens. These do not.
+#[test]
+fn histories_meet_every_reason_and_every_table() {
+    use DropReason as R;
+    let mut runner = TestRunner::deterministic();
+    let histories = (snapshot(), prop::collection::vec(event(), 60));
+    let mut seen = Seen::default();
+    for _ in 0..150 {
+        let (first, events) = histories.new_tree(&mut runner).expect("a history").current();
+        live_through(first, events, &mut seen).expect("pipeline and oracle agree");
+    }
+    let wanted = [
+        R::SourceInvalid,
+        R::NoPolicy,
+        R::VlanNotAllowed,
+        R::BridgeReserved,
+        R::SpoofedMac,
+        R::SpoofedIp,
+        R::SpoofedArp,
+        R::SpoofedNd,
+        R::RogueRouter,
+        R::RogueDhcp,
+        R::Denied,
+        R::Rejected,
+        R::DefaultDeny,
+        R::TcpNotSyn,
+        R::IcmpUnrelated,
+        R::UnknownDestination,
+        R::Hairpin,
+        R::AddressMismatch,
+        R::NoReceiver,
+    ];
+    assert_eq!(seen.reasons, BTreeSet::from(wanted));
+    let counts = [
+        seen.would_drop,
+        seen.floods,
+        seen.connection_hits,
+        seen.cache_hits,
+        seen.mac_moves,
+        seen.related_errors,
+    ];
+
+    assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
+}
+
+proptest! {
+    #![proptest_config(Config { failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn pipeline_and_oracle_agree_at_every_step(
+        first in snapshot(),
+        events in prop::collection::vec(event(), 1..60),
+    ) {
+        live_through(first, events, &mut Seen::default())?;
+    }
+
+    #[test]
+    fn a_bit_outside_the_mask_changes_no_verdict(
+        snapshot in snapshot(),
+        headers in prop_oneof![plain(false), plain(true)],
+        noise: [u64; 7],
+    ) {
+        let policy = Policy::build(snapshot).expect("the generator keeps the invariants");
+        let Ok(headers) = admit(&policy, &headers) else { return Ok(()) };
+        let Classified { verdict, mask: Some(mask), .. } = classify_alone(&policy, &headers) else {
+            return Ok(());
+        };
+        let mut words = headers.key.words();
+        for ((word, mask), noise) in words.iter_mut().zip(mask.words()).zip(noise) {
+            *word ^= noise & !mask;
+        }
+        let flipped = Headers { key: FlowKey::from_words(&words), ..headers };
+        prop_assert_eq!(classify_alone(&policy, &flipped).verdict, verdict, "under {:?}", mask);
+    }
+
+    #[test]
+    fn random_keys_cannot_make_more_masks(
+        snapshot in snapshot(),
+        keys in prop::collection::vec((any::<[u64; 7]>(), 1..PORTS), 1..200),
+    ) {
+        let mut pipeline = Pipeline::new(policy(&Snapshot { epoch: 1, ..snapshot }));
+        for (words, n) in keys {
+            let random = FlowKey::from_words(&words);
+            // Addresses near a workload's make the longest prefixes.
+            let dst = to_bits(own(n, false)) ^ (random.dst >> (random.dst_port % 128));
+            let key = FlowKey {
+                ingress: PortId(n), vlan: 0, eth_src: mac(n), eth_dst: mac(1 + n % 6), dst, ..random
+            };
+            let tcp = TcpFields::default();
+            let headers = Headers { key, vlan_tags: 0, l3: 14, l4: 34, end: 54, tcp, kind: Kind::Plain };
+            pipeline.judge(&headers, 64, Nanos::from_secs(1));
+            prop_assert!(pipeline.masks() <= MASKS);
+        }
+    }
+}
+
+fn classify_alone(policy: &Policy, headers: &Headers) -> Classified {
+    let context = Context {
+        policy,
+        fdb: &Fdb::new(300),
+        memo: &mut Memo::default(),
+        receivers: &mut Vec::new(),
+        related: None,
+        now: Nanos(0),
+    };
+    classify(context, headers)
+}
