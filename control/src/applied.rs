@@ -168,3 +168,68 @@ fn workload_names(text: &str) -> BTreeSet<String> {
     let names = tables.into_iter().flatten().filter_map(|w| w.get("name")?.as_str());
     names.map(ToOwned::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = "[[workload]]\nname = \"web\"\n[[workload]]\nname = \"db\"\n";
+
+    fn config() -> Applied {
+        Applied::of("a.toml".into(), CONFIG.into())
+    }
+
+    fn names(applied: &Applied) -> Vec<String> {
+        workload_names(&applied.edited().unwrap()).into_iter().collect()
+    }
+
+    #[test]
+    fn workloads_are_added_and_taken_out() {
+        let with = config().with_workload("name = \"cache\"").unwrap();
+        assert_eq!(names(&with), ["cache", "db", "web"]);
+        let without = with.without_workload("web").unwrap();
+        assert_eq!(names(&without), ["cache", "db"]);
+        assert_eq!(
+            without.without_workload("cache").unwrap(),
+            config().without_workload("web").unwrap()
+        );
+        // What was taken out may be added in another shape.
+        let replaced = without.with_workload("name = \"web\"").unwrap();
+        assert_eq!(names(&replaced), ["cache", "db", "web"]);
+        assert_eq!(names(&replaced.without_workload("web").unwrap()), ["cache", "db"]);
+
+        assert!(matches!(with.with_workload("name = \"db\""), Err(AppliedError::Exists { .. })));
+        assert!(matches!(with.with_workload("name = \"cache\""), Err(AppliedError::Exists { .. })));
+        assert!(matches!(with.with_workload("kind = \"vm\""), Err(AppliedError::Nameless)));
+        assert!(matches!(without.without_workload("web"), Err(AppliedError::Edit(_))));
+    }
+
+    #[test]
+    fn another_config_says_who_is_in_it() {
+        let by_hand = config().with_workload("name = \"cache\"").unwrap();
+        let by_hand = by_hand.with_workload("name = \"log\"").unwrap();
+        let by_hand = by_hand.without_workload("web").unwrap();
+        let text = format!("{CONFIG}[[workload]]\nname = \"log\"\n");
+        let (applied, remarks) = by_hand.with_config("b.toml".into(), text);
+        assert_eq!(names(&applied), ["cache", "db", "log", "web"]);
+        assert_eq!(remarks.len(), 2, "{remarks:?}");
+        assert!(remarks[0].starts_with("log: now taken from b.toml"), "{remarks:?}");
+        assert!(remarks[1].starts_with("web: in the switch again"), "{remarks:?}");
+        assert!(applied.removed.is_empty());
+    }
+
+    #[test]
+    fn it_is_read_back_as_it_was_saved() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("applied.json");
+        assert_eq!(Applied::load(&path).unwrap(), None);
+        let by_hand = config().with_workload("name = \"cache\"").unwrap();
+        for applied in [config(), by_hand.without_workload("db").unwrap()] {
+            applied.save(&path).unwrap();
+            assert_eq!(Applied::load(&path).unwrap(), Some(applied));
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        fs::write(&path, "{").unwrap();
+        Applied::load(&path).unwrap_err();
+    }
+}

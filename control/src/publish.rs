@@ -32,6 +32,18 @@ pub enum PublishError {
         /// Why.
         source: io::Error,
     },
+    /// What was applied before control was restarted cannot be read.
+    #[error(
+        "cannot read what was applied last, {}: {source}: remove that file to begin with the \
+         config again",
+        path.display()
+    )]
+    Saved {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// It does not compile, or the change to it makes no sense.
     #[error(transparent)]
     Applied(#[from] AppliedError),
@@ -102,9 +114,7 @@ impl Publisher {
                 applied
             }
             Ok(None) => Applied::of(config.display().to_string(), read(&config)?),
-            Err(source) => {
-                return Err(PublishError::Read { path: run_dir.applied(), source });
-            }
+            Err(source) => return Err(PublishError::Saved { path: run_dir.applied(), source }),
         };
         let next_expiry = applied.compile(None, today)?.next_expiry;
         Ok(Self { run_dir, config, applied, known: None, next_expiry })

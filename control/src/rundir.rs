@@ -245,6 +245,11 @@ impl RunDir {
         living(&self.path.join(SUPERVISOR)).or_else(|| self.living_role()).is_some()
     }
 
+    /// Whether this user may not look inside.
+    fn is_closed(&self) -> bool {
+        fs::read_dir(&self.path).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     fn living_role(&self) -> Option<u32> {
         Role::ALL.iter().find_map(|role| living(&self.path.join(role.process_file())))
     }
@@ -270,7 +275,7 @@ impl RunDir {
     }
 }
 
-/// Names of the switches that run on this host, sorted.
+/// Names of the switches that run on this host, sorted; also of those that this user may not see.
 ///
 /// # Errors
 /// If the directory of run directories exists and cannot be read.
@@ -284,8 +289,10 @@ fn running_in(base: &Path) -> Result<Vec<String>, RunDirError> {
         result => result.map_err(io_error("list", base))?,
     };
     let directories = entries.filter_map(|entry| Some(RunDir::at(entry.ok()?.path())));
-    let mut names: Vec<String> =
-        directories.filter(RunDir::is_running).map(|directory| directory.switch()).collect();
+    // Whoever may not look inside is told so when they connect.
+    let candidates =
+        directories.filter(|directory| directory.is_running() || directory.is_closed());
+    let mut names: Vec<String> = candidates.map(|directory| directory.switch()).collect();
     names.sort();
     Ok(names)
 }

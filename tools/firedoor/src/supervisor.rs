@@ -68,6 +68,9 @@ impl Supervisor {
         let mut is_up = false;
         let outcome = loop {
             match self.next_signal(is_up) {
+                Some(SIGHUP) if self.control.child.is_none() => {
+                    tracing::warn!("control is not running: send SIGHUP again once it is");
+                }
                 Some(SIGHUP) => self.control.signal(Signal::SIGHUP),
                 Some(SIGCHLD) | None => {}
                 Some(_) => break Ok(()),

@@ -32,12 +32,16 @@ pub(crate) fn run(args: &RunArgs, out: &mut Output) -> anyhow::Result<ExitCode> 
     if !Uid::effective().is_root() {
         out.warn("not root: attaching ports takes CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF");
     }
+    let config = fs::canonicalize(&args.config).with_context(|| {
+        format!(
+            "cannot find {}: SIGHUP reads it again, so give the path of a file",
+            args.config.display()
+        )
+    })?;
     let capture = args.capture.as_deref().map(capture_directory).transpose()?;
 
     let run_dir = RunDir::of(&switch);
     run_dir.claim()?;
-    let config = fs::canonicalize(&args.config)
-        .with_context(|| format!("cannot find {} again", args.config.display()))?;
     let ended = Supervisor::start(run_dir.clone(), config, capture)
         .and_then(|supervisor| supervisor.run(|status| announce(args, &run_dir, status, out)));
     run_dir.remove()?;
