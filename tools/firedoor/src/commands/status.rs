@@ -161,17 +161,24 @@ fn total(counts: &[(DropReason, u64)]) -> u64 {
 
 fn show(status: &Status, all: bool, out: &mut Output) -> anyhow::Result<()> {
     let mode = mode_name(status.mode);
-    let epoch = status.dataplane.as_ref().map_or(0, |d| d.epoch);
+    let epoch = match status.dataplane.as_ref().map(|dataplane| dataplane.epoch) {
+        Some(0) => out.paint(Tone::Bad, "no policy in force"),
+        Some(epoch) => format!("epoch {epoch}"),
+        None => out.paint(Tone::Bad, "epoch unknown"),
+    };
     let switch = out.paint(Tone::Strong, &status.switch);
-    writeln!(out, "switch {switch}: mode {mode}, epoch {epoch}")?;
+    writeln!(out, "switch {switch}: mode {mode}, {epoch}")?;
     writeln!(out)?;
     let up = Age { ms: status.control_uptime_secs * 1_000 };
     let alive = out.paint(Tone::Good, "alive");
     match &status.dataplane {
         Some(dataplane) => show_dataplane(dataplane, out)?,
         None => {
-            let dead = out.paint(Tone::Bad, "not alive");
-            writeln!(out, "data plane   {dead}; `firedoor run` starts it again, its log says why")?;
+            let dead = out.paint(Tone::Bad, "no answer");
+            writeln!(
+                out,
+                "data plane   {dead}: if it has ended, `firedoor run` says why and restarts it"
+            )?;
         }
     }
     writeln!(out, "control      {alive}, process {}, up {up}", status.control_pid)?;
