@@ -1,6 +1,10 @@
 //! A storm: any bytes as a sequence of frames into a whole switch. The fuzz target `path` and the
 //! tests share it.
 
+use std::sync::LazyLock;
+
+use firedoor_classifier::Snapshot;
+
 use crate::fabric::{Fabric, snapshot};
 
 /// A small switch with every kind of port: router, DHCP server, trunk, both families.
@@ -59,13 +63,15 @@ action = "reject"
 tier = "emergency"
 "#;
 
+static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| snapshot(CONFIG));
+
 /// Feeds `bytes` to a switch: each frame is a port byte, a two-byte length, and the bytes. Checks
 /// that no frame of the umem is lost, and that every frame was sent or dropped for a reason.
 ///
 /// # Panics
 /// If the switch misbehaves.
 pub fn run(bytes: &[u8]) {
-    let mut fabric = Fabric::of(snapshot(CONFIG));
+    let mut fabric = Fabric::of(SNAPSHOT.clone());
     let mut rest = bytes;
     while let Some((&[port, high, low], tail)) = rest.split_first_chunk::<3>() {
         let len = (usize::from(u16::from_be_bytes([high, low])) % 2048).min(tail.len());
