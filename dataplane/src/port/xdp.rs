@@ -576,7 +576,8 @@ impl Port for XdpPort {
     /// Takes the program off if this is the interface's last port, closes the socket, and takes back
     /// every frame it had.
     ///
-    /// When the socket's descriptor and mappings are gone, the kernel has left its chunks alone.
+    /// When the socket's descriptor and mappings are gone (all are close-on-exec, so no other process
+    /// has them), the kernel has left its chunks alone.
     /// In copy mode `xsk_release` (net/xdp/xsk.c) unbinds the socket and waits for a grace period,
     /// after which no receive path writes to the umem. What is sent on a veth or tap was copied into
     /// an skb that refers to no chunk. A driver that sends from the umem's pages

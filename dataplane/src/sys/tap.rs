@@ -29,7 +29,7 @@ pub fn open(name: &str) -> io::Result<File> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(file) }
 }
 
-/// Makes the tap of an [open](open)ed file outlive it, until the interface or its network namespace
+/// Makes the tap of an [opened](open) file outlive it, until the interface or its network namespace
 /// is deleted.
 ///
 /// # Errors
