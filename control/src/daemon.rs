@@ -105,7 +105,6 @@ pub struct Daemon {
     run_dir: RunDir,
     orders: Sender<Order>,
     clerk: Option<JoinHandle<()>>,
-    // Dropped in this order: first nobody can ask, then nothing more is mirrored.
     server: Option<Server>,
     mirror: Option<Mirror>,
 }
@@ -157,6 +156,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // First nobody can ask any more, then nothing more is mirrored, then nothing changes.
         self.server = None;
         self.mirror = None;
         let _ = self.orders.send(Order::Stop);
