@@ -308,6 +308,7 @@ impl Engine {
 
     /// Attaches every port of the snapshot that is not attached.
     fn reconcile_ports(&mut self, snapshot: &Snapshot) {
+        let mut added = Vec::new();
         for workload in &snapshot.workloads {
             match self.ports.get_mut(&workload.port) {
                 Some(entry) => entry.workload = workload.clone(),
@@ -321,10 +322,12 @@ impl Engine {
                         slot: self.free_slot(),
                     };
                     self.ports.insert(workload.port, entry);
-                    self.attach(workload.port);
+                    added.push(workload.port);
                 }
             }
         }
+        // Once all are known: a port's share of the umem depends on how many there are.
+        added.into_iter().for_each(|id| self.attach(id));
     }
 
     /// An interface appeared, changed or vanished. `ifindex` is its index now, `None` if it is gone.

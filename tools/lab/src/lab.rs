@@ -478,8 +478,10 @@ impl Lab {
         let patience = START_PATIENCE + PORT_PATIENCE * u32::try_from(ports).unwrap_or(u32::MAX);
         let start = Instant::now();
         loop {
-            let waiting_for = match self.status() {
-                Ok(status) => missing(&status, &made),
+            let waiting_for = match self.status().map(|status| missing(&status, &made)) {
+                // Control learns last that its policy is in force.
+                Ok(None) => self.snapshot().err().map(|error| error.to_string()),
+                Ok(missing) => missing,
                 Err(error) => Some(error.to_string()),
             };
             let Some(waiting_for) = waiting_for else { return Ok(()) };

@@ -65,7 +65,9 @@ impl Report {
             Some(lab) => {
                 let name = lab.name();
                 writeln!(out, "Took {seconds:.1} s. The lab is still up:")?;
-                writeln!(out, "  firedoor lab exec --switch {name} web -- ping -c1 api")?;
+                if let [from, to, ..] = self.names()[..] {
+                    writeln!(out, "  firedoor lab exec --switch {name} {from} -- ping -c1 {to}")?;
+                }
                 writeln!(out, "  firedoor lab down --switch {name}")
             }
             None => writeln!(out, "Took {seconds:.1} s. Everything it made is removed."),

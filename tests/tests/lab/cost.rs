@@ -1,0 +1,66 @@
+//! What the switch costs, where that is promised.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use firedoor_lab::probe::{Outcome, Service};
+use libtest_mimic::Failed;
+
+use crate::fixture::{Fixture, allow, container, ensure, v4, v6};
+use crate::{Shown, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("two_hundred_ports_in_one_switch_carry_traffic", &[], two_hundred_ports),
+    ("twenty_idle_ports_cost_under_1_percent_of_a_core", &[], idle),
+];
+
+fn two_hundred_ports() -> Shown {
+    const PORTS: u16 = 200;
+    let name = |host| format!("w{host}");
+    let workloads: String = (1..=PORTS).map(|host| container(&name(host), host)).collect();
+    let start = Instant::now();
+    let pairs = [(1, PORTS), (PORTS, 1), (2, 77), (100, 101), (199, 3)];
+    let rules: String = pairs.iter().map(|&(a, b)| allow(&name(a), &name(b), "any")).collect();
+    let lab = Fixture::up(&(workloads + &rules))?;
+    println!("{PORTS} ports were up after {:.1} s", start.elapsed().as_secs_f64());
+    for (a, b) in pairs {
+        for address in [v4(b), v6(b)] {
+            let heard = lab.ask(&name(a), address, Service::Ping)?;
+            ensure!(heard == Outcome::Reachable, "{} heard {heard:?} from {address}", name(a));
+        }
+    }
+    let heard = lab.ask(&name(77), v4(2), Service::Ping)?;
+    ensure!(heard == Outcome::Silent, "without a rule, {} heard {heard:?}", name(77));
+    lab.down()
+}
+
+fn idle() -> Shown {
+    const SPAN: Duration = Duration::from_secs(30);
+    let workloads: String = (1..=20).map(|host| container(&format!("w{host}"), host)).collect();
+    let lab = Fixture::up(&workloads)?;
+    // The containers' own first words (MLD, router solicitations) are over by then.
+    std::thread::sleep(Duration::from_secs(5));
+    let processes = lab.state().processes().len();
+    ensure!(processes == 3, "supervisor, data plane and control are {processes} processes");
+    let before = cpu_time(&lab)?;
+    std::thread::sleep(SPAN);
+    let used = cpu_time(&lab)?.saturating_sub(before);
+    let share = used.as_secs_f64() / SPAN.as_secs_f64() * 100.0;
+    println!("20 idle ports for {} s: {share:.2} % of a core", SPAN.as_secs());
+    ensure!(share < 1.0, "20 idle ports used {share:.2} % of a core");
+    Ok(())
+}
+
+/// User and system time of the switch's processes (proc(5), fields 14 and 15 of `stat`).
+fn cpu_time(lab: &Fixture) -> Result<Duration, Failed> {
+    /// `sysconf(_SC_CLK_TCK)` on every Linux that Rust runs on.
+    const TICKS_PER_SECOND: u64 = 100;
+    let mut ticks = 0;
+    for pid in lab.state().processes() {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let (_, fields) = stat.rsplit_once(") ").ok_or("a stat file without a name")?;
+        let fields = fields.split(' ').skip(11).take(2);
+        ticks += fields.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
+}

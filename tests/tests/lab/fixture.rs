@@ -1,0 +1,409 @@
+//! What the lab tests share: labs that are removed whatever happens, and ways to look at them.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use firedoor_api::control::{Deny, Reply, Request};
+use firedoor_lab::netns::Netns;
+use firedoor_lab::probe::{Outcome, Service, probe};
+use firedoor_lab::{Lab, Options, Temporary};
+use libtest_mimic::Failed;
+use tempfile::TempDir;
+
+/// Fails a test unless something holds.
+macro_rules! ensure {
+    ($holds:expr, $($said:tt)+) => {
+        let holds: bool = $holds;
+        if !holds {
+            return Err(format!($($said)+).into());
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// Two containers, `a` and `b`. What `rules` says is added.
+pub(crate) fn pair(rules: &str) -> String {
+    format!("{}{}{rules}", container("a", 1), container("b", 2))
+}
+
+/// A container with an address of each family that ends in `host`.
+pub(crate) fn container(name: &str, host: u16) -> String {
+    format!(
+        "[[workload]]\nname = \"{name}\"\nkind = \"container\"\nlabels = {{ name = \"{name}\" }}\n\
+         ip = [\"10.40.{}.{}/16\", \"fd00:40::{host}/64\"]\n\n",
+        host >> 8,
+        host & 0xff,
+    )
+}
+
+/// A rule that allows `service` from one workload to another.
+pub(crate) fn allow(from: &str, to: &str, service: &str) -> String {
+    format!(
+        "[[rule]]\nname = \"{from}-to-{to}\"\nfrom = {{ workload = \"{from}\" }}\n\
+         to = {{ workload = \"{to}\" }}\nservice = \"{service}\"\naction = \"allow\"\n\n"
+    )
+}
+
+/// Addresses that [`container`] gives.
+pub(crate) fn v4(host: u16) -> IpAddr {
+    let [high, low] = host.to_be_bytes();
+    IpAddr::from([10, 40, high, low])
+}
+
+/// Likewise. The config writes `host` in decimal digits, which IPv6 reads as hexadecimal ones.
+pub(crate) fn v6(host: u16) -> IpAddr {
+    format!("fd00:40::{host}").parse().expect("digits are an IPv6 group")
+}
+
+/// A lab of its own, removed with the value, and the config it was built from.
+pub(crate) struct Fixture {
+    lab: Temporary,
+    directory: TempDir,
+}
+
+impl Deref for Fixture {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+impl Fixture {
+    /// A lab of a config without a `[switch]` table.
+    pub(crate) fn up(config: &str) -> Result<Self, Failed> {
+        Self::up_with("", config)
+    }
+
+    /// Likewise, with more for the `[switch]` table.
+    pub(crate) fn up_with(switch: &str, config: &str) -> Result<Self, Failed> {
+        let name = unique_name();
+        let text = format!("[switch]\nname = \"{name}\"\n{switch}\n{config}");
+        Self::build(&text, None)
+    }
+
+    /// A lab of one of the configs in `configs/`, under a name of its own.
+    pub(crate) fn of_config(file: &str) -> Result<Self, Failed> {
+        let text = fs::read_to_string(configs().join(file))?;
+        Self::build(&text, Some(unique_name()))
+    }
+
+    fn build(text: &str, name: Option<String>) -> Result<Self, Failed> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("lab.toml");
+        fs::write(&path, text)?;
+        let never = AtomicBool::new(false);
+        let options = Options {
+            firedoor: firedoor().to_owned(),
+            name,
+            interrupted: &never,
+            progress: &|_| {},
+        };
+        Ok(Self { lab: Temporary::up(&path, text, &options)?, directory })
+    }
+
+    /// Removes it, to hear of errors.
+    pub(crate) fn down(self) -> Result<(), Failed> {
+        Ok(self.lab.down()?)
+    }
+
+    /// Runs a program where a workload is, and returns what it printed.
+    pub(crate) fn run(
+        &self,
+        workload: &str,
+        program: &str,
+        arguments: &[&str],
+    ) -> Result<String, Failed> {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let output = self.netns(workload)?.run(|| command.output())??;
+        printed(&format!("{program} at {workload}"), &output)
+    }
+
+    /// Runs `firedoor ARGUMENTS --switch NAME`.
+    pub(crate) fn firedoor(&self, arguments: &[&str]) -> Result<Output, Failed> {
+        let mut command = Command::new(firedoor());
+        Ok(command.args(arguments).args(["--switch", self.name()]).output()?)
+    }
+
+    /// Applies a config without a `[switch]` table, and returns the epoch.
+    pub(crate) fn apply(&self, config: &str) -> Result<u64, Failed> {
+        let text = format!("[switch]\nname = \"{}\"\n{config}", self.name());
+        let path = self.directory.path().join("applied.toml");
+        fs::write(&path, text)?;
+        let output = self.firedoor(&["policy", "apply", &path.to_string_lossy()])?;
+        printed("firedoor policy apply", &output)?;
+        self.epoch()
+    }
+
+    /// The epoch in force.
+    pub(crate) fn epoch(&self) -> Result<u64, Failed> {
+        let status = self.status()?;
+        Ok(status.dataplane.ok_or("the data plane does not answer")?.epoch)
+    }
+
+    /// What a workload hears that asks for a service.
+    pub(crate) fn ask(&self, from: &str, to: IpAddr, service: Service) -> Result<Outcome, Failed> {
+        let patience = Duration::from_millis(1_500);
+        Ok(self.netns(from)?.run(|| probe(to, service, patience))??.outcome)
+    }
+
+    /// Refusals on record, once there are any that are `wanted`, or none come.
+    pub(crate) fn denies(&self, wanted: impl Fn(&Deny) -> bool) -> Result<Vec<Deny>, Failed> {
+        let mut found = Vec::new();
+        wait_for(Duration::from_secs(3), || {
+            let Reply::Denies(denies) = self.lab.ask(&Request::Denies)? else {
+                return Err("denies were asked for, and something else answered".into());
+            };
+            found = denies.into_iter().filter(|deny| wanted(deny)).collect();
+            Ok(!found.is_empty())
+        })?;
+        Ok(found)
+    }
+}
+
+/// Tries until something holds or patience is at an end; whether it did.
+pub(crate) fn wait_for(
+    patience: Duration,
+    mut holds: impl FnMut() -> Result<bool, Failed>,
+) -> Result<bool, Failed> {
+    let start = Instant::now();
+    loop {
+        if holds()? {
+            return Ok(true);
+        }
+        if start.elapsed() > patience {
+            return Ok(false);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A name no other lab has.
+pub(crate) fn unique_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// The repository's example configs.
+pub(crate) fn configs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs")
+}
+
+/// The executable under test, built now if need be, in the profile that this test was built in.
+pub(crate) fn firedoor() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let this = std::env::current_exe().expect("a running test has a path");
+        let target = this.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args(["build", "--quiet", "-p", "firedoor"]);
+        if target.ends_with("release") {
+            build.arg("--release");
+        }
+        let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status();
+        assert!(built.is_ok_and(|status| status.success()), "firedoor does not build");
+        target.join("firedoor")
+    })
+}
+
+/// What a program printed, if it succeeded.
+pub(crate) fn printed(what: &str, output: &Output) -> Result<String, Failed> {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(
+        output.status.success(),
+        "{what} failed ({}):\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    Ok(text(&output.stdout))
+}
+
+/// A program that is ended with the value.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a program in a namespace.
+pub(crate) fn start_in(
+    netns: &Netns,
+    program: &str,
+    arguments: &[&str],
+) -> Result<Running, Failed> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(Running(netns.run(|| command.spawn())??))
+}
+
+/// Waits until something listens at a TCP port, asked from its own namespace.
+pub(crate) fn wait_for_listener(netns: &Netns, port: u16) -> Result<(), Failed> {
+    let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let taken = wait_for(Duration::from_secs(5), || {
+        let bound = netns.run(|| TcpListener::bind(at))?;
+        Ok(bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse))
+    })?;
+    ensure!(taken, "nothing listens at port {port} of {}", netns.name());
+    Ok(())
+}
+
+/// Byte `at` of a file that looks random, so that no lost, repeated or swapped segment hides.
+fn byte(at: u64) -> u8 {
+    (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+}
+
+/// A web server in a namespace that answers every request with so many [bytes](byte), until
+/// dropped.
+pub(crate) struct WebServer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WebServer {
+    pub(crate) fn start(netns: &Netns, port: u16, length: u64) -> Result<Self, Failed> {
+        let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let listener = netns.run(|| TcpListener::bind(at))??;
+        listener.set_nonblocking(true)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((stream, _)) => drop(serve(stream, length)),
+                    Err(_) => thread::sleep(Duration::from_millis(5)),
+                }
+            }
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for WebServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn serve(mut stream: TcpStream, length: u64) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    let _ = stream.read(&mut [0; 4096])?;
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
+    let mut at = 0;
+    while at < length {
+        let end = length.min(at + (64 << 10));
+        let chunk: Vec<u8> = (at..end).map(byte).collect();
+        stream.write_all(&chunk)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Length and CRC-32C of what a [`WebServer`] sends.
+pub(crate) fn checksum_of(length: u64) -> (u64, u32) {
+    let bytes: Vec<u8> = (0..length).map(byte).collect();
+    (length, crc32c::crc32c(&bytes))
+}
+
+/// Fetches a URL with curl from a namespace, and returns length and CRC-32C of what came.
+pub(crate) fn curl(netns: &Netns, url: &str) -> Result<(u64, u32), Failed> {
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--max-time", "60", "--globoff", "--noproxy", "*", url]);
+    let output = netns.run(|| command.output())??;
+    ensure!(output.status.success(), "curl {url}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok((output.stdout.len() as u64, crc32c::crc32c(&output.stdout)))
+}
+
+/// Numbered datagrams at a moderate rate from one workload to another, until [ended](Stream::end).
+pub(crate) struct Stream {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<io::Result<u64>>,
+    receiver: JoinHandle<u64>,
+}
+
+/// How many of a stream's datagrams were sent and how many different ones came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) sent: u64,
+    pub(crate) came: u64,
+}
+
+impl Stream {
+    /// Datagrams between two pauses, and how long these are: 2,000 a second.
+    const BURST: u64 = 4;
+    const PAUSE: Duration = Duration::from_millis(2);
+
+    pub(crate) fn start(
+        from: &Netns,
+        to: &Netns,
+        address: IpAddr,
+        port: u16,
+    ) -> Result<Self, Failed> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let receiving = to.run(|| UdpSocket::bind(any(port)))??;
+        receiving.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let sending = from.run(|| match address {
+            IpAddr::V4(_) => UdpSocket::bind(("0.0.0.0", 0)),
+            IpAddr::V6(_) => UdpSocket::bind(any(0)),
+        })??;
+        sending.connect(SocketAddr::new(address, port))?;
+        let stopped = Arc::clone(&stop);
+        let sender = thread::spawn(move || Self::send(&sending, &stopped));
+        let stopped = Arc::clone(&stop);
+        let receiver = thread::spawn(move || Self::receive(&receiving, &stopped));
+        Ok(Self { stop, sender, receiver })
+    }
+
+    fn send(socket: &UdpSocket, stopped: &AtomicBool) -> io::Result<u64> {
+        let mut number = 0_u64;
+        while !stopped.load(Ordering::Relaxed) {
+            for _ in 0..Self::BURST {
+                socket.send(&number.to_be_bytes())?;
+                number += 1;
+            }
+            thread::sleep(Self::PAUSE);
+        }
+        Ok(number)
+    }
+
+    fn receive(socket: &UdpSocket, stopped: &AtomicBool) -> u64 {
+        let mut seen = std::collections::HashSet::new();
+        let mut number = [0; 8];
+        loop {
+            match socket.recv(&mut number) {
+                Ok(_) => drop(seen.insert(u64::from_be_bytes(number))),
+                Err(_) if stopped.load(Ordering::Relaxed) => return seen.len() as u64,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Ends it, and counts once nothing comes any more.
+    pub(crate) fn end(self) -> Result<Counted, Failed> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().map_err(|_| "the sender panicked")??;
+        let came = self.receiver.join().map_err(|_| "the receiver panicked")?;
+        Ok(Counted { sent, came })
+    }
+}

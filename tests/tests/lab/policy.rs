@@ -1,0 +1,278 @@
+//! What policy says is what happens, from the moment on that it says so.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use firedoor_classifier::build::{self, Ends};
+use firedoor_classifier::wire::ethernet;
+use firedoor_lab::netns::Netns;
+use firedoor_lab::probe::{Outcome, Responder, Service};
+use firedoor_lab::reach::{self, Crew, Question};
+use libtest_mimic::Failed;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::fixture::{
+    Counted, Fixture, Stream, allow, container, ensure, pair, printed, v4, v6, wait_for,
+};
+use crate::{Shown, Test};
+
+const ECHO: Service = Service::Tcp(7);
+const PORT: u16 = 7;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("replies_pass_with_only_the_forward_rule", &[], replies_pass),
+    ("a_removed_rule_cuts_the_live_connection_and_an_added_one_opens_it", &[], rules_cut_and_open),
+    ("an_apply_loses_no_frame_of_untouched_connections", &[], apply_loses_nothing),
+    ("a_config_that_does_not_compile_changes_nothing", &[], broken_config),
+    ("three_tier_trace_and_connectivity_agree_with_real_traffic", &[], || agree("three-tier.toml")),
+    ("two_vms_trace_and_connectivity_agree_with_real_traffic", &[], || agree("two-vms.toml")),
+    ("dual_stack_trace_and_connectivity_agree_with_real_traffic", &[], || agree("dual-stack.toml")),
+    ("audit_mode_records_what_it_would_deny_and_blocks_nothing", &[], audit_mode),
+    ("learn_mode_records_no_denial_and_blocks_nothing", &[], learn_mode),
+    ("spoofed_frames_are_dropped_and_counted", &[], spoofing),
+    ("tshark_opens_the_capture_and_shows_who_why_and_which_rule", &["tshark"], capture_comments),
+];
+
+fn replies_pass() -> Shown {
+    let lab = Fixture::up(&pair(&allow("a", "b", "tcp/7")))?;
+    let (a, b) = (lab.netns("a")?, lab.netns("b")?);
+    let _responders = (Responder::start(&a, &[ECHO])?, Responder::start(&b, &[ECHO])?);
+    for (at_a, at_b) in [(v4(1), v4(2)), (v6(1), v6(2))] {
+        let (forward, back) = (lab.ask("a", at_b, ECHO)?, lab.ask("b", at_a, ECHO)?);
+        ensure!(forward == Outcome::Reachable, "a heard {forward:?} from {at_b}");
+        ensure!(back == Outcome::Silent, "b heard {back:?} from {at_a}, which no rule allows");
+    }
+    Ok(())
+}
+
+fn rules_cut_and_open() -> Shown {
+    let (shut, open) = (pair(""), pair(&allow("a", "b", "tcp/7")));
+    let lab = Fixture::up(&open)?;
+    let (a, b) = (lab.netns("a")?, lab.netns("b")?);
+    let _responder = Responder::start(&b, &[ECHO])?;
+
+    let mut connection = connect(&a, v4(2))?;
+    ensure!(echoes(&mut connection), "the connection does not work to begin with");
+    lab.apply(&shut)?;
+    ensure!(!echoes(&mut connection), "the live connection goes on without its rule");
+    let after = lab.ask("a", v4(2), ECHO)?;
+    ensure!(after == Outcome::Silent, "a new connection without a rule heard {after:?}");
+    lab.apply(&open)?;
+    let after = lab.ask("a", v4(2), ECHO)?;
+    ensure!(after == Outcome::Reachable, "with the rule back, a heard {after:?}");
+    Ok(())
+}
+
+fn connect(from: &Netns, to: IpAddr) -> Result<TcpStream, Failed> {
+    let patience = Duration::from_secs(2);
+    let stream =
+        from.run(|| TcpStream::connect_timeout(&SocketAddr::new(to, PORT), patience))??;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    Ok(stream)
+}
+
+/// Whether a line comes back within a second, in which TCP tries more than once.
+fn echoes(connection: &mut TcpStream) -> bool {
+    let mut answer = [0; 5];
+    connection.write_all(b"hello").is_ok()
+        && connection.read_exact(&mut answer).is_ok()
+        && &answer == b"hello"
+}
+
+fn apply_loses_nothing() -> Shown {
+    let four = ["a", "b", "c", "d"].iter().zip(1..).map(|(name, host)| container(name, host));
+    let base = four.collect::<String>() + &allow("c", "d", "udp/9");
+    let changed = base.clone() + &allow("a", "b", "tcp/7");
+    let lab = Fixture::up(&base)?;
+    let stream = Stream::start(&lab.netns("c")?, &lab.netns("d")?, v4(4), 9)?;
+    for _ in 0..10 {
+        lab.apply(&changed)?;
+        lab.apply(&base)?;
+    }
+    let counted = stream.end()?;
+    println!("over 20 applies: {counted:?}");
+    nothing_lost(counted)
+}
+
+pub(crate) fn nothing_lost(counted: Counted) -> Shown {
+    ensure!(counted.sent > 100, "too few datagrams to tell: {counted:?}");
+    ensure!(counted.sent == counted.came, "datagrams were lost: {counted:?}");
+    Ok(())
+}
+
+fn broken_config() -> Shown {
+    let good = pair(&allow("a", "b", "tcp/7"));
+    let lab = Fixture::up(&good)?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let (epoch, snapshot) = (lab.epoch()?, lab.snapshot()?);
+    for broken in
+        [good.replace("action", "acton"), good.replace("\"b\" }", "\"nobody\" }"), "[".into()]
+    {
+        ensure!(lab.apply(&broken).is_err(), "a broken config was applied:\n{broken}");
+    }
+    ensure!(lab.epoch()? == epoch, "the epoch changed");
+    ensure!(lab.snapshot()? == snapshot, "the snapshot changed");
+    let heard = lab.ask("a", v4(2), ECHO)?;
+    ensure!(heard == Outcome::Reachable, "a heard {heard:?}");
+    Ok(())
+}
+
+/// Asks every service of every pair in three ways: of traffic, of `trace` and of `connectivity`.
+fn agree(config: &str) -> Shown {
+    let lab = Fixture::of_config(config)?;
+    let services = reach::services(&lab.snapshot()?);
+    let questions = reach::questions(lab.hosts(), &services);
+    let crew = Crew::start(&lab, &services)?;
+    let answers = crew.ask(&questions, Duration::from_millis(1_500), &|| {})?;
+    let connectivity = lab.firedoor(&["connectivity", "--json"])?;
+    let connectivity = serde_json::from_str(&printed("firedoor connectivity", &connectivity)?)?;
+
+    let mut differing = Vec::new();
+    for (question, answer) in questions.iter().zip(&answers) {
+        let real = answer.outcome == Outcome::Reachable;
+        let traced = trace(&lab, question)?;
+        let listed = is_listed(&connectivity, question);
+        if traced != real || listed != real {
+            differing.push(format!(
+                "{question:?}: real {answer:?}, trace {traced}, connectivity {listed}"
+            ));
+        }
+    }
+    let reached = answers.iter().filter(|answer| answer.outcome == Outcome::Reachable).count();
+    println!("{config}: {} questions, {reached} reached", questions.len());
+    ensure!(differing.is_empty(), "{}", differing.join("\n"));
+    ensure!(
+        reached > 0 && reached < questions.len(),
+        "a policy that allows all or nothing shows nothing"
+    );
+    Ok(())
+}
+
+/// Whether `firedoor trace` lets it pass.
+fn trace(lab: &Fixture, question: &Question) -> Result<bool, Failed> {
+    let Question { from, to, address, service } = question;
+    let family = if address.is_ipv6() { "v6" } else { "v4" };
+    let service = service.name(*address);
+    let arguments = ["trace", "--from", from, "--to", to, &service, "--family", family];
+    let output = lab.firedoor(&arguments)?;
+    match output.status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => Err(printed("firedoor trace", &output).err().unwrap_or_else(Failed::without_message)),
+    }
+}
+
+/// Whether `firedoor connectivity --json` lists the service for the pair.
+fn is_listed(connectivity: &serde_json::Value, question: &Question) -> bool {
+    let pairs = connectivity.as_array().into_iter().flatten();
+    let pair = pairs.filter(|p| p["from"] == question.from && p["to"] == question.to);
+    let mut allowed = pair.flat_map(|p| p["allowed"].as_array().into_iter().flatten());
+    let wanted = question.service.name(question.address);
+    allowed.any(|entry| entry["service"].as_str().is_some_and(|listed| covers(listed, &wanted)))
+}
+
+/// Whether a listed service, perhaps a range or a whole protocol, holds the wanted one.
+fn covers(listed: &str, wanted: &str) -> bool {
+    let (Some((protocol, port)), false) = (wanted.split_once('/'), listed == "any") else {
+        return listed == "any";
+    };
+    match listed.split_once('/') {
+        None => listed == protocol,
+        Some((listed, _)) if listed != protocol => false,
+        Some((_, ports)) => match (ports.split_once('-'), port.parse::<u16>()) {
+            (Some((first, last)), Ok(port)) => {
+                first.parse().is_ok_and(|first: u16| first <= port)
+                    && last.parse().is_ok_and(|last: u16| port <= last)
+            }
+            _ => ports == port,
+        },
+    }
+}
+
+fn audit_mode() -> Shown {
+    let lab = Fixture::up_with("mode = \"audit\"", &pair(""))?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let heard = lab.ask("a", v4(2), ECHO)?;
+    ensure!(heard == Outcome::Reachable, "audit mode blocked: a heard {heard:?}");
+    let denies = lab.denies(|deny| deny.from == "a" && deny.service == "tcp/7")?;
+    ensure!(!denies.is_empty(), "what would be denied is not on record");
+    ensure!(denies.iter().all(|deny| !deny.dropped), "on record as dropped: {denies:?}");
+    Ok(())
+}
+
+fn learn_mode() -> Shown {
+    let lab = Fixture::up_with("mode = \"learn\"", &pair(""))?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let heard = lab.ask("a", v4(2), ECHO)?;
+    ensure!(heard == Outcome::Reachable, "learn mode blocked: a heard {heard:?}");
+    let flows = printed("firedoor flows", &lab.firedoor(&["flows", "--json"])?)?;
+    ensure!(flows.contains("10.40.0.2"), "the conversation is not among the flows:\n{flows}");
+    Ok(())
+}
+
+fn spoofing() -> Shown {
+    let lab = Fixture::up(&pair(&allow("a", "b", "any")))?;
+    let (a, b) = (lab.netns("a")?, lab.netns("b")?);
+    let heard = lab.ask("a", v4(2), Service::Ping)?;
+    ensure!(heard == Outcome::Reachable, "without spoofing, a heard {heard:?}");
+
+    let receiver = b.run(|| std::net::UdpSocket::bind("0.0.0.0:9"))??;
+    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    for source in [v4(1), v4(3)] {
+        send_from(&a, source, v4(2), 9)?;
+    }
+    let mut sources = Vec::new();
+    while let Ok((_, from)) = receiver.recv_from(&mut [0; 64]) {
+        sources.push(from.ip());
+    }
+    ensure!(sources == [v4(1)], "datagrams came from {sources:?}");
+    let is_counted = wait_for(Duration::from_secs(2), || {
+        let dataplane = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+        Ok(dataplane
+            .drops
+            .iter()
+            .any(|(reason, count)| reason.slug().contains("spoof") && *count > 0))
+    })?;
+    ensure!(is_counted, "no spoofed frame is counted");
+    let denies = lab.denies(|deny| deny.reason.contains("spoof"))?;
+    ensure!(!denies.is_empty(), "no spoofed frame is on record");
+    Ok(())
+}
+
+/// Sends a datagram by a raw socket, its IP header and source made up.
+fn send_from(netns: &Netns, src: IpAddr, dst: IpAddr, port: u16) -> Shown {
+    let mac = firedoor_classifier::MacAddr::ZERO;
+    let frame =
+        build::udp(Ends { eth_src: mac, eth_dst: mac, src, dst }, 4_000, port, b"from whom?");
+    let packet = frame.get(ethernet::HEADER_LEN..).ok_or("a frame has a header")?;
+    netns.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))?;
+        socket.set_header_included_v4(true)?;
+        socket.send_to(packet, &SocketAddr::new(dst, 0).into())
+    })??;
+    Ok(())
+}
+
+fn capture_comments() -> Shown {
+    let lab = Fixture::of_config("three-tier.toml")?;
+    for (from, to) in [("web", "db"), ("db", "web")] {
+        let address =
+            lab.host(from)?.address_of(lab.host(to)?, false).ok_or("no shared network")?;
+        let heard = lab.ask(from, address.addr(), Service::Tcp(22))?;
+        ensure!(heard == Outcome::Silent, "{from} heard {heard:?}");
+        let denies = lab.denies(|deny| deny.from == from && deny.to == to)?;
+        ensure!(!denies.is_empty(), "the refusal of {from} to {to} is not on record");
+    }
+    let capture = lab.status()?.capture;
+    let fields = ["-r", &capture, "-T", "fields", "-e", "frame.comment", "-e", "tcp.dstport"];
+    let output = std::process::Command::new("tshark").args(fields).output()?;
+    let said = printed("tshark", &output)?;
+    for wanted in [&["web", "db", "default"][..], &["db", "web", "db-starts-nothing"]] {
+        let found = said
+            .lines()
+            .any(|line| line.ends_with("22") && wanted.iter().all(|word| line.contains(word)));
+        ensure!(found, "no comment names {wanted:?}:\n{said}");
+    }
+    Ok(())
+}

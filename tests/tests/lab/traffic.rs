@@ -1,0 +1,139 @@
+//! Traffic that policy allows works as on any network.
+
+use std::net::SocketAddr;
+
+use firedoor_lab::guest::{Forward, Guest, GuestConfig};
+use firedoor_lab::netns::Netns;
+
+use crate::fixture::{
+    Fixture, WebServer, allow, checksum_of, container, curl, ensure, pair, start_in, v4, v6,
+    wait_for_listener,
+};
+use crate::{Shown, Test};
+
+const PORT: u16 = 8080;
+const IPERF: u16 = 5201;
+const LENGTH: u64 = 100_000_000;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("containers_ping_each_other_over_both_families", &["ping"], ping_between_containers),
+    ("containers_fetch_100_MB_intact_over_both_families", &["curl"], curl_between_containers),
+    ("containers_run_iperf3_for_10_s_over_both_families", &["iperf3"], iperf3_between_containers),
+    ("container_and_guest_behind_a_tap_ping_each_other", &["ping"], ping_to_guest),
+    ("container_and_guest_behind_a_tap_fetch_100_MB_intact", &["curl"], curl_with_guest),
+    ("container_and_guest_behind_a_tap_run_iperf3_for_10_s", &["iperf3"], iperf3_with_guest),
+    ("tcp_works_with_offloads_on_and_leaves_them_so", &["ethtool", "curl"], offloads_stay),
+];
+
+fn ping_between_containers() -> Shown {
+    let lab = Fixture::up(&pair(&allow("a", "b", "any")))?;
+    for to in [v4(2), v6(2)] {
+        ping(&lab, "a", &to.to_string())?;
+    }
+    Ok(())
+}
+
+fn ping(lab: &Fixture, from: &str, to: &str) -> Shown {
+    let said = lab.run(from, "ping", &["-n", "-c", "10", "-i", "0.05", "-W", "2", to])?;
+    ensure!(said.contains(" 0% packet loss"), "{said}");
+    Ok(())
+}
+
+fn curl_between_containers() -> Shown {
+    let lab = Fixture::up(&pair(&allow("a", "b", &format!("tcp/{PORT}"))))?;
+    let _server = WebServer::start(&lab.netns("b")?, PORT, LENGTH)?;
+    let client = lab.netns("a")?;
+    fetch(&client, SocketAddr::new(v4(2), PORT))?;
+    fetch(&client, SocketAddr::new(v6(2), PORT))
+}
+
+fn fetch(client: &Netns, server: SocketAddr) -> Shown {
+    let came = curl(client, &format!("http://{server}/"))?;
+    ensure!(came == checksum_of(LENGTH), "from {server} came {came:x?}");
+    Ok(())
+}
+
+fn iperf3_between_containers() -> Shown {
+    let lab = Fixture::up(&pair(&allow("a", "b", &format!("tcp/{IPERF}"))))?;
+    let server = lab.netns("b")?;
+    let _server = start_in(&server, "iperf3", &["-s"])?;
+    wait_for_listener(&server, IPERF)?;
+    iperf3(&lab, "a", &v4(2).to_string(), IPERF)?;
+    iperf3(&lab, "a", &v6(2).to_string(), IPERF)
+}
+
+fn iperf3(lab: &Fixture, from: &str, to: &str, port: u16) -> Shown {
+    let port = port.to_string();
+    let said = lab.run(from, "iperf3", &["-c", to, "-p", &port, "-t", "10", "-J"])?;
+    let report: serde_json::Value = serde_json::from_str(&said)?;
+    ensure!(report.get("error").is_none(), "iperf3 to {to}: {}", report["error"]);
+    let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default();
+    ensure!(rate > 0.0, "iperf3 to {to} received nothing");
+    println!("iperf3 {from} to {to}: {:.2} Gbit/s", rate / 1e9);
+    Ok(())
+}
+
+/// A container `a` and a guest `b` who may do anything with each other. Connections to the guest's
+/// web and iperf3 ports are answered by programs in the switch's namespace, by way of its stack.
+fn with_guest() -> Result<(Fixture, Guest), libtest_mimic::Failed> {
+    let guest = container("b", 2).replace("\"container\"", "\"vm\"");
+    let rules = allow("a", "b", "any") + &allow("b", "a", "any");
+    let lab = Fixture::up(&format!("{}{guest}{rules}", container("a", 1)))?;
+    let host = lab.host("b")?;
+    let config = GuestConfig {
+        mac: host.mac.ok_or("a vm has a MAC address")?,
+        addresses: host.addresses.clone(),
+        forward: [PORT, IPERF]
+            .map(|port| Forward { port, to: SocketAddr::from(([127, 0, 0, 1], port)) })
+            .to_vec(),
+        ..GuestConfig::default()
+    };
+    let guest = Guest::start(lab.switch_netns()?, &host.ifname, config)?;
+    Ok((lab, guest))
+}
+
+fn ping_to_guest() -> Shown {
+    use firedoor_lab::probe::{Outcome, Service};
+    let (lab, guest) = with_guest()?;
+    for (container, at_guest) in [(v4(1), v4(2)), (v6(1), v6(2))] {
+        ping(&lab, "a", &at_guest.to_string())?;
+        let answer = guest.probe(container, Service::Ping, std::time::Duration::from_secs(2))?;
+        ensure!(answer.outcome == Outcome::Reachable, "the guest heard {answer:?}");
+    }
+    Ok(())
+}
+
+fn curl_with_guest() -> Shown {
+    let (lab, guest) = with_guest()?;
+    let (container, switch) = (lab.netns("a")?, lab.switch_netns()?);
+    let _at_guest = WebServer::start(&switch, PORT, LENGTH)?;
+    let _at_container = WebServer::start(&container, PORT, LENGTH)?;
+    for (at_container, at_guest) in [(v4(1), v4(2)), (v6(1), v6(2))] {
+        fetch(&container, SocketAddr::new(at_guest, PORT))?;
+        fetch(&switch, guest.proxy(SocketAddr::new(at_container, PORT))?)?;
+    }
+    Ok(())
+}
+
+fn iperf3_with_guest() -> Shown {
+    let (lab, _guest) = with_guest()?;
+    let switch = lab.switch_netns()?;
+    let _server = start_in(&switch, "iperf3", &["-s"])?;
+    wait_for_listener(&switch, IPERF)?;
+    iperf3(&lab, "a", &v4(2).to_string(), IPERF)?;
+    iperf3(&lab, "a", &v6(2).to_string(), IPERF)
+}
+
+fn offloads_stay() -> Shown {
+    let lab = Fixture::up(&pair(&allow("a", "b", &format!("tcp/{PORT}"))))?;
+    let offloads = || lab.run("a", "ethtool", &["-k", "eth0"]);
+    let before = offloads()?;
+    ensure!(before.contains("tx-checksumming: on"), "checksum offload is off:\n{before}");
+    let _server = WebServer::start(&lab.netns("b")?, PORT, 1_000_000)?;
+    let came = curl(&lab.netns("a")?, &format!("http://{}/", SocketAddr::new(v4(2), PORT)))?;
+    ensure!(came == checksum_of(1_000_000), "came {came:x?}");
+    ensure!(before == offloads()?, "offloads have changed");
+    let completed = lab.status()?.dataplane.map_or(0, |dataplane| dataplane.checksums_completed);
+    ensure!(completed > 0, "no partial checksum was completed, so none can have come");
+    Ok(())
+}
