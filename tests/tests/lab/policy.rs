@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("dual_stack_trace_and_connectivity_agree_with_real_traffic", &[], || agree("dual-stack.toml")),
     ("audit_mode_records_what_it_would_deny_and_blocks_nothing", &[], audit_mode),
     ("learn_mode_records_no_denial_and_blocks_nothing", &[], learn_mode),
+    ("a_router_carries_what_policy_allows_to_the_outside", &["ip"], router),
     ("spoofed_frames_are_dropped_and_counted", &[], spoofing),
     ("tshark_opens_the_capture_and_shows_who_why_and_which_rule", &["tshark"], capture_comments),
 ];
@@ -208,6 +209,24 @@ fn learn_mode() -> Shown {
     ensure!(heard == Outcome::Reachable, "learn mode blocked: a heard {heard:?}");
     let flows = printed("firedoor flows", &lab.firedoor(&["flows", "--json"])?)?;
     ensure!(flows.contains("10.40.0.2"), "the conversation is not among the flows:\n{flows}");
+    Ok(())
+}
+
+/// An address outside the switch, on the far side of the gateway.
+fn router() -> Shown {
+    let lab = Fixture::of_config("dual-stack.toml")?;
+    let services = [Service::Tcp(443), Service::Tcp(22)];
+    let _responder = Responder::start(&lab.netns("gateway")?, &services)?;
+    for (outside, family) in [("203.0.113.9/32", "-4"), ("2001:db8:9::9/128", "-6")] {
+        lab.run("gateway", "ip", &[family, "addr", "add", outside, "dev", "lo"])?;
+        let outside = outside.split('/').next().unwrap_or_default().parse()?;
+        let [allowed, denied] = services.map(|service| lab.ask("app1", outside, service));
+        let (allowed, denied) = (allowed?, denied?);
+        ensure!(allowed == Outcome::Reachable, "app1 heard {allowed:?} from {outside} at tcp/443");
+        ensure!(denied == Outcome::Silent, "app1 heard {denied:?} from {outside} at tcp/22");
+        let denied = lab.ask("dns", outside, Service::Tcp(443))?;
+        ensure!(denied == Outcome::Silent, "dns heard {denied:?} from {outside} at tcp/443");
+    }
     Ok(())
 }
 

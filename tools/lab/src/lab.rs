@@ -1,123 +1,31 @@
 //! A lab: one config, brought to life and taken away again.
 
-use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
 
 use firedoor_api::control::{Reply, Request, Status};
-use firedoor_api::dataplane::PortState;
-use firedoor_classifier::snapshot::{Kind, Snapshot};
+use firedoor_classifier::snapshot::Snapshot;
 use firedoor_control::client::{ClientError, ControlClient, Role};
-use firedoor_control::compile::{Compiled, compile};
-use firedoor_control::diagnostic::Diagnostics;
-use firedoor_control::rundir::{RunDir, RunDirError};
-use firedoor_dataplane::link::{LinkError, Netlink, VethEnd};
-use firedoor_dataplane::sys::tap;
+use firedoor_control::rundir::RunDir;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::address;
-use crate::netns::{Netns, NetnsError};
-use crate::plan::{self, CONTAINER_IFNAME, Host};
-use crate::state::{Builder, State, TOKEN_VARIABLE};
+use crate::build::{compile_today, with_switch_name};
+use crate::error::{LabError, building};
+use crate::netns::Netns;
+use crate::plan::Host;
+use crate::state::State;
 
 /// What the switch says, in the run directory.
-const LOG: &str = "switch.log";
+pub(crate) const LOG: &str = "switch.log";
 /// The config of a lab whose name was not that of its config, in the run directory.
-const CONFIG: &str = "lab.toml";
+pub(crate) const CONFIG: &str = "lab.toml";
 /// Names of the workloads for programs inside the lab, in the run directory.
-const HOSTS: &str = "hosts";
-
-/// How long the switch may take to start, and how much longer for each port.
-const START_PATIENCE: Duration = Duration::from_secs(20);
-const PORT_PATIENCE: Duration = Duration::from_millis(200);
-
-/// Why a lab could not be built, used or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum LabError {
-    /// The config cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The config.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The config does not compile.
-    #[error(transparent)]
-    Config(#[from] Box<Diagnostics>),
-    /// A lab of this name is up.
-    #[error("lab {name} is up already: `firedoor lab down --switch {name}` removes it")]
-    Up {
-        /// Its name.
-        name: String,
-    },
-    /// There is no lab of this name.
-    #[error("there is no lab {name}: `firedoor lab list` shows those there are")]
-    NotUp {
-        /// The name.
-        name: String,
-    },
-    /// A workload that has no namespace to run something in.
-    #[error("{workload} is not a workload of lab {lab}; it has {}", there_are.join(", "))]
-    NoWorkload {
-        /// The lab.
-        lab: String,
-        /// The name.
-        workload: String,
-        /// Those there are.
-        there_are: Vec<String>,
-    },
-    /// A step of building failed.
-    #[error("cannot {what}: {source}")]
-    Build {
-        /// The step.
-        what: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The switch ended while the lab waited for it.
-    #[error("the switch ended ({status}) before it was ready; its last words:\n{log}")]
-    Ended {
-        /// How.
-        status: std::process::ExitStatus,
-        /// The end of its log.
-        log: String,
-    },
-    /// The switch took too long.
-    #[error("the switch was not ready after {} s: {waiting_for}", patience.as_secs())]
-    NotReady {
-        /// How long it had.
-        patience: Duration,
-        /// What was missing.
-        waiting_for: String,
-    },
-    /// Someone asked to stop.
-    #[error("interrupted")]
-    Interrupted,
-    /// A namespace.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    /// An interface.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// The run directory.
-    #[error(transparent)]
-    RunDir(#[from] RunDirError),
-    /// A question to the switch.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-}
-
-pub(crate) fn building<T>(what: impl fmt::Display, result: io::Result<T>) -> Result<T, LabError> {
-    result.map_err(|source| LabError::Build { what: what.to_string(), source })
-}
+pub(crate) const HOSTS: &str = "hosts";
 
 /// How a lab is built.
 pub struct Options<'a> {
@@ -134,10 +42,10 @@ pub struct Options<'a> {
 /// A lab that is up. Dropping the handle leaves it up; see [`Lab::down`] and [`Temporary`].
 #[derive(Clone, Debug)]
 pub struct Lab {
-    state: State,
-    run_dir: RunDir,
+    pub(crate) state: State,
+    pub(crate) run_dir: RunDir,
     /// What it was built from; empty for a lab that someone else built.
-    hosts: Vec<Host>,
+    pub(crate) hosts: Vec<Host>,
 }
 
 impl Lab {
@@ -191,7 +99,7 @@ impl Lab {
         self.remove()
     }
 
-    fn remove(&self) -> Result<(), LabError> {
+    pub(crate) fn remove(&self) -> Result<(), LabError> {
         self.state.stop_processes();
         let names = self.state.namespaces.values().chain([&self.state.switch_netns]);
         let deleted: Vec<_> = names.map(|name| Netns::delete(name)).collect();
@@ -332,242 +240,12 @@ impl Lab {
         Ok(ControlClient::to_control(&self.run_dir)?.ask(request)?)
     }
 
-    /// Writes the lab down before anything is made, after removing what a dead one left.
-    fn claim(path: &Path, compiled: &Compiled) -> Result<Self, LabError> {
-        let name = compiled.snapshot.switch.clone();
-        let run_dir = RunDir::of(&name);
-        if let Some(state) = building("read what is known of the lab", State::load(run_dir.path()))?
-        {
-            if !state.is_abandoned() {
-                return Err(LabError::Up { name });
-            }
-            Self { state, run_dir: run_dir.clone(), hosts: Vec::new() }.remove()?;
-        }
-        let hosts = plan::hosts(&compiled.plan);
-        let of_kind = |kind| hosts.iter().filter(move |host| host.kind == kind);
-        let netns = |host: &Host| plan::workload_netns(&name, &host.workload);
-        let state = State {
-            name: name.clone(),
-            config: path.to_owned(),
-            token: token(&name),
-            builder: Some(Builder::this()),
-            switch_netns: plan::switch_netns(&name),
-            namespaces: of_kind(Kind::Container).map(|h| (h.workload.clone(), netns(h))).collect(),
-            taps: of_kind(Kind::Vm).map(|h| (h.workload.clone(), h.ifname.clone())).collect(),
-        };
-        run_dir.create()?;
-        match state.claim(run_dir.path()) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(LabError::Up { name })
-            }
-            result => building("write the lab down", result),
-        }?;
-        Ok(Self { state, run_dir, hosts })
-    }
-
-    fn build(
-        &self,
-        compiled: &Compiled,
-        config: Option<&str>,
-        options: &Options<'_>,
-    ) -> Result<(), LabError> {
-        (options.progress)("namespaces and interfaces");
-        let switch = Netns::create(&self.state.switch_netns)?;
-        // The switch's own ends of the wires say nothing of themselves.
-        switch.set("ipv6/conf/default/disable_ipv6", "1")?;
-        switch.run(|| -> Result<(), LabError> {
-            let mut netlink = building("open a netlink socket", Netlink::open())?;
-            Ok(netlink.set_up("lo", true)?)
-        })??;
-        for host in &self.hosts {
-            if options.interrupted.load(Ordering::Relaxed) {
-                return Err(LabError::Interrupted);
-            }
-            match host.kind {
-                Kind::Container => self.build_container(&switch, host)?,
-                Kind::Vm => build_tap(&switch, host)?,
-                Kind::External => {}
-            }
-        }
-        let path = self.run_dir.path();
-        building("write the hosts file", fs::write(path.join(HOSTS), self.hosts_file()))?;
-        let config = match config {
-            Some(text) => {
-                let path = path.join(CONFIG);
-                building("write the config", fs::write(&path, text))?;
-                path
-            }
-            None => self.state.config.clone(),
-        };
-        (options.progress)("switch");
-        let child = self.start_switch(&switch, &config, options)?;
-        self.wait_until_ready(child, compiled, options)
-    }
-
-    fn build_container(&self, switch: &Netns, host: &Host) -> Result<(), LabError> {
-        let inside = Netns::create(&self.state.namespaces[&host.workload])?;
-        // Addresses work at once, and come from the config alone.
-        for conf in ["all", "default"] {
-            inside.set(&format!("ipv6/conf/{conf}/accept_dad"), "0")?;
-            inside.set(&format!("ipv6/conf/{conf}/accept_ra"), "0")?;
-            if host.router {
-                inside.set(&format!("ipv4/conf/{conf}/forwarding"), "1")?;
-                inside.set(&format!("ipv6/conf/{conf}/forwarding"), "1")?;
-            }
-        }
-        inside.set("ipv4/ping_group_range", "0 2147483647")?;
-        switch.run(|| -> Result<(), LabError> {
-            let mut netlink = building("open a netlink socket", Netlink::open())?;
-            let near = VethEnd::new(&host.ifname);
-            let far = VethEnd {
-                mac: host.mac.map(|mac| mac.0),
-                netns: Some(inside.file().as_fd()),
-                ..VethEnd::new(CONTAINER_IFNAME)
-            };
-            netlink.create_veth(near, far, 1)?;
-            Ok(netlink.set_up(&host.ifname, true)?)
-        })??;
-        inside.run(|| set_up_container(host))?
-    }
-
-    /// As `/etc/hosts` has it.
-    fn hosts_file(&self) -> String {
-        let mut text = String::from("127.0.0.1 localhost\n::1 localhost\n");
-        for host in &self.hosts {
-            for net in &host.addresses {
-                text += &format!("{} {}\n", net.addr(), host.workload);
-            }
-        }
-        text
-    }
-
-    fn start_switch(
-        &self,
-        switch: &Netns,
-        config: &Path,
-        options: &Options<'_>,
-    ) -> Result<Child, LabError> {
-        let path = self.run_dir.path().join(LOG);
-        let log = building("open the switch's log", File::create(path))?;
-        let log_too = building("open the switch's log", log.try_clone())?;
-        let mut command = Command::new(&options.firedoor);
-        command
-            .arg("run")
-            .arg(config)
-            .env(TOKEN_VARIABLE, &self.state.token)
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(log_too)
-            // Not ended by the Ctrl-C that ends who built it.
-            .process_group(0);
-        let child = switch.run(|| command.spawn())?;
-        building(format!("start {}", options.firedoor.display()), child)
-    }
-
-    /// Waits until the policy is in force and every port up whose interface the lab made.
-    fn wait_until_ready(
-        &self,
-        mut child: Child,
-        compiled: &Compiled,
-        options: &Options<'_>,
-    ) -> Result<(), LabError> {
-        let made = |name: &str| {
-            self.state.namespaces.contains_key(name) || self.state.taps.contains_key(name)
-        };
-        let ports = compiled.plan.iter().filter(|planned| made(&planned.name)).count();
-        let patience = START_PATIENCE + PORT_PATIENCE * u32::try_from(ports).unwrap_or(u32::MAX);
-        let start = Instant::now();
-        loop {
-            let waiting_for = match self.status().map(|status| missing(&status, &made)) {
-                // Control learns last that its policy is in force.
-                Ok(None) => self.snapshot().err().map(|error| error.to_string()),
-                Ok(missing) => missing,
-                Err(error) => Some(error.to_string()),
-            };
-            let Some(waiting_for) = waiting_for else { return Ok(()) };
-            if options.interrupted.load(Ordering::Relaxed) {
-                return Err(LabError::Interrupted);
-            }
-            if let Some(status) = building("watch the switch", child.try_wait())? {
-                return Err(LabError::Ended { status, log: self.log_tail() });
-            }
-            if start.elapsed() > patience {
-                return Err(LabError::NotReady { patience, waiting_for });
-            }
-            std::thread::sleep(Duration::from_millis(30));
-        }
-    }
-
     /// The end of what the switch said.
     pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(self.run_dir.path().join(LOG)).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
-}
-
-/// What a switch still lacks of being ready, in words.
-fn missing(status: &Status, made: &dyn Fn(&str) -> bool) -> Option<String> {
-    let Some(dataplane) = &status.dataplane else {
-        return Some("the data plane does not answer".to_owned());
-    };
-    if dataplane.epoch == 0 {
-        return Some("no policy is in force".to_owned());
-    }
-    let down = status.ports.iter().find(|p| made(&p.workload) && p.state != PortState::Up)?;
-    let state = match &down.state {
-        PortState::Failed(why) => why.clone(),
-        PortState::Missing => "its interface is missing".to_owned(),
-        PortState::Up => "up".to_owned(),
-    };
-    Some(format!("port {} ({}): {state}", down.workload, down.ifname))
-}
-
-fn build_tap(switch: &Netns, host: &Host) -> Result<(), LabError> {
-    switch.run(|| -> Result<(), LabError> {
-        let made = tap::open(&host.ifname).and_then(|tap| tap::persist(&tap));
-        building(format!("make the tap {}", host.ifname), made)?;
-        let mut netlink = building("open a netlink socket", Netlink::open())?;
-        Ok(netlink.set_up(&host.ifname, true)?)
-    })?
-}
-
-/// Inside a container: interfaces up, addresses, default routes.
-fn set_up_container(host: &Host) -> Result<(), LabError> {
-    let mut netlink = building("open a netlink socket", Netlink::open())?;
-    netlink.set_up("lo", true)?;
-    netlink.set_up(CONTAINER_IFNAME, true)?;
-    let index = netlink.link(CONTAINER_IFNAME)?.index;
-    for &net in &host.addresses {
-        let added = address::add(&mut netlink, index, net);
-        building(format!("give {} the address {net}", host.workload), added)?;
-    }
-    for &gateway in &host.gateways {
-        let routed = address::set_default_route(&mut netlink, gateway);
-        building(format!("route {} by way of {gateway}", host.workload), routed)?;
-    }
-    Ok(())
-}
-
-fn compile_today(path: &Path, text: &str) -> Result<Compiled, LabError> {
-    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
-    compile(&path.to_string_lossy(), text, None, today)
-        .map_err(|diagnostics| LabError::Config(Box::new(diagnostics)))
-}
-
-/// The config with another switch name, all else as it was.
-fn with_switch_name(text: &str, name: &str) -> String {
-    let Ok(mut config) = text.parse::<toml_edit::DocumentMut>() else { return text.to_owned() };
-    if let Some(switch) = config.get_mut("switch").and_then(toml_edit::Item::as_table_like_mut) {
-        switch.insert("name", toml_edit::value(name));
-    }
-    config.to_string()
-}
-
-/// Something that no other lab, before or after, carries.
-fn token(name: &str) -> String {
-    let now = jiff::Timestamp::now().as_nanosecond();
-    format!("{name}.{}.{now}", std::process::id())
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {

@@ -13,6 +13,8 @@
 #![deny(missing_docs)]
 
 mod address;
+mod build;
+mod error;
 pub mod guest;
 mod lab;
 pub mod netns;
@@ -22,4 +24,5 @@ pub mod reach;
 pub mod state;
 pub mod throughput;
 
-pub use lab::{Lab, LabError, Options, Temporary};
+pub use error::LabError;
+pub use lab::{Lab, Options, Temporary};

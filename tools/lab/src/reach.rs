@@ -20,8 +20,9 @@ use firedoor_classifier::wire::tcp::TcpFlags;
 use firedoor_classifier::{MacAddr, Nanos, Pipeline, Policy};
 use serde::Serialize;
 
+use crate::error::{LabError, building};
 use crate::guest::{Guest, GuestConfig};
-use crate::lab::{Lab, LabError, building};
+use crate::lab::Lab;
 use crate::plan::Host;
 use crate::probe::{Answer, Outcome, Responder, Service, probe};
 

@@ -105,8 +105,17 @@ impl State {
         }
     }
 
-    /// The lab is gone.
+    /// The lab is gone. Drafts of killed builders go too.
     pub(crate) fn forget(at: &Path) -> io::Result<()> {
+        let entries = match fs::read_dir(at) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        let drafts = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_draft = |path: &PathBuf| {
+            path.file_stem().is_some_and(|stem| stem == FILE) && path.extension().is_some()
+        };
+        drafts.filter(is_draft).try_for_each(fs::remove_file)?;
         match fs::remove_file(at.join(FILE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -197,6 +206,7 @@ mod tests {
         let second = state().claim(directory.path()).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(State::load(directory.path()).unwrap(), Some(state()));
+        fs::write(directory.path().join("lab.json.77"), "of a killed builder").unwrap();
         State::forget(directory.path()).unwrap();
         State::forget(directory.path()).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
