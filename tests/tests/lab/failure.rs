@@ -29,7 +29,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("sigterm_leaves_no_program_socket_or_process", &[], sigterm_leaves_nothing),
     ("lab_down_leaves_no_namespace_link_or_file", &[], down_leaves_nothing),
     ("a_lab_whose_builder_was_killed_is_cleaned_up_by_the_next", &[], killed_builder),
+    ("a_namespace_of_someone_else_is_left_alone", &[], foreign_namespace),
     ("demo_agrees_with_policy_and_leaves_nothing", &[], demo),
+    ("demo_interrupted_leaves_nothing", &[], demo_interrupted),
 ];
 
 fn two_labs() -> Shown {
@@ -257,7 +259,7 @@ fn down_leaves_nothing() -> Shown {
 
 fn nothing_left(state: &firedoor_lab::state::State, run_dir: &std::path::Path) -> Shown {
     ensure!(state.processes().is_empty(), "processes {:?} live on", state.processes());
-    for name in state.namespaces.values().chain([&state.switch_netns]) {
+    for name in state.all_netns() {
         ensure!(Netns::open(name).is_err(), "the namespace {name} is left");
     }
     ensure!(!run_dir.exists(), "{} is left", run_dir.display());
@@ -290,6 +292,22 @@ fn killed_builder() -> Shown {
     Ok(())
 }
 
+fn foreign_namespace() -> Shown {
+    let name = unique_name();
+    let foreign = Netns::create(&format!("fd-{name}-b"))?;
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("lab.toml");
+    fs::write(&path, format!("[switch]\nname = \"{name}\"\n{}", pair("")))?;
+    let up = Command::new(firedoor()).arg("lab").arg("up").arg(&path).output()?;
+    let is_left = Netns::open(foreign.name()).is_ok();
+    Netns::delete(foreign.name())?;
+    let said = String::from_utf8_lossy(&up.stderr);
+    ensure!(up.status.code() == Some(2) && said.contains(foreign.name()), "it said: {said}");
+    ensure!(is_left, "the namespace of someone else was removed");
+    ensure!(Lab::open(&name).is_err(), "a lab is left that was not built");
+    Ok(())
+}
+
 fn demo() -> Shown {
     let directory = tempfile::tempdir()?;
     let mut demo = Command::new(firedoor());
@@ -300,6 +318,26 @@ fn demo() -> Shown {
     ensure!(report["throughput"][0]["bits_per_second"].as_f64() > Some(0.0), "{said}");
     let capture = report["capture"].as_str().ok_or("the capture has no path")?;
     ensure!(fs::metadata(capture)?.len() > 0, "the capture is empty");
+    no_demo_left()
+}
+
+fn demo_interrupted() -> Shown {
+    let directory = tempfile::tempdir()?;
+    for milliseconds in [100, 600, 1_200] {
+        let mut demo = Command::new(firedoor());
+        demo.arg("demo").current_dir(directory.path());
+        demo.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut demo = demo.spawn()?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        kill(Pid::from_raw(i32::try_from(demo.id())?), Signal::SIGINT)?;
+        let status = demo.wait()?;
+        ensure!(status.code() == Some(2), "after {milliseconds} ms the demo ended with {status}");
+        no_demo_left()?;
+    }
+    Ok(())
+}
+
+fn no_demo_left() -> Shown {
     ensure!(Lab::open("demo").is_err(), "the demo's lab is left");
     ensure!(Netns::open("fd-demo").is_err(), "the demo's namespace is left");
     Ok(())

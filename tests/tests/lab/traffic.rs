@@ -1,13 +1,14 @@
 //! Traffic that policy allows works as on any network.
 
 use std::net::SocketAddr;
+use std::process::Command;
 
 use firedoor_lab::guest::{Forward, Guest, GuestConfig};
 use firedoor_lab::netns::Netns;
 
 use crate::fixture::{
-    Fixture, WebServer, allow, checksum_of, container, curl, ensure, pair, start_in, v4, v6,
-    wait_for_listener,
+    Fixture, WebServer, allow, checksum_of, container, curl, ensure, firedoor, pair, printed,
+    start_in, v4, v6, wait_for_listener,
 };
 use crate::{Shown, Test};
 
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("container_and_guest_behind_a_tap_ping_each_other", &["ping"], ping_to_guest),
     ("container_and_guest_behind_a_tap_fetch_100_MB_intact", &["curl"], curl_with_guest),
     ("container_and_guest_behind_a_tap_run_iperf3_for_10_s", &["iperf3"], iperf3_with_guest),
+    ("lab_exec_runs_where_the_workload_is", &["sh", "cat"], exec),
     ("tcp_works_with_offloads_on_and_leaves_them_so", &["ethtool", "curl"], offloads_stay),
 ];
 
@@ -122,6 +124,22 @@ fn iperf3_with_guest() -> Shown {
     wait_for_listener(&switch, IPERF)?;
     iperf3(&lab, "a", &v4(2).to_string(), IPERF)?;
     iperf3(&lab, "a", &v6(2).to_string(), IPERF)
+}
+
+fn exec() -> Shown {
+    let lab = Fixture::of_config("two-vms.toml")?;
+    let say = |workload: &str, script: &str| {
+        let mut exec = Command::new(firedoor());
+        exec.args(["lab", "exec", "--switch", lab.name(), workload, "--", "sh", "-c", script]);
+        printed("firedoor lab exec", &exec.output()?)
+    };
+    let hosts = say("client", "cat /etc/hosts")?;
+    ensure!(hosts.contains("10.20.0.11 vm1"), "the container does not know vm1:\n{hosts}");
+    let interfaces = say("client", "cat /proc/net/dev")?;
+    ensure!(interfaces.contains("eth0"), "not in the container's namespace:\n{interfaces}");
+    let tap = say("vm2", "echo $FIREDOOR_TAP; cat /proc/net/dev")?;
+    ensure!(tap.starts_with("fdtap2\n") && tap.contains("fdtap2:"), "not where the tap is:\n{tap}");
+    Ok(())
 }
 
 fn offloads_stay() -> Shown {

@@ -55,6 +55,10 @@ impl Lab {
             namespaces: of_kind(Kind::Container).map(|h| (h.workload.clone(), netns(h))).collect(),
             taps: of_kind(Kind::Vm).map(|h| (h.workload.clone(), h.ifname.clone())).collect(),
         };
+        // What is not there before is the lab's own, and may be deleted with it.
+        if let Some(netns) = state.all_netns().find(|name| Netns::open(name).is_ok()) {
+            return Err(LabError::Taken { netns: netns.clone() });
+        }
         run_dir.create()?;
         match state.claim(run_dir.path()) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

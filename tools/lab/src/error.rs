@@ -32,6 +32,15 @@ pub enum LabError {
         /// Its name.
         name: String,
     },
+    /// A namespace that the lab would make is there, and not the lab's.
+    #[error(
+        "there is a network namespace {netns} already, which is not this lab's: give the lab or its \
+         workload another name, or remove the namespace with `ip netns del {netns}`"
+    )]
+    Taken {
+        /// The namespace.
+        netns: String,
+    },
     /// There is no lab of this name.
     #[error("there is no lab {name}: `firedoor lab list` shows those there are")]
     NotUp {

@@ -101,8 +101,7 @@ impl Lab {
 
     pub(crate) fn remove(&self) -> Result<(), LabError> {
         self.state.stop_processes();
-        let names = self.state.namespaces.values().chain([&self.state.switch_netns]);
-        let deleted: Vec<_> = names.map(|name| Netns::delete(name)).collect();
+        let deleted: Vec<_> = self.state.all_netns().map(|name| Netns::delete(name)).collect();
         for result in deleted {
             result?;
         }

@@ -74,6 +74,11 @@ impl State {
         }
     }
 
+    /// Every namespace of the lab.
+    pub fn all_netns(&self) -> impl Iterator<Item = &String> {
+        self.namespaces.values().chain([&self.switch_netns])
+    }
+
     /// Writes down that it is built and stays up.
     pub(crate) fn finish(&mut self, at: &Path) -> io::Result<()> {
         self.builder = None;
