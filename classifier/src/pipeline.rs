@@ -57,7 +57,7 @@ impl Pipeline {
     pub fn new(policy: Arc<Policy>) -> Self {
         let settings = policy.settings();
         Self {
-            connections: Connections::new(settings.max_connections, settings.timeouts),
+            connections: Connections::new(settings.connections_per_worker(), settings.timeouts),
             cache: FlowCache::new(settings.max_flows),
             fdb: Fdb::new(settings.mac_ageing_secs),
             memo: Memo::default(),
@@ -73,7 +73,7 @@ impl Pipeline {
         if old.max_flows != new.max_flows {
             self.cache = FlowCache::new(new.max_flows);
         }
-        self.connections.configure(new.max_connections, new.timeouts);
+        self.connections.configure(new.connections_per_worker(), new.timeouts);
         self.fdb.set_ageing(new.mac_ageing_secs);
         self.fdb.retain(|vlan, mac, port| {
             may_learn(&policy, port, mac) && policy.vlan(vlan).is_some_and(|vlan| vlan.has(port))

@@ -100,6 +100,13 @@ pub struct Settings {
     pub mirror_snaplen: u16,
 }
 
+impl Settings {
+    /// Each worker's part of [`Settings::max_connections`].
+    pub fn connections_per_worker(&self) -> u32 {
+        self.max_connections.div_ceil(self.workers.max(1).into())
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

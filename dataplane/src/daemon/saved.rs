@@ -59,3 +59,49 @@ pub(crate) fn restore(run_dir: &Path, before: Option<&Snapshot>) {
         tracing::error!(%error, "the saved snapshot is not the one in force");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(epoch: u64) -> Snapshot {
+        Snapshot {
+            epoch,
+            switch: "saved".into(),
+            mode: Default::default(),
+            settings: Default::default(),
+            workloads: Vec::new(),
+            tags: Vec::new(),
+            prefixes: Vec::new(),
+            world: Default::default(),
+            rules: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(load(dir.path()).unwrap().is_none());
+        store(dir.path(), &snapshot(7)).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), Some(snapshot(7)));
+        store(dir.path(), &snapshot(8)).unwrap();
+        restore(dir.path(), Some(&snapshot(7)));
+        assert_eq!(load(dir.path()).unwrap(), Some(snapshot(7)));
+        restore(dir.path(), None);
+        assert!(load(dir.path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_that_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        store(dir.path(), &snapshot(7)).unwrap();
+        let whole = fs::read(dir.path().join(FILE)).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(dir.path().join(FILE), &whole[..cut]).unwrap();
+            let error = load(dir.path()).unwrap_err();
+            assert!(error.to_string().contains("remove the file"), "{error}");
+        }
+        fs::write(dir.path().join(FILE), b"\0\0\0\x09\0\x63rubbish").unwrap();
+        assert!(matches!(load(dir.path()), Err(SavedError::Format { .. })));
+    }
+}
