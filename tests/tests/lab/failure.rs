@@ -50,10 +50,12 @@ fn two_labs() -> Shown {
     Ok(())
 }
 
-/// Datagrams from `a` to `b` run while `meanwhile` happens.
+/// Datagrams from `a` to `b` run while `meanwhile` happens, and a little before and after.
 fn while_others_talk(lab: &Fixture, meanwhile: impl FnOnce() -> Shown) -> Result<Counted, Failed> {
     let stream = Stream::start(&lab.netns("a")?, &lab.netns("b")?, v4(2), 9)?;
+    std::thread::sleep(Duration::from_millis(200));
     let happened = meanwhile();
+    std::thread::sleep(Duration::from_millis(200));
     let counted = stream.end()?;
     happened.map(|()| counted)
 }
