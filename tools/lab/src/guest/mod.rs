@@ -1,4 +1,4 @@
-//! A userspace guest: a whole host on the other end of a tap, with [smoltcp](smoltcp) as its stack.
+//! A userspace guest: a whole host on the other end of a tap, with [smoltcp] as its stack.
 //!
 //! It stands where a virtual machine would: the kernel sees no socket of it, only frames through
 //! the tap's file. It answers ping, echoes TCP and UDP, asks others for services ([`Guest::probe`]),
