@@ -218,7 +218,7 @@ impl Engine {
         let (commands, inbox) = unbounded();
         let counters = Arc::<WorkerCounters>::default();
         let epoch = Arc::<AtomicU64>::default();
-        let mirror = Mirror::new();
+        let mirror = Mirror::new(settings.mirror_snaplen);
         let path = Path {
             pipeline: Pipeline::new(Arc::clone(policy)),
             pool: FramePool::new(Arc::clone(&self.umem), Arc::clone(&self.store)),

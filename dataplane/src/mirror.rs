@@ -6,6 +6,7 @@
 //! token bucket.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Thread;
 
 use crossbeam::queue::ArrayQueue;
@@ -45,15 +46,18 @@ pub struct Record {
 pub struct Mirror {
     full: ArrayQueue<Box<Record>>,
     empty: ArrayQueue<Box<Record>>,
+    /// Bytes that an empty record has room for.
+    snaplen: AtomicUsize,
     reader: RwLock<Option<Thread>>,
 }
 
 impl Mirror {
-    /// A queue with its stock of records.
-    pub fn new() -> Arc<Self> {
+    /// A queue with its stock of records, each with room for `snaplen` bytes of a frame.
+    pub fn new(snaplen: u16) -> Arc<Self> {
         let mirror = Self {
             full: ArrayQueue::new(STOCK),
             empty: ArrayQueue::new(STOCK),
+            snaplen: AtomicUsize::new(cut(snaplen)),
             reader: RwLock::default(),
         };
         for _ in 0..STOCK {
@@ -76,10 +80,10 @@ impl Mirror {
         self.full.pop()
     }
 
-    /// Gives a record back to the stock.
+    /// Gives a record back to the stock. Here, and not at the worker, its memory grows.
     pub fn recycle(&self, mut record: Box<Record>) {
         record.bytes.clear();
-        record.bytes.reserve_exact(MAX_SNAPLEN);
+        record.bytes.reserve_exact(self.snaplen.load(Ordering::Relaxed));
         // The stock is as large as the number of records.
         let _ = self.empty.push(record);
     }
@@ -108,18 +112,15 @@ pub struct MirrorSender {
 impl MirrorSender {
     /// An end that queues up to `per_sec` frames a second, `snaplen` bytes of each.
     pub fn new(mirror: Arc<Mirror>, per_sec: u32, snaplen: u16) -> Self {
-        Self {
-            mirror,
-            bucket: TokenBucket::new(per_sec),
-            snaplen: MAX_SNAPLEN.min(snaplen.into()),
-            news: false,
-        }
+        let bucket = TokenBucket::new(per_sec);
+        Self { mirror, bucket, snaplen: cut(snaplen), news: false }
     }
 
-    /// Changes the limits.
+    /// Changes the limits. A larger `snaplen` holds for each record once it has been recycled.
     pub fn configure(&mut self, per_sec: u32, snaplen: u16) {
         self.bucket.rate = u64::from(per_sec);
-        self.snaplen = MAX_SNAPLEN.min(snaplen.into());
+        self.snaplen = cut(snaplen);
+        self.mirror.snaplen.store(self.snaplen, Ordering::Relaxed);
     }
 
     /// Queues a copy of a denied frame; `describe` fills in all but length and bytes. Returns false
@@ -132,7 +133,8 @@ impl MirrorSender {
         describe(&mut record);
         record.now = now;
         record.length = frame.len();
-        record.bytes.extend_from_slice(&frame[..frame.len().min(self.snaplen)]);
+        let kept = frame.len().min(self.snaplen).min(record.bytes.capacity());
+        record.bytes.extend_from_slice(&frame[..kept]);
         self.news = true;
         self.mirror.full.push(record).is_ok()
     }
@@ -143,6 +145,10 @@ impl MirrorSender {
             self.mirror.wake_reader();
         }
     }
+}
+
+fn cut(snaplen: u16) -> usize {
+    MAX_SNAPLEN.min(snaplen.into())
 }
 
 /// Allows `rate` events a second, and a second's worth at once.
@@ -190,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_to_the_rate_and_to_the_stock() {
-        let mirror = Mirror::new();
+        let mirror = Mirror::new(64);
         let mut sender = MirrorSender::new(Arc::clone(&mirror), 100, 64);
         let frame = [7; 100];
         let taken = |sender: &mut MirrorSender, ms| {

@@ -122,8 +122,8 @@ impl Fabric {
         let settings = &policy.snapshot().settings;
         let (commands, inbox) = unbounded();
         let counters = Arc::<WorkerCounters>::default();
-        let mirror = Mirror::new();
         let (rate, snaplen) = (settings.mirror_per_sec, settings.mirror_snaplen);
+        let mirror = Mirror::new(snaplen);
         let path = Path {
             pipeline: Pipeline::new(Arc::clone(policy)),
             pool: FramePool::new(Arc::clone(&self.umem), Arc::clone(&self.store)),
