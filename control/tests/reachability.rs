@@ -38,7 +38,7 @@ fn reachability(config: &str) -> Vec<String> {
 fn three_tier() {
     assert_eq!(
         reachability("three-tier"),
-        ["web > api: icmp/echo tcp/8080 icmp6/echo", "api > db: tcp/5432"]
+        ["web > api: icmp/echo tcp/8080 udp/8080 icmp6/echo", "api > db: tcp/5432"]
     );
 }
 
