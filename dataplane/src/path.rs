@@ -67,18 +67,20 @@ impl Path {
 
     /// Step 2: reads the headers, and finds the worker that judges the frame.
     fn admit(&mut self, ingress: PortId, frame: Frame, now: Nanos) {
-        let headers = match extract(self.pool.umem().bytes(&frame), ingress) {
+        let extracted = extract(self.pool.umem().bytes(&frame), ingress);
+        // Borrowed, not moved: headers are larger than what it takes to read them.
+        let headers = match &extracted {
             Ok(headers) => headers,
             Err(reason) => {
                 let key = FlowKey { ingress, ..FlowKey::default() };
-                self.record_denial(&frame, &key, &Verdict::drop(reason), now);
+                self.record_denial(&frame, &key, &Verdict::drop(*reason), now);
                 return self.pool.give(frame);
             }
         };
-        match self.peers.judge_of(&headers) {
-            None => self.judge(frame, &headers, now),
+        match self.peers.judge_of(headers) {
+            None => self.judge(frame, headers, now),
             Some(owner) => {
-                if let Err(parcel) = owner.leave(Parcel::Judge(frame, headers)) {
+                if let Err(parcel) = owner.leave(Parcel::Judge(frame, *headers)) {
                     self.discard_parcel(parcel);
                 }
             }
