@@ -1,7 +1,7 @@
 //! A worker: one thread that owns its ports' queues, its pipeline and its counters.
 //!
-//! A worker lives in turns. One turn reclaims, receives, forwards and transmits once for each port;
-//! between turns it takes commands and the newest policy. When a turn finds nothing to do it spins
+//! A worker lives in turns. One turn reclaims, receives, forwards and transmits once for each port
+//! (of quiet ones, for one in [`QUIET_SHARE`]); between turns it takes commands and the newest policy. When a turn finds nothing to do it spins
 //! for [`SPIN`], then sleeps in the kernel until a socket, another worker or a command wakes it: an
 //! idle switch uses no CPU but one look at the timers a second.
 
@@ -32,6 +32,11 @@ const TICK: Duration = Duration::from_secs(1);
 const BUSY_TICK: Duration = Duration::from_millis(1);
 /// Turns between two looks at the timers under load.
 const TURNS_PER_TICK: u32 = 256;
+
+/// Turns without a frame after which a queue is quiet.
+const QUIET_AFTER: u32 = 64;
+/// One in so many quiet queues is looked at in a turn that finds frames elsewhere.
+const QUIET_SHARE: u32 = 8;
 
 /// Token of the waker; ports have their number in the worker's list.
 const WAKER: Token = Token(usize::MAX);
@@ -91,6 +96,8 @@ pub type Page<T> = (Vec<T>, Option<usize>, Nanos);
 pub struct Worker {
     path: Path,
     queues: Vec<Queue>,
+    /// Position of the queue that sends a port's frames, by port number.
+    senders: Vec<Option<usize>>,
     batch: Vec<Frame>,
     policy: Arc<PolicyCell>,
     /// Epoch this worker judges by, for the installer to wait on.
@@ -105,6 +112,16 @@ struct Queue {
     id: PortId,
     cells: Arc<PortCells>,
     port: Box<dyn Port>,
+    /// Turns since it last had a frame, either way.
+    quiet: u32,
+}
+
+impl Queue {
+    /// Whether the queue at `position` is looked at in a turn as early as possible. A quiet one may
+    /// wait for its turn: asking hundreds of empty rings would cost more than moving the frames.
+    fn is_due(&self, position: usize, turn: u32) -> bool {
+        self.quiet < QUIET_AFTER || (position as u32 ^ turn).is_multiple_of(QUIET_SHARE)
+    }
 }
 
 /// Time since the data plane began.
@@ -137,7 +154,8 @@ impl Worker {
     ) -> Self {
         let batch = Vec::with_capacity(BURST);
         epoch.store(path.pipeline.policy().snapshot().epoch, Ordering::Release);
-        Self { path, queues: Vec::new(), batch, policy, epoch, commands, clock, turns: 0 }
+        let (queues, senders) = (Vec::new(), Vec::new());
+        Self { path, queues, senders, batch, policy, epoch, commands, clock, turns: 0 }
     }
 
     /// Works until told to stop.
@@ -162,17 +180,13 @@ impl Worker {
         }
     }
 
-    /// One turn: every port once. Returns how many frames it moved.
+    /// One turn: every port once, but that quiet ones wait while others have frames. Returns how
+    /// many frames it moved: 0 only if every port was asked and none had one.
     pub fn turn(&mut self, now: Nanos) -> usize {
         self.take_policy();
-        let mut moved = 0;
-        for queue in &mut self.queues {
-            queue.port.reclaim(&mut self.path.pool);
-            let received = queue.port.receive(&mut self.path.pool, &mut self.batch);
-            if received > 0 {
-                self.path.forward(queue.id, &queue.cells, &mut self.batch, now);
-            }
-            moved += received;
+        let mut moved = self.receive(now, Queue::is_due);
+        if moved == 0 {
+            moved = self.receive(now, |queue, position, turn| !queue.is_due(position, turn));
         }
         moved += self.path.take_parcels(now);
         self.transmit();
@@ -184,11 +198,34 @@ impl Worker {
         moved
     }
 
+    /// Step 8, and then steps 1 to 6, for the queues that `which` picks by themselves, their position
+    /// and the turn.
+    fn receive(&mut self, now: Nanos, which: impl Fn(&Queue, usize, u32) -> bool) -> usize {
+        let mut moved = 0;
+        for (position, queue) in self.queues.iter_mut().enumerate() {
+            if !which(queue, position, self.turns) {
+                continue;
+            }
+            queue.port.reclaim(&mut self.path.pool);
+            let received = queue.port.receive(&mut self.path.pool, &mut self.batch);
+            queue.quiet = queue.quiet.saturating_add(1);
+            if received > 0 {
+                queue.quiet = 0;
+                self.path.forward(queue.id, &queue.cells, &mut self.batch, now);
+            }
+            moved += received;
+        }
+        moved
+    }
+
     /// Step 7 for every port with frames queued.
     fn transmit(&mut self) {
-        let queues = &mut self.queues;
-        let sent = self.path.outbox.flush(|id, frames| {
-            queues.iter_mut().find(|queue| queue.id == id).map_or(0, |q| q.port.transmit(frames))
+        let Self { queues, senders, path, .. } = self;
+        let sent = path.outbox.flush(|id, frames| {
+            let position = senders.get(id.0 as usize).copied().flatten();
+            let Some(queue) = position.and_then(|at| queues.get_mut(at)) else { return 0 };
+            queue.quiet = 0;
+            queue.port.transmit(frames)
         });
         self.path.counters.sent.add(sent);
     }
@@ -274,7 +311,20 @@ impl Worker {
             register(poll, fd, self.queues.len());
         }
         self.path.outbox.add_local(id, port.max_frame(), Arc::clone(&cells));
-        self.queues.push(Queue { id, cells, port });
+        self.queues.push(Queue { id, cells, port, quiet: 0 });
+        self.find_senders();
+    }
+
+    /// A port's first queue sends.
+    fn find_senders(&mut self) {
+        self.senders.clear();
+        for (position, queue) in self.queues.iter().enumerate().rev() {
+            let index = queue.id.0 as usize;
+            if self.senders.len() <= index {
+                self.senders.resize(index + 1, None);
+            }
+            self.senders[index] = Some(position);
+        }
     }
 
     fn remove_port(&mut self, id: PortId, poll: Option<&Poll>) -> Vec<Box<dyn Port>> {
@@ -284,6 +334,7 @@ impl Worker {
         let (removed, kept) =
             std::mem::take(&mut self.queues).into_iter().partition(|q| q.id == id);
         self.queues = kept;
+        self.find_senders();
         let removed: Vec<Queue> = removed;
         for fd in removed.iter().filter_map(|queue| queue.port.fd()) {
             if let Some(poll) = poll {
@@ -312,5 +363,28 @@ fn register(poll: &Poll, fd: RawFd, index: usize) {
         poll.registry().register(&mut SourceFd(&fd), Token(index), Interest::READABLE)
     {
         tracing::error!(%error, "a port's socket cannot be waited on; it is polled once a second");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::memory;
+    use crate::sys::umem::Umem;
+
+    #[test]
+    fn a_quiet_queue_is_due_once_in_its_share_of_turns_and_a_lively_one_in_each() {
+        let (umem, frames) = Umem::new(1).unwrap();
+        for frame in frames {
+            frame.release();
+        }
+        let (port, _wire) = memory::pair(Arc::new(umem));
+        let port = Box::new(port);
+        let mut queue = Queue { id: PortId(1), cells: Arc::default(), port, quiet: u32::MAX };
+        let due =
+            |queue: &Queue, at| (0..QUIET_SHARE).filter(|&turn| queue.is_due(at, turn)).count();
+        assert!((0..20).all(|at| due(&queue, at) == 1));
+        queue.quiet = 0;
+        assert!((0..20).all(|at| due(&queue, at) == QUIET_SHARE as usize));
     }
 }
