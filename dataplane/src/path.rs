@@ -1,8 +1,7 @@
 //! The path of a frame, in eight steps.
 //!
 //! 1. [`Port::receive`](crate::port::Port::receive): rx ring to a batch of frames.
-//! 2. [`extract`](firedoor_classifier::extract::extract): bytes to headers; malformed, to a drop
-//!    reason.
+//! 2. [`extract`]: bytes to headers; malformed, to a drop reason.
 //! 3. [`Connections::lookup`](firedoor_classifier::connections::Connections::lookup): the exact
 //!    entry, either direction.
 //! 4. [`FlowCache::lookup`](firedoor_classifier::cache::FlowCache::lookup): the tuple space.
