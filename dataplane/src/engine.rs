@@ -65,7 +65,7 @@ pub trait Opener: Send {
 pub struct Lease {
     /// First of the [`MAX_QUEUES`] owner numbers that its queues go by.
     pub owner_base: u16,
-    /// Frames that it may keep with the kernel for receiving, over all its queues.
+    /// Frames that each of its queues may keep with the kernel for receiving.
     pub fill: u32,
 }
 
@@ -368,7 +368,7 @@ impl Engine {
 
     /// Opens the port and gives its queues to the workers, spread from its home worker on.
     fn attach(&mut self, id: PortId) {
-        let fill = self.fill_share();
+        let fill = fill_share(self.umem.frames(), self.store.len() as u32, self.ports.len() as u32);
         let Some(entry) = self.ports.get_mut(&id) else { return };
         let lease = Lease { owner_base: 1 + entry.slot * MAX_QUEUES, fill };
         let opened = self.opener.open(&self.umem, lease, &entry.workload, &mut self.pool);
@@ -399,12 +399,6 @@ impl Engine {
     fn free_slot(&self) -> u16 {
         let taken = |slot: &u16| self.ports.values().any(|entry| entry.slot == *slot);
         (0..MAX_PORTS).find(|slot| !taken(slot)).unwrap_or(MAX_PORTS - 1)
-    }
-
-    /// Half of the umem, shared out evenly: the other half is for frames on their way.
-    fn fill_share(&self) -> u32 {
-        let ports = self.ports.len().max(8) as u32;
-        (self.umem.frames() / 2 / ports).clamp(*FILL.start(), *FILL.end())
     }
 
     /// Takes the port's queues from the workers and closes them.
@@ -575,6 +569,14 @@ fn pin(worker: u16) {
     }
 }
 
+/// Frames for a new port to receive into, per queue: an even share of half the umem, the other half
+/// being for frames on their way; but no more than a sixteenth of what is free, so that ports plugged
+/// in later find some too.
+fn fill_share(frames: u32, free: u32, ports: u32) -> u32 {
+    let even = frames / 2 / ports.max(8);
+    even.min(free / 16).clamp(*FILL.start(), *FILL.end())
+}
+
 fn build(snapshot: Snapshot) -> Result<Arc<Policy>, EngineError> {
     let workloads = snapshot.workloads.len();
     if workloads > MAX_PORTS.into() {
@@ -588,5 +590,25 @@ impl WorkerHandle {
         // A worker that ended has closed its end; its absence shows as a timeout where it matters.
         let _ = self.commands.send(command);
         self.doorstep.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Attaches `ports` ports, all at once or one by one; returns the frames left for traffic.
+    fn left_after(ports: u32, at_once: bool) -> u32 {
+        let frames = 16_384;
+        (1..=ports).fold(frames, |free, nth| {
+            free.saturating_sub(fill_share(frames, free, if at_once { ports } else { nth }))
+        })
+    }
+
+    #[test]
+    fn the_default_umem_serves_many_ports() {
+        assert!(left_after(4, true) > 12_000);
+        assert!(left_after(200, true) > 8_000);
+        assert!(left_after(48, false) > 512, "plugged in one by one");
     }
 }

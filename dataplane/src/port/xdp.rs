@@ -161,8 +161,8 @@ pub enum OpenError {
     NoAfXdp,
     /// The pool has too few free frames to receive into.
     #[error(
-        "{ifname} needs {wanted} free frames to receive into and only {available} are left; give \
-         the switch a larger umem or the port a smaller fill ring"
+        "{ifname} needs {wanted} free frames to receive into and only {available} are left: raise \
+         `frames` in [switch] and start the switch again"
     )]
     OutOfFrames {
         /// The interface.
