@@ -13,6 +13,8 @@ pub const CONFIG: &str = r#"
 name = "storm"
 frames = 512
 max_connections = 64
+max_flows = 256
+mirror_snaplen = 64
 
 [[workload]]
 name = "web"
