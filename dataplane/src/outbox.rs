@@ -31,9 +31,12 @@ struct Slot {
 
 /// Who sends a port's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Home {
-    /// This worker; the longest frame the port takes.
-    Here { max_frame: usize },
+pub enum Home {
+    /// This worker, if they are at most so many bytes long.
+    Here {
+        /// The longest frame the port takes.
+        max_frame: usize,
+    },
     /// That worker.
     Worker(u16),
 }
@@ -56,13 +59,9 @@ impl Outbox {
         slot.map(|slot| slot.frames).unwrap_or_default()
     }
 
-    /// Who sends the port's frames: `None` if the port is not attached, `Some(None)` for this
-    /// worker, `Some(Some(worker))` for another one.
-    pub fn home(&self, id: PortId) -> Option<Option<u16>> {
-        match self.slot(id)?.home {
-            Home::Here { .. } => Some(None),
-            Home::Worker(worker) => Some(Some(worker)),
-        }
+    /// Who sends the port's frames; `None` if the port is not attached.
+    pub fn home(&self, id: PortId) -> Option<Home> {
+        self.slot(id).map(|slot| slot.home)
     }
 
     /// This worker's counters of the port.

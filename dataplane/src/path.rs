@@ -27,7 +27,7 @@ use crate::counters::{PortCells, WorkerCounters};
 use crate::frame::Frame;
 use crate::handoff::{Parcel, Peers};
 use crate::mirror::MirrorSender;
-use crate::outbox::Outbox;
+use crate::outbox::{Home, Outbox};
 use crate::pool::FramePool;
 use crate::vlan::retag;
 
@@ -204,12 +204,12 @@ impl Path {
     fn queue(&mut self, frame: Frame, ingress: PortId, output: PortId) {
         match self.outbox.home(output) {
             None => self.discard(frame, DropReason::PortDown, ingress),
-            Some(None) => {
+            Some(Home::Here { .. }) => {
                 if let Err((frame, reason)) = self.outbox.push(output, frame) {
                     self.discard(frame, reason, ingress);
                 }
             }
-            Some(Some(worker)) => {
+            Some(Home::Worker(worker)) => {
                 let parcel = Parcel::Transmit(frame, output);
                 let left = match self.peers.of(worker) {
                     Some(doorstep) => doorstep.leave(parcel),
