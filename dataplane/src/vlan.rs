@@ -18,12 +18,25 @@ const TPID: u16 = 0x8100;
 /// Returns false if the chunk has no room before the frame for a tag.
 pub fn retag(umem: &Umem, frame: &mut Frame, tags: u8, vlan: u16, mode: &VlanMode) -> bool {
     match (mode, tags) {
-        (VlanMode::Access(_), 0) | (VlanMode::Trunk(_), 1) => true,
+        (VlanMode::Access(_), 0) => true,
+        (VlanMode::Trunk(_), 1) => {
+            rename(umem, frame, vlan);
+            true
+        }
         (VlanMode::Access(_), _) => {
             pop(umem, frame);
             true
         }
         (VlanMode::Trunk(_), _) => push(umem, frame, vlan),
+    }
+}
+
+/// A priority tag (VID 0) of an access port gets the VLAN's number; its priority stays.
+fn rename(umem: &Umem, frame: &mut Frame, vlan: u16) {
+    const VID: u16 = 0x0fff;
+    if let Some(tci) = umem.bytes_mut(frame).get_mut(MACS + 2..MACS + TAG) {
+        let priority = u16::from_be_bytes([tci[0], tci[1]]) & !VID;
+        tci.copy_from_slice(&(priority | vlan).to_be_bytes());
     }
 }
 
@@ -70,6 +83,19 @@ mod tests {
         assert_eq!(frame.len(), 64);
         assert!(retag(&umem, &mut frame, 1, 10, &VlanMode::Access(10)));
         assert_eq!(umem.bytes(&frame), bytes);
+        pool.give(frame);
+    }
+
+    #[test]
+    fn a_priority_tag_becomes_the_vlans_and_keeps_its_priority() {
+        let (umem, frames) = Umem::new(1).unwrap();
+        let umem = Arc::new(umem);
+        let mut pool = FramePool::new(Arc::clone(&umem), FrameStore::new(frames));
+        let mut bytes = [0; 64];
+        bytes[12..16].copy_from_slice(&[0x81, 0, 0xa0, 0]);
+        let mut frame = pool.copy_of(&bytes).unwrap();
+        assert!(retag(&umem, &mut frame, 1, 10, &VlanMode::Trunk(vec![10])));
+        assert_eq!(&umem.bytes(&frame)[12..16], &[0x81, 0, 0xa0, 10]);
         pool.give(frame);
     }
 }
