@@ -258,8 +258,9 @@ impl Oracle {
             return self.to_allowed(frame, from, &candidates, findings);
         }
         let outputs = self.outputs(frame)?;
-        let is_server = |port: &PortId| self.workload(*port).is_some_and(|w| w.dhcp_server);
-        if outputs.len() == 1 && outputs.iter().all(is_server) {
+        let servers = self.snapshot.workloads.iter().filter(|w| w.dhcp_server);
+        let mut asked = servers.filter(|w| w.addresses.contains(&frame.key.dst_addr()));
+        if asked.any(|server| outputs == [server.port]) {
             return self.unless_hairpin(frame, outputs, Cause::Switch);
         }
         let to = self.destination_tag(frame, &outputs)?;

@@ -3,6 +3,7 @@
 
 use super::{Destination, Step, Upcall};
 use crate::key::to_bits;
+use crate::policy::Owner;
 use crate::snapshot::Tag;
 use crate::verdict::{Cause, DropReason, Verdict};
 
@@ -14,7 +15,7 @@ impl Upcall<'_> {
             return self.ask_dhcp_servers(from);
         }
         let to = self.destination()?;
-        if self.is_dhcp_server(to) {
+        if self.is_at_dhcp_server(to) {
             return self.deliver(to, Cause::Switch);
         }
         let to_tag = self.destination_tag(to)?;
@@ -48,10 +49,14 @@ impl Upcall<'_> {
         self.flood_permitted(from, servers.chain(relays).copied(), |workload| workload.dhcp_server)
     }
 
-    fn is_dhcp_server(&self, to: Destination) -> bool {
-        match to {
-            Destination::Port(port) => self.policy.port(port).is_some_and(|w| w.dhcp_server),
-            Destination::Routers => false,
+    /// Whether the frame is for a DHCP server itself: one that routes too must not be a way out.
+    fn is_at_dhcp_server(&self, to: Destination) -> bool {
+        match self.policy.owner(self.key.dst).0 {
+            Owner::Workload(port, _) => {
+                to == Destination::Port(port)
+                    && self.policy.port(port).is_some_and(|workload| workload.dhcp_server)
+            }
+            Owner::Outside(_) | Owner::Unspecified => false,
         }
     }
 }

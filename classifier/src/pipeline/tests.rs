@@ -317,6 +317,17 @@ fn dhcp_reaches_its_server_and_comes_from_it_alone() {
     assert_eq!(switch.reached(WEB, &build::dhcp_discover(mac(WEB))), [GATEWAY, DHCP]);
 }
 
+/// A server that also routes is asked for leases without a rule, but not for the way out.
+#[test]
+fn a_dhcp_server_is_reached_without_a_rule_at_its_own_address_alone() {
+    let mut switch = Switch::new(snapshot());
+    switch.change(|s| s.workloads[3].dhcp_server = true);
+    let renewal = |to: Ends| build::udp(to, 68, 67, b"renew");
+    assert_eq!(switch.reached(WEB, &renewal(ends(WEB, GATEWAY))), [GATEWAY]);
+    let smuggled = renewal(out(WEB, IN_WORLD));
+    assert_eq!(switch.refused(WEB, &smuggled), Some(DropReason::DefaultDeny));
+}
+
 #[test]
 fn a_group_frame_reaches_those_that_policy_allows() {
     let mut switch = Switch::new(snapshot());
