@@ -30,6 +30,7 @@ use crate::policy::{Owner, Policy, Vlan};
 use crate::snapshot::{Mode, PortId, Tag, VlanMode, Workload};
 use crate::time::Nanos;
 use crate::verdict::{Action, Cause, DropReason, Verdict};
+use crate::wire::{icmp, protocol};
 
 /// What a verdict is reached with, besides the frame.
 pub struct Context<'a> {
@@ -217,6 +218,9 @@ impl Upcall<'_> {
 
     /// An error about a packet that the receiver sent in a live connection.
     fn icmp_error(&mut self, embedded: &Embedded) -> Step<Verdict> {
+        if self.is_icmp_redirect() && !self.ingress.router {
+            self.refuse(DropReason::RogueRouter, Cause::Switch)?;
+        }
         self.source()?;
         if self.key.eth_dst.is_multicast() {
             self.refuse(DropReason::IcmpUnrelated, Cause::Switch)?;
@@ -244,6 +248,11 @@ impl Upcall<'_> {
             Destination::Routers => self.receivers.contains(&related.output),
         };
         self.key.dst == embedded.src && goes_there && (is_from_there || self.ingress.router)
+    }
+
+    fn is_icmp_redirect(&self) -> bool {
+        let [kind, _] = self.key.dst_port.to_be_bytes();
+        self.key.protocol == protocol::ICMP && kind == icmp::kind::REDIRECT
     }
 
     fn bridge_reserved(&self) -> Step {

@@ -231,8 +231,13 @@ impl Oracle {
         if nd.message == NdMessage::NeighborAdvertisement {
             honest &= self.may_send_from(me, target);
         }
-        if nd.message != NdMessage::Redirect {
-            honest &= nd.link_addr.is_none_or(|mac| self.is_own_mac(me, mac));
+        if let Some(mac) = nd.link_addr {
+            let mut owner = self.snapshot.workloads.iter();
+            honest &= match owner.find(|w| w.addresses.contains(&target)) {
+                _ if nd.message != NdMessage::Redirect => self.is_own_mac(me, mac),
+                Some(owner) => owner.mac.is_none_or(|known| known == mac),
+                None => true,
+            };
         }
         let from = if honest && !blank { self.tag_of(identity) } else { me.tag };
         if !honest {
@@ -269,6 +274,10 @@ impl Oracle {
     }
 
     fn deliver_icmp_error(&self, frame: &Frame<'_>, findings: &mut Findings) -> Delivery {
+        let is_redirect = frame.key.protocol == 1 && frame.key.dst_port >> 8 == 5;
+        if is_redirect && !frame.sender.router {
+            findings.refuse(DropReason::RogueRouter, Cause::Switch)?;
+        }
         self.source_tag(frame, findings)?;
         if frame.key.eth_dst.is_multicast() {
             findings.refuse(DropReason::IcmpUnrelated, Cause::Switch)?;

@@ -360,7 +360,12 @@ fn icmp_error(is_v6: bool) -> impl Strategy<Value = Headers> {
             let dst = if is_about_sender { key.src } else { to_bits(other) };
             let embedded = Embedded { protocol, src: key.dst, dst, src_port, dst_port };
             (key.protocol, key.tcp_flags, key.src_port) = (if is_v6 { 58 } else { 1 }, 0, 0);
-            key.dst_port = if is_v6 { 1 << 8 } else { 3 << 8 };
+            // Unreachable; for IPv4 sometimes redirect.
+            key.dst_port = match is_v6 {
+                true => 1 << 8,
+                false if src_port % 4 == 1 => 5 << 8,
+                false => 3 << 8,
+            };
             headers.kind = Kind::IcmpError(embedded);
             headers
         },

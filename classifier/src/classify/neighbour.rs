@@ -79,12 +79,25 @@ impl Upcall<'_> {
             (NeighborAdvertisement, _) => target.and(self.tag_as_source(source)),
             _ => self.tag_as_source(source),
         };
-        // A redirect's option is about its target, which is another station.
-        let may_use_link = nd.message == Redirect
-            || nd.link_addr.is_none_or(|link_addr| self.may_use_mac(link_addr));
+        let may_use_link = nd.link_addr.is_none_or(|link_addr| match nd.message {
+            // It is about the target, which is another station.
+            Redirect => self.may_be_at(nd.target, link_addr),
+            _ => self.may_use_mac(link_addr),
+        });
         match tag {
             Some(tag) if may_use_link => Ok(tag),
             _ => self.refuse_claim(DropReason::SpoofedNd),
+        }
+    }
+
+    /// Whether somebody else may say that `addr` is at `mac`: not if it is a workload's with another.
+    fn may_be_at(&self, addr: u128, mac: MacAddr) -> bool {
+        match self.policy.owner(addr).0 {
+            Owner::Workload(port, _) => {
+                let known = self.policy.port(port).and_then(|workload| workload.mac);
+                known.is_none_or(|known| known == mac)
+            }
+            Owner::Outside(_) | Owner::Unspecified => true,
         }
     }
 

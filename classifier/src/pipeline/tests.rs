@@ -308,6 +308,39 @@ fn router_messages_go_between_hosts_and_routers() {
     }
 }
 
+/// A redirect names its target's MAC, and hosts believe it: a router must not say that a workload
+/// is where the router is.
+#[test]
+fn a_redirect_cannot_give_a_workload_another_mac() {
+    let mut switch = Switch::new(snapshot());
+    let ends = Ends { src: link_local(GATEWAY).into(), ..ends6(GATEWAY, WEB) };
+    let redirect = |target: std::net::Ipv6Addr, mac: MacAddr| {
+        let outside: std::net::Ipv6Addr = "2001:db8::7".parse().expect("a literal address");
+        let link = wire::nd::link_addr_option(wire::nd::option::TARGET_LINK_ADDR, mac);
+        let body = [&target.octets()[..], &outside.octets(), &link].concat();
+        build::neighbor_discovery(ends, NdMessage::Redirect, [0; 4], &body)
+    };
+    let theft = redirect(link_local(API), mac(GATEWAY));
+    assert_eq!(switch.refused(GATEWAY, &theft), Some(DropReason::SpoofedNd));
+    assert_eq!(switch.reached(GATEWAY, &redirect(link_local(API), mac(API))), [WEB]);
+    let other_router = "fe80::99".parse().expect("a literal address");
+    assert_eq!(switch.reached(GATEWAY, &redirect(other_router, mac(99))), [WEB]);
+}
+
+/// ICMP's redirect (RFC 792, type 5) is a router's message as much as ICMPv6's.
+#[test]
+fn a_workload_cannot_redirect_its_peers() {
+    let mut switch = Switch::new(snapshot());
+    let frame = syn(ends(WEB, API), 8080);
+    assert_eq!(switch.reached(WEB, &frame), [API]);
+    let redirect = |from: u16| {
+        let ends = Ends { eth_src: mac(from), src: v4(from), ..ends(API, WEB) };
+        build::icmp_error(ends, 5, 1, &frame[14..])
+    };
+    assert_eq!(switch.refused(API, &redirect(API)), Some(DropReason::RogueRouter));
+    assert_eq!(switch.reached(GATEWAY, &redirect(GATEWAY)), [WEB]);
+}
+
 #[test]
 fn dhcp_reaches_its_server_and_comes_from_it_alone() {
     let mut switch = Switch::new(snapshot());
