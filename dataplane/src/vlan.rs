@@ -11,9 +11,13 @@ const MACS: usize = 12;
 const TAG: usize = 4;
 /// Ethertype of an 802.1Q tag (IEEE 802.1Q-2022 §9.5).
 const TPID: u16 = 0x8100;
+/// The bits of a tag that name its VLAN; priority and drop eligibility are before them.
+const VID: u16 = 0x0fff;
 
 /// Makes the frame, which carries `tags` VLAN tags (0 or 1) and belongs to VLAN `vlan`, look as a
-/// port of this mode sends it. Costs a 12-byte move where the number of tags changes.
+/// port of this mode sends it. Costs a 12-byte move where the number of tags changes. A tag that is
+/// there already keeps its priority, but not its name for the VLAN: an access port takes tags that
+/// name none, and both kinds of ports take 802.1ad's.
 ///
 /// Returns false if the chunk has no room before the frame for a tag.
 pub fn retag(umem: &Umem, frame: &mut Frame, tags: u8, vlan: u16, mode: &VlanMode) -> bool {
@@ -31,12 +35,12 @@ pub fn retag(umem: &Umem, frame: &mut Frame, tags: u8, vlan: u16, mode: &VlanMod
     }
 }
 
-/// A priority tag (VID 0) of an access port gets the VLAN's number; its priority stays.
+/// Gives the tag the VLAN's number and the usual ethertype; its priority stays.
 fn rename(umem: &Umem, frame: &mut Frame, vlan: u16) {
-    const VID: u16 = 0x0fff;
-    if let Some(tci) = umem.bytes_mut(frame).get_mut(MACS + 2..MACS + TAG) {
-        let priority = u16::from_be_bytes([tci[0], tci[1]]) & !VID;
-        tci.copy_from_slice(&(priority | vlan).to_be_bytes());
+    if let Some([kind @ .., high, low]) = umem.bytes_mut(frame).get_mut(MACS..MACS + TAG) {
+        kind.copy_from_slice(&TPID.to_be_bytes());
+        let priority = u16::from_be_bytes([*high, *low]) & !VID;
+        [*high, *low] = (priority | vlan).to_be_bytes();
     }
 }
 

@@ -123,6 +123,20 @@ fn vlans_keep_workloads_apart_and_leave_as_each_port_wants_them() {
 }
 
 #[test]
+fn a_tag_that_names_no_vlan_or_is_a_service_tag_leaves_as_the_trunks_own() {
+    let mut fabric = Fabric::new(VLANS);
+    let plain = syn(WEB, API, 80);
+    let mut urgent = build::tagged(plain.clone(), &[0]);
+    urgent[14] |= 0xe0;
+    let mut expected = build::tagged(plain, &[10]);
+    expected[14] |= 0xe0;
+    assert_eq!(fabric.send("a", &urgent), [("b".into(), expected.clone())], "priority is kept");
+    urgent[12..14].copy_from_slice(&[0x88, 0xa8]);
+    assert_eq!(fabric.send("a", &urgent), [("b".into(), expected)]);
+    fabric.finish();
+}
+
+#[test]
 fn a_removed_rule_cuts_the_live_connection_and_an_added_one_opens_it() {
     let mut fabric = Fabric::new(CONFIG);
     handshake(&mut fabric);
