@@ -75,6 +75,11 @@ impl Doorstep {
         self.parcels.pop()
     }
 
+    /// Parcels that wait here now.
+    pub fn waiting(&self) -> usize {
+        self.parcels.len()
+    }
+
     /// Sets how the worker is woken.
     pub fn set_waker(&self, waker: Waker) {
         *self.waker.write() = Some(waker);

@@ -29,7 +29,11 @@ use crate::handoff::{Parcel, Peers};
 use crate::mirror::MirrorSender;
 use crate::outbox::{Home, Outbox};
 use crate::pool::FramePool;
+use crate::port::BURST;
 use crate::vlan::retag;
+
+/// Parcels taken at once.
+pub const PARCELS: usize = 4 * BURST;
 
 /// One worker's half of the path that knows no rings: frames in, frames queued for output.
 pub struct Path {
@@ -222,10 +226,10 @@ impl Path {
         }
     }
 
-    /// Takes what other workers left: frames to judge and frames to send.
+    /// Takes what other workers left, up to [`PARCELS`]: frames to judge and frames to send.
     pub fn take_parcels(&mut self, now: Nanos) -> usize {
         let mut count = 0;
-        while count < crate::port::BURST * 4 {
+        while count < PARCELS {
             let Some(parcel) = self.peers.own().take() else { break };
             count += 1;
             match parcel {

@@ -19,7 +19,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::counters::PortCells;
 use crate::frame::Frame;
-use crate::path::Path;
+use crate::path::{PARCELS, Path};
 use crate::policy::PolicyCell;
 use crate::port::{BURST, Port};
 
@@ -183,7 +183,7 @@ impl Worker {
     /// One turn: every port once, but that quiet ones wait while others have frames. Returns how
     /// many frames it moved: 0 only if every port was asked and none had one.
     pub fn turn(&mut self, now: Nanos) -> usize {
-        self.take_policy();
+        self.take_policy(now);
         let mut moved = self.receive(now, Queue::is_due);
         if moved == 0 {
             moved = self.receive(now, |queue, position, turn| !queue.is_due(position, turn));
@@ -238,11 +238,19 @@ impl Worker {
     }
 
     /// Takes the newest policy, if it changed.
-    fn take_policy(&mut self) {
+    ///
+    /// What other workers left until then goes first. It may be for a port that was removed since,
+    /// and once this worker has said that it judges by the new policy, the port's number can be
+    /// another workload's.
+    fn take_policy(&mut self, now: Nanos) {
         if self.policy.epoch() == self.epoch.load(Ordering::Relaxed) {
             return;
         }
         let Some(policy) = self.policy.load() else { return };
+        for _ in 0..self.path.peers.own().waiting().div_ceil(PARCELS) {
+            self.path.take_parcels(now);
+            self.transmit();
+        }
         let snapshot = policy.snapshot();
         let epoch = snapshot.epoch;
         let settings = &snapshot.settings;

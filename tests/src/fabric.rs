@@ -137,6 +137,40 @@ impl Fabric {
         Seat { worker, commands, counters, mirror }
     }
 
+    /// Takes the workload's port from every worker, as the engine does before it puts a snapshot
+    /// without the workload in force.
+    ///
+    /// # Panics
+    /// If there is no such workload.
+    pub fn unplug(&mut self, workload: &str) {
+        let policy = self.policy.load().expect("a policy is in force");
+        let mut workloads = policy.snapshot().workloads.iter();
+        let id = workloads.find(|w| w.name == workload).expect("the workload").port;
+        self.wires.remove(workload);
+        let mut pool = FramePool::new(Arc::clone(&self.umem), Arc::clone(&self.store));
+        for seat in &mut self.seats {
+            let (reply, ports) = unbounded();
+            seat.commands.send(Command::RemovePort { id, reply }).expect("the worker lives");
+            seat.worker.take_commands(None);
+            for port in ports.recv().expect("the worker gives the port up") {
+                port.close(&mut pool);
+            }
+        }
+    }
+
+    /// Gives a workload of the snapshot in force a port.
+    ///
+    /// # Panics
+    /// If there is no such workload.
+    pub fn plug_in(&mut self, workload: &str) {
+        let policy = self.policy.load().expect("a policy is in force");
+        let mut workloads = policy.snapshot().workloads.iter();
+        let workload = workloads.find(|w| w.name == workload).expect("the workload");
+        let (port, wire) = memory::pair(Arc::clone(&self.umem));
+        self.plug(workload, port);
+        self.wires.insert(workload.name.clone(), wire);
+    }
+
     /// Gives the port to its worker, and tells the others where it is.
     fn plug(&mut self, workload: &Workload, port: MemoryPort) {
         let id = workload.port;

@@ -259,6 +259,33 @@ fn with_several_workers_both_directions_meet() {
     fabric.finish();
 }
 
+/// What is on its way between workers when a port goes must not reach the next workload that gets
+/// the port's number.
+#[test]
+fn no_frame_for_a_workload_that_is_gone_reaches_its_successor() {
+    let mut fabric = Fabric::with_workers(CONFIG, 2);
+    let old = snapshot(CONFIG);
+    let number = |snapshot: &firedoor_classifier::Snapshot, name: &str| {
+        snapshot.workloads.iter().find(|w| w.name == name).unwrap().port
+    };
+    let sender = usize::from(number(&old, "web").0) % 2;
+    for port in 10_000..10_600 {
+        fabric.wire("web").send(build::udp(ends(WEB, API), port, 53, b"secret"));
+    }
+    while fabric.turn(sender) > 0 {}
+
+    let heir = CONFIG.replace("\"api\"\nkind", "\"heir\"\nkind").replace(":02\"", ":09\"");
+    let new = next_snapshot(&heir.replace("10.0.0.2/", "10.0.0.9/").replace("::2/", "::9/"), &old);
+    assert_eq!(number(&new, "heir"), number(&old, "api"), "the number is given again");
+    fabric.unplug("api");
+    fabric.install(new);
+    (0..2).for_each(|worker| _ = fabric.turn(worker)); // Both are under the new policy now.
+    fabric.plug_in("heir");
+    fabric.settle();
+    assert_eq!(fabric.received(), []);
+    fabric.finish();
+}
+
 #[test]
 fn a_storm_of_random_frames_loses_none() {
     use proptest::prelude::*;
