@@ -27,8 +27,10 @@ pub(super) enum State {
     UdpBoth,
     /// An ICMP or ICMPv6 query.
     Icmp,
-    /// Any other protocol.
-    Other,
+    /// Any other protocol, the original side only.
+    OtherSingle,
+    /// Any other protocol, both sides.
+    OtherBoth,
     /// TCP.
     Tcp(TcpState),
 }
@@ -37,10 +39,9 @@ impl State {
     const fn name(self) -> &'static str {
         match self {
             Self::Free => "free",
-            Self::UdpSingle => "single",
-            Self::UdpBoth => "both",
+            Self::UdpSingle | Self::OtherSingle => "single",
+            Self::UdpBoth | Self::OtherBoth => "both",
             Self::Icmp => "query",
-            Self::Other => "open",
             Self::Tcp(state) => state.name(),
         }
     }
@@ -51,7 +52,8 @@ impl State {
             Self::UdpSingle => Class::UdpSingle,
             Self::UdpBoth => Class::UdpBoth,
             Self::Icmp => Class::Icmp,
-            Self::Free | Self::Other => Class::Other,
+            Self::OtherSingle => Class::OtherSingle,
+            Self::Free | Self::OtherBoth => Class::OtherBoth,
             Self::Tcp(state) => match state {
                 TcpState::Established => Class::TcpEstablished,
                 TcpState::FinOriginal | TcpState::FinReply | TcpState::Closing => Class::TcpClosing,
@@ -134,7 +136,7 @@ impl Entry {
             }
             protocol::UDP => (Tcp::default(), State::UdpSingle),
             protocol::ICMP | protocol::ICMPV6 => (Tcp::default(), State::Icmp),
-            _ => (Tcp::default(), State::Other),
+            _ => (Tcp::default(), State::OtherSingle),
         };
         Self {
             key: frame.key,
@@ -199,6 +201,7 @@ impl Entry {
                 _ => None,
             },
             State::UdpSingle if side == Side::Reply => Some(State::UdpBoth),
+            State::OtherSingle if side == Side::Reply => Some(State::OtherBoth),
             state => Some(state),
         }
     }

@@ -18,9 +18,9 @@
 //! removed. A new timeout holds for all entries at once.
 //!
 //! **How many.** At most `max`. When full, what has timed out goes first, then the least recently
-//! used half-open TCP, then UDP of one direction, ICMP queries, and TCP that was reset or closed.
-//! Established TCP, UDP of both directions and other protocols stay, and the newcomer is refused
-//! with [`DropReason::ConnectionsFull`].
+//! used half-open TCP, then UDP and other protocols of one direction, ICMP queries, and TCP that was
+//! reset or closed. Established TCP, and UDP and other protocols of both directions, stay, and the
+//! newcomer is refused with [`DropReason::ConnectionsFull`].
 //!
 //! **What it costs.** 152 bytes an entry and five to eleven for the index: at most 160 in all when
 //! full ([`table`]). Lookups allocate nothing and change nothing; frames change one entry, and its

@@ -345,8 +345,9 @@ fn a_full_table_gives_up_half_open_first_and_established_never() {
     for (count, victim) in victims.iter().enumerate() {
         let now = secs(9);
         hit(table.lookup(victim, 1, now));
-        let other = frame(47, (1, 10 + count as u16), 0, 0);
-        begin(&mut table, &other, now).unwrap();
+        let host = 10 + count as u16;
+        begin(&mut table, &frame(47, (1, host), 0, 0), now).unwrap();
+        hit(pass(&mut table, &frame(47, (host, 1), 0, 0), now));
         assert_eq!(table.lookup(victim, 1, now), Lookup::Miss, "{victim:?}");
         assert_eq!(table.stats().evicted, count as u64 + 1);
     }
@@ -356,10 +357,26 @@ fn a_full_table_gives_up_half_open_first_and_established_never() {
     assert_eq!((table.len(), table.stats().refused), (7, 1));
 }
 
+/// It takes no answer to send any protocol to any number of addresses, so nobody may fill the table
+/// for all by that.
+#[test]
+fn protocols_without_an_answer_do_not_keep_others_out() {
+    let mut table = table(4);
+    begin(&mut table, &frame(47, (1, 2), 0, 0), secs(0)).unwrap();
+    hit(pass(&mut table, &frame(47, (2, 1), 0, 0), secs(0)));
+    for host in 3..9 {
+        begin(&mut table, &frame(47, (1, host), 0, 0), secs(1)).unwrap();
+    }
+    establish(&mut table, (1, 80), secs(2));
+    hit(table.lookup(&frame(47, (1, 2), 0, 0), 1, secs(2)));
+    assert_eq!((table.len(), table.stats().evicted), (4, 4));
+}
+
 #[test]
 fn a_full_table_makes_room_of_what_has_timed_out() {
     let mut table = table(1);
     begin(&mut table, &frame(47, (1, 2), 0, 0), secs(0)).unwrap();
+    hit(pass(&mut table, &frame(47, (2, 1), 0, 0), secs(0)));
     let other = frame(47, (1, 3), 0, 0);
     assert_eq!(begin(&mut table, &other, secs(599)), Err(DropReason::ConnectionsFull));
     assert_eq!(begin(&mut table, &other, secs(600)), Ok(()));

@@ -25,12 +25,13 @@ pub(super) enum Class {
     UdpSingle,
     UdpBoth,
     Icmp,
-    Other,
+    OtherSingle,
+    OtherBoth,
 }
 
 impl Class {
     /// All, in the order of their numeric values.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::TcpHandshake,
         Self::TcpEstablished,
         Self::TcpClosing,
@@ -39,14 +40,16 @@ impl Class {
         Self::UdpSingle,
         Self::UdpBoth,
         Self::Icmp,
-        Self::Other,
+        Self::OtherSingle,
+        Self::OtherBoth,
     ];
 
     /// Those that give way to a new connection when the table is full, first to last. What both
     /// sides have spoken in and nobody has closed never does.
-    pub(super) const EVICTABLE: [Self; 6] = [
+    pub(super) const EVICTABLE: [Self; 7] = [
         Self::TcpHandshake,
         Self::UdpSingle,
+        Self::OtherSingle,
         Self::Icmp,
         Self::TcpReset,
         Self::TcpTimeWait,
@@ -64,7 +67,7 @@ impl Class {
             Self::UdpSingle => timeouts.udp_single,
             Self::UdpBoth => timeouts.udp_both,
             Self::Icmp => timeouts.icmp,
-            Self::Other => timeouts.other,
+            Self::OtherSingle | Self::OtherBoth => timeouts.other,
         };
         Nanos::from_secs(secs as u64).0
     }

@@ -488,15 +488,13 @@ fn full_tables_refuse_by_name() {
     small.rules[1].services = Services::Any;
     small.workloads[4].vlan = VlanMode::Access(0);
     let mut switch = Switch::new(small);
-    let other = |n: u16| {
-        let mut ends = ends(WEB, API);
-        ends.dst = v4(API);
-        build::ip(ends, 100 + n as u8, b"payload")
-    };
+    let other = |ends: Ends, n: u8| build::ip(ends, 100 + n, b"payload");
     for n in 0..4 {
-        assert_eq!(switch.reached(WEB, &other(n)), [API]);
+        assert_eq!(switch.reached(WEB, &other(ends(WEB, API), n)), [API]);
+        assert_eq!(switch.reached(API, &other(ends(API, WEB), n)), [WEB]);
     }
-    assert_eq!(switch.refused(WEB, &other(4)), Some(DropReason::ConnectionsFull));
+    let fifth = other(ends(WEB, API), 4);
+    assert_eq!(switch.refused(WEB, &fifth), Some(DropReason::ConnectionsFull));
     let v6_flow = build::ip(ends6(WEB, API), 100, b"payload");
     assert_eq!(v6(WEB), ends6(WEB, API).src);
     assert_eq!(switch.refused(WEB, &v6_flow), Some(DropReason::ConnectionsFull));

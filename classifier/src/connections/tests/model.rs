@@ -36,7 +36,7 @@ impl Known {
             protocol::ICMP => (Tcp::default(), State::Icmp),
             _ => {
                 (original.src_port, original.dst_port) = (0, 0);
-                (Tcp::default(), State::Other)
+                (Tcp::default(), State::OtherSingle)
             }
         };
         Self { original, commit, tcp, state, frames: [1, 0], last: now }
@@ -81,7 +81,7 @@ impl Known {
             State::UdpSingle => TIMEOUTS.udp_single,
             State::UdpBoth => TIMEOUTS.udp_both,
             State::Icmp => TIMEOUTS.icmp,
-            State::Other => TIMEOUTS.other,
+            State::OtherSingle | State::OtherBoth => TIMEOUTS.other,
             State::Tcp(TcpState::Established) => TIMEOUTS.tcp_established,
             State::Tcp(TcpState::TimeWait) => TIMEOUTS.tcp_time_wait,
             State::Tcp(TcpState::Reset) => TIMEOUTS.tcp_reset,
@@ -100,12 +100,13 @@ impl Known {
         match self.state {
             State::Tcp(state) if state.is_half_open() => Some(0),
             State::UdpSingle => Some(1),
-            State::Icmp => Some(2),
-            State::Tcp(TcpState::Reset) => Some(3),
-            State::Tcp(TcpState::TimeWait) => Some(4),
+            State::OtherSingle => Some(2),
+            State::Icmp => Some(3),
+            State::Tcp(TcpState::Reset) => Some(4),
+            State::Tcp(TcpState::TimeWait) => Some(5),
             State::Tcp(TcpState::Established) => None,
-            State::Tcp(_) => Some(5),
-            State::Free | State::UdpBoth | State::Other => None,
+            State::Tcp(_) => Some(6),
+            State::Free | State::UdpBoth | State::OtherBoth => None,
         }
     }
 
@@ -139,6 +140,7 @@ impl Known {
                 self.state = State::Tcp(state);
             }
             State::UdpSingle if side == Side::Reply => self.state = State::UdpBoth,
+            State::OtherSingle if side == Side::Reply => self.state = State::OtherBoth,
             _ => {}
         }
         self.last = now;
