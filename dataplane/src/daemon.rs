@@ -88,12 +88,19 @@ fn spawn(
 pub(crate) struct Shared {
     run_dir: PathBuf,
     engine: Mutex<Option<Engine>>,
+    /// Held while a snapshot is saved and put in force, so that the two stay the same.
+    installing: Mutex<()>,
     subscribers: Subscribers,
 }
 
 impl Shared {
     fn new(run_dir: PathBuf) -> Self {
-        Self { run_dir, engine: Mutex::new(None), subscribers: Subscribers::default() }
+        Self {
+            run_dir,
+            engine: Mutex::new(None),
+            installing: Mutex::new(()),
+            subscribers: Subscribers::default(),
+        }
     }
 
     /// Puts the saved snapshot in force, if there is one.
@@ -140,6 +147,7 @@ impl Shared {
     /// Saves the snapshot, then puts it in force: a data plane that dies in between comes back with
     /// the policy that control wanted.
     fn install(&self, snapshot: Snapshot) -> Reply {
+        let _installing = self.installing.lock();
         let epoch = snapshot.epoch;
         let before = self.snapshot();
         if let Err(error) = saved::store(&self.run_dir, &snapshot) {
@@ -221,5 +229,42 @@ impl Shared {
         if back != frames {
             tracing::error!(lost = frames.saturating_sub(back), "frames did not come back");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use firedoor_classifier::snapshot::{Settings, TagInfo};
+
+    fn snapshot(epoch: u64) -> Snapshot {
+        Snapshot {
+            epoch,
+            switch: "daemon".into(),
+            mode: Default::default(),
+            settings: Settings { frames: 64, ..Default::default() },
+            workloads: Vec::new(),
+            tags: vec![TagInfo { name: "world".into() }],
+            prefixes: Vec::new(),
+            world: Default::default(),
+            rules: Vec::new(),
+        }
+    }
+
+    /// Two that install at once, as an old control process and its successor may.
+    #[test]
+    fn what_is_saved_is_what_is_in_force_whoever_installs() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = Shared::new(dir.path().into());
+        std::thread::scope(|scope| {
+            for offset in 0..4 {
+                let shared = &shared;
+                scope.spawn(move || {
+                    (0..25).for_each(|round| _ = shared.install(snapshot(1 + 4 * round + offset)));
+                });
+            }
+        });
+        assert_eq!(saved::load(dir.path()).unwrap(), shared.snapshot());
+        shared.stop();
     }
 }
