@@ -109,11 +109,11 @@ impl Path {
                 self.pool.give(frame);
             }
             Action::Forward(output) => {
-                self.complete_checksum(&mut frame, headers);
+                self.finish(&mut frame, headers);
                 self.send(frame, headers, output);
             }
             Action::Flood => {
-                self.complete_checksum(&mut frame, headers);
+                self.finish(&mut frame, headers);
                 self.flood(frame, headers);
             }
         }
@@ -163,8 +163,12 @@ impl Path {
         }
     }
 
-    /// A workload with checksum offload leaves the transport checksum to its device: that is us.
-    fn complete_checksum(&mut self, frame: &mut Frame, headers: &Headers) {
+    /// Makes a frame what its headers say and no more. What stands behind the packet is padding at
+    /// best, and at worst a message that no policy has seen. And a workload with checksum offload
+    /// leaves the transport checksum to its device: that is us.
+    fn finish(&mut self, frame: &mut Frame, headers: &Headers) {
+        let len = frame.len().min(headers.end.into());
+        frame.set_span(frame.offset().into(), len);
         if complete_partial(self.pool.umem().bytes_mut(frame), headers) {
             self.counters.checksums_completed.add(1);
         }

@@ -95,6 +95,30 @@ fn arp_and_neighbour_solicitations_reach_their_target_alone() {
     fabric.finish();
 }
 
+/// Address resolution crosses every door, so it must not carry anything else through.
+#[test]
+fn nothing_travels_behind_a_packet_or_in_an_option_of_neighbour_discovery() {
+    let mut fabric = Fabric::new(CONFIG);
+    let (web, db) = ("10.0.0.1".parse().unwrap(), "10.0.0.3".parse().unwrap());
+    let request = build::arp_request(mac(1), web, db);
+    let stuffed = [&request[..], b"a message for the database"].concat();
+    assert_eq!(fabric.send("web", &stuffed), [("db".into(), request)]);
+
+    let ends = Ends { dst: "fd00::3".parse().unwrap(), ..ends(WEB_SIX, API_SIX) };
+    let target = "fd00::3".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let option = |kind: u8, units: u8| {
+        let mut option = vec![0; usize::from(units) * 8];
+        (option[0], option[1]) = (kind, units);
+        let body = [&target[..], &option].concat();
+        build::neighbor_discovery(ends, NdMessage::NeighborSolicitation, [0; 4], &body)
+    };
+    assert_eq!(fabric.send("web", &option(14, 1)).len(), 1, "a nonce (RFC 3971)");
+    assert_eq!(fabric.send("web", &option(14, 100)), []);
+    assert_eq!(fabric.send("web", &option(200, 150)), []);
+    assert_eq!(fabric.drops(), [(DropReason::NdMalformed, 2)]);
+    fabric.finish();
+}
+
 #[test]
 fn multicast_reaches_only_those_that_policy_lets_the_sender_reach() {
     let mut fabric = Fabric::new(CONFIG);

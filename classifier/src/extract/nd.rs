@@ -2,7 +2,9 @@
 //!
 //! Beyond it, the link-layer address option must be there once at most and be an Ethernet unicast
 //! address. The switch checks that address against the sender's port; a second option, or one that
-//! hosts read in different ways, would slip past.
+//! hosts read in different ways, would slip past. And a solicitation or advertisement holds at most
+//! three short options of known kinds: address resolution reaches its target whatever policy says, so
+//! options that receivers ignore would be a letterbox in every shut door.
 
 use std::net::Ipv6Addr;
 
@@ -10,6 +12,9 @@ use super::{Nd, NdMessage, is_v4_mapped};
 use crate::key::FlowKey;
 use crate::mac::MacAddr;
 use crate::wire::{icmp, nd};
+
+/// Most options of a solicitation or advertisement: one of each known kind.
+const MAX_OPTIONS: usize = 3;
 
 /// Reads a message of the packet whose addresses are in `key`; `None` if it is invalid.
 pub(super) fn read(key: &FlowKey, hop_limit: u8, message: &icmp::Message<'_>) -> Option<Nd> {
@@ -66,8 +71,11 @@ fn link_addr(body: &nd::Body<'_>) -> Option<Option<MacAddr>> {
         _ => nd::option::SOURCE_LINK_ADDR,
     };
     let mut found = None;
-    for option in body.options() {
+    for (position, option) in body.options().enumerate() {
         let option = option.ok()?;
+        if is_resolution(body.message()) && (position >= MAX_OPTIONS || !is_known(&option)) {
+            return None;
+        }
         if option.kind == wanted {
             let mac = MacAddr(option.value.try_into().ok()?);
             if found.is_some() || mac.is_multicast() || mac == MacAddr::ZERO {
@@ -77,4 +85,14 @@ fn link_addr(body: &nd::Body<'_>) -> Option<Option<MacAddr>> {
         }
     }
     Some(found)
+}
+
+fn is_resolution(message: NdMessage) -> bool {
+    matches!(message, NdMessage::NeighborSolicitation | NdMessage::NeighborAdvertisement)
+}
+
+/// A link-layer address, or a nonce.
+fn is_known(option: &nd::NdOption<'_>) -> bool {
+    use nd::option::{NONCE, SOURCE_LINK_ADDR, TARGET_LINK_ADDR};
+    [SOURCE_LINK_ADDR, TARGET_LINK_ADDR, NONCE].contains(&option.kind) && option.value.len() == 6
 }

@@ -623,6 +623,9 @@ mod neighbour_discovery {
         assert!(malformed(&[&[1, 2][..], &[0; 14]].concat()), "not an Ethernet address");
         assert!(malformed(&link_addr_option(1, MacAddr::BROADCAST)), "a group's");
         assert!(malformed(&link_addr_option(1, MacAddr::ZERO)), "nobody's");
+        assert!(malformed(&[200, 1, 0, 0, 0, 0, 0, 0]), "of an unknown kind");
+        assert!(malformed(&[&[14, 2][..], &[0; 14]].concat()), "a long nonce");
+        assert!(malformed(&[14, 1, 0, 0, 0, 0, 0, 0].repeat(4)), "many");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub mod option {
     pub const SOURCE_LINK_ADDR: u8 = 1;
     /// MAC address of the target of an advertisement or redirect.
     pub const TARGET_LINK_ADDR: u8 = 2;
+    /// Six random bytes that tie an answer to its question (RFC 3971 §5.3.2, RFC 7527 §4.1).
+    pub const NONCE: u8 = 14;
 }
 
 /// Which message an ICMPv6 type is, if it is neighbour discovery.

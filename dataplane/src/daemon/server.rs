@@ -55,20 +55,36 @@ pub(super) fn run(listener: &UnixListener, shared: &Arc<Shared>) {
             std::thread::sleep(Duration::from_millis(100));
             continue;
         };
-        if active.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS || !is_trusted(&stream) {
-            active.fetch_sub(1, Ordering::Relaxed);
+        let place = Place::take(&active);
+        if active.load(Ordering::Relaxed) > MAX_CONNECTIONS || !is_trusted(&stream) {
             continue;
         }
-        let (shared, active) = (Arc::clone(shared), Arc::clone(&active));
+        let shared = Arc::clone(shared);
         let served = std::thread::Builder::new().name("connection".into()).spawn(move || {
             if let Err(error) = serve(stream, &shared) {
                 tracing::debug!(%error, "a connection ended");
             }
-            active.fetch_sub(1, Ordering::Relaxed);
+            drop(place);
         });
         if let Err(error) = served {
             tracing::error!(%error, "a connection could not be served");
         }
+    }
+}
+
+/// A connection's place among those served at once, given back however it ends.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(active: &Arc<AtomicUsize>) -> Self {
+        active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(active))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
