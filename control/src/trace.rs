@@ -183,6 +183,8 @@ struct Route<'p> {
 #[derive(Clone, Copy)]
 enum Named<'p> {
     Workload(&'p Workload),
+    /// One address of a workload.
+    Address(&'p Workload, IpAddr),
     Outside(IpAddr),
 }
 
@@ -198,13 +200,13 @@ impl<'p> Named<'p> {
             return Err(TraceError::UnknownEnd { name: name.to_owned(), nearest });
         };
         let owner = workloads.iter().find(|workload| workload.addresses.contains(&addr));
-        Ok(owner.map_or(Self::Outside(addr), Self::Workload))
+        Ok(owner.map_or(Self::Outside(addr), |owner| Self::Address(owner, addr)))
     }
 
     /// Its address of a family, one that is not link-local if it has the choice.
     fn address(self, v4: bool) -> Option<IpAddr> {
         match self {
-            Self::Outside(addr) => (addr.is_ipv4() == v4).then_some(addr),
+            Self::Address(_, addr) | Self::Outside(addr) => (addr.is_ipv4() == v4).then_some(addr),
             Self::Workload(workload) => {
                 let mut family: Vec<_> =
                     workload.addresses.iter().filter(|addr| addr.is_ipv4() == v4).collect();
@@ -217,8 +219,8 @@ impl<'p> Named<'p> {
     /// The workload whose port it is behind: itself, or the way out that `other` has.
     fn via(self, policy: &'p Policy, other: Self) -> Result<&'p Workload, TraceError> {
         match (self, other) {
-            (Self::Workload(workload), _) => Ok(workload),
-            (Self::Outside(addr), Self::Workload(other)) => {
+            (Self::Workload(workload) | Self::Address(workload, _), _) => Ok(workload),
+            (Self::Outside(addr), Self::Workload(other) | Self::Address(other, _)) => {
                 let routers = policy.snapshot().workloads.iter().filter(|w| w.router);
                 routers
                     .filter(|router| router.port != other.port)

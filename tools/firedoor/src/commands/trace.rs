@@ -47,7 +47,7 @@ fn one_service(text: &str) -> anyhow::Result<Service> {
             [service] => Ok(service),
             _ => bail!("{text} is not one service: {}", ServiceError::Protocol.help()),
         },
-        Services::Any => bail!("a frame is not \"any\" service: {}", ServiceError::Protocol.help()),
+        Services::Any => bail!("a frame has one service: choose one, as tcp/8080"),
     }
 }
 
