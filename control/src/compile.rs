@@ -204,12 +204,15 @@ impl Compiler<'_> {
                 Some((planned.mac?, span.clone()))
             }),
         );
+        // Twins of a MAC address are reported as such, not as twins of the address made of it too.
+        let mut macs = BTreeSet::new();
         self.unique(
             "address",
             items.iter().flat_map(|(workload, planned)| {
                 let own = workload.addresses.iter();
                 let own = own.map(|net| (net.value.addr(), net.span.clone()));
-                let link_local = planned.mac.map(identity::link_local);
+                let mac = planned.mac.filter(|&mac| macs.insert(mac));
+                let link_local = mac.map(identity::link_local);
                 let is_given = |addr: &IpAddr| planned.nets.iter().any(|net| net.addr() == *addr);
                 let derived = link_local.filter(|addr| !is_given(addr));
                 own.chain(derived.map(|addr| (addr, workload.name.span.clone())))

@@ -9,12 +9,14 @@ use std::fmt::{self, Display};
 use std::ops::Range;
 use std::sync::Arc;
 
-use firedoor_classifier::mac::ParseMacError;
 use jiff::civil::Date;
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 
 use crate::service::ServiceError;
+
+/// Most characters of a source line that are shown.
+const EXCERPT_WIDTH: usize = 160;
 
 /// A range of bytes in a config's text.
 pub type Span = Range<usize>;
@@ -107,12 +109,10 @@ pub enum Problem {
         value: String,
     },
     /// Not an Ethernet address.
-    #[error("{value:?} is {source}")]
+    #[error("{value:?} is not a MAC address")]
     BadMac {
         /// The text.
         value: String,
-        /// Why.
-        source: ParseMacError,
     },
     /// An Ethernet address that no station may have.
     #[error("{value:?} is not the address of one station")]
@@ -275,7 +275,7 @@ impl Problem {
             Self::BadLabel { .. } => "use letters, digits, '.', '_', '-' and '/', at most 63; \
                  workload, group and any cannot be keys"
                 .into(),
-            Self::BadMac { .. } => "write it as \"02:00:00:00:00:10\"".into(),
+            Self::BadMac { .. } => "write six hexadecimal bytes, as \"02:00:00:00:00:10\"".into(),
             Self::MacNotUnicast { .. } => {
                 "use one whose first byte is even, such as \"02:00:00:00:00:10\"".into()
             }
@@ -561,18 +561,19 @@ impl Source {
     /// The line that `span` begins on, with `label` under it.
     fn excerpt(&self, span: &Span, label: &str, paint: Paint) -> String {
         let Place { line, column } = self.place(span.start);
-        let source: String = self
-            .slice(&(self.line_start(line)..self.line_start(line + 1)))
-            .trim_end()
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
-        let on_this_line = source.chars().count().saturating_sub(column - 1);
+        let source =
+            self.slice(&(self.line_start(line)..self.line_start(line + 1))).trim_end().chars();
+        // Of a very long line, what is around the place.
+        let skipped = if column > EXCERPT_WIDTH { column - EXCERPT_WIDTH / 2 } else { 0 };
+        let source = source.skip(skipped).take(EXCERPT_WIDTH);
+        let source: String = source.map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let indent = column - 1 - skipped;
+        let on_this_line = source.chars().count().saturating_sub(indent);
         let marked = self.slice(span).chars().count().min(on_this_line).max(1);
 
         let number = line.to_string();
         let margin = " ".repeat(number.len());
-        let indent = " ".repeat(column - 1);
+        let indent = " ".repeat(indent);
         let marks = paint.red("^".repeat(marked));
         let bar = paint.blue('|');
         format!(
@@ -674,6 +675,15 @@ mod tests {
         let text = "x = \"\u{1b}[2J\" # bell\u{7}";
         let rendered = unknown_key(text, "\u{1b}[2J").render(false);
         assert!(!rendered.contains(['\u{1b}', '\u{7}']), "{rendered}");
+    }
+
+    #[test]
+    fn of_a_long_line_the_part_in_question_is_shown() {
+        let text = format!("{}lables{}", "x".repeat(10_000), "y".repeat(10_000));
+        let rendered = unknown_key(&text, "lables").render(false);
+        assert!(rendered.lines().all(|line| line.len() < 200), "{rendered}");
+        let lines: Vec<_> = rendered.lines().collect();
+        assert_eq!(lines[3].find("lables"), lines[4].find("^^^^^^ did you mean"), "{rendered}");
     }
 
     #[test]

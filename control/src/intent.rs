@@ -11,6 +11,7 @@
 mod reader;
 
 use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::net::IpAddr;
 
 use firedoor_classifier::MacAddr;
@@ -178,6 +179,25 @@ const DIRECTIONS: [(&str, Direction); 3] =
 const SELECTOR_WORDS: [&str; 3] = ["any", "workload", "group"];
 const RULE_MODES: [(&str, bool); 2] = [("enforce", false), ("audit", true)];
 
+/// Longest text of a config, in bytes. Tens of thousands of workloads fit, and so does the text in a
+/// request to control.
+pub const MAX_TEXT: u64 = 3 << 20;
+
+/// Takes the text of a config from a file, of which it keeps no more than [`MAX_TEXT`] bytes.
+///
+/// # Errors
+/// If it is longer or not UTF-8, or the system says no.
+pub fn read(file: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    // One byte more tells a text that is too long from one that just fits.
+    let length = file.take(MAX_TEXT + 1).read_to_string(&mut text)?;
+    if length as u64 > MAX_TEXT {
+        let too_long = format!("it is longer than {MAX_TEXT} bytes, which no config may be");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, too_long));
+    }
+    Ok(text)
+}
+
 /// Reads a config.
 ///
 /// # Errors
@@ -232,7 +252,7 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
         mirror_per_sec: table
             .number("mirror_per_sec", 0, 1_000_000)
             .unwrap_or(default.mirror_per_sec),
-        mirror_snaplen: table.number("mirror_snaplen", 64, 9_216).unwrap_or(default.mirror_snaplen),
+        mirror_snaplen: table.number("mirror_snaplen", 64, 2_048).unwrap_or(default.mirror_snaplen),
     };
     Some(Switch { name: name?.value, mode, settings })
 }
@@ -487,7 +507,7 @@ fn label_part(part: &'static str, text: &str) -> Result<String, Problem> {
 
 fn mac(text: &str) -> Result<MacAddr, Problem> {
     let value = || text.to_owned();
-    let mac: MacAddr = text.parse().map_err(|source| Problem::BadMac { value: value(), source })?;
+    let mac: MacAddr = text.parse().map_err(|_| Problem::BadMac { value: value() })?;
     if mac.is_multicast() || mac == MacAddr::ZERO {
         return Err(Problem::MacNotUnicast { value: value() });
     }

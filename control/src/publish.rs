@@ -9,9 +9,10 @@
 //! killed in between therefore completes the change when it restarts, and never takes one back
 //! that was acknowledged.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::{fs, io};
 
 use firedoor_api::dataplane::{PortStatus, Reply, Request};
 use firedoor_classifier::Snapshot;
@@ -19,6 +20,7 @@ use jiff::civil::Date;
 
 use crate::applied::{Applied, AppliedError};
 use crate::client::{ClientError, DataplaneClient};
+use crate::intent;
 use crate::rundir::{Role, RunDir};
 
 /// Why a policy is not in force. Nothing changed.
@@ -239,7 +241,8 @@ impl Publisher {
 }
 
 fn read(config: &Path) -> Result<String, PublishError> {
-    fs::read_to_string(config)
+    File::open(config)
+        .and_then(intent::read)
         .map_err(|source| PublishError::Read { path: config.to_owned(), source })
 }
 

@@ -26,7 +26,7 @@ use crate::denies::Cursor;
 
 /// Most connections at once.
 const MAX_CONNECTIONS: usize = 64;
-/// Largest request, in bytes: a config of thousands of workloads.
+/// Largest request, in bytes. A config of [`MAX_TEXT`](crate::intent::MAX_TEXT) bytes fits.
 const MAX_REQUEST: usize = 4 << 20;
 /// How long a client may take for its next request, and to take an answer.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -41,8 +41,7 @@ impl ServiceError {
     pub fn help(self) -> &'static str {
         match self {
             Self::Protocol => {
-                "write tcp/8080, udp/53, sctp/3868, icmp/echo, icmp6/echo, ip/47, any, \
-                 or the name of a [[service]]"
+                "write tcp/8080, udp/53, sctp/3868, icmp/echo, icmp6/echo, ip/47 or any"
             }
             Self::Ports => "write a port from 0 to 65535, or a range, as tcp/9000-9100",
             Self::Backwards => "put the lower port first, as tcp/9000-9100",

@@ -53,6 +53,14 @@ fn check_says_yes_no_or_cannot() {
 }
 
 #[test]
+fn a_config_without_end_is_not_read_to_its_end() {
+    let output = firedoor(&["check", "/dev/zero"]);
+    assert_eq!(code(&output), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("which no config may be"), "{text}");
+}
+
+#[test]
 fn other_commands_show_why_a_config_does_not_compile() {
     let bad = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-switch.toml");
     std::fs::write(&bad, "").expect("it can be written");
@@ -77,6 +85,8 @@ fn trace_exits_by_the_verdict() {
         (code(&rejected), &json(&rejected)["rules"][0]["rule"]),
         (Some(1), &"reject-intruder".into())
     );
+    let by_address = trace("web", "fd00:10::20", "tcp/8080");
+    assert_eq!(json(&by_address)["dst"], "fd00:10::20", "an address is meant as it is given");
     assert_eq!(code(&trace("web", "nobody", "tcp/1")), Some(2));
     assert_eq!(code(&trace("web", "api", "tcp/1-2")), Some(2));
 }

@@ -47,6 +47,12 @@ pub enum LabError {
         /// The name.
         name: String,
     },
+    /// The run directory's permissions forbid it.
+    #[error("not permitted to read {}: run this as root, or as a member of its group", path.display())]
+    NotPermitted {
+        /// The run directory.
+        path: PathBuf,
+    },
     /// A workload that has no namespace to run something in.
     #[error("{workload} is not a workload of lab {lab}; it has {}", there_are.join(", "))]
     NoWorkload {

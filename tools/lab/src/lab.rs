@@ -1,6 +1,6 @@
 //! A lab: one config, brought to life and taken away again.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use firedoor_api::control::{Reply, Request, Status};
 use firedoor_classifier::snapshot::Snapshot;
 use firedoor_control::client::{ClientError, ControlClient, Role};
+use firedoor_control::intent;
 use firedoor_control::rundir::RunDir;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -57,7 +58,7 @@ impl Lab {
     pub fn up(path: &Path, options: &Options<'_>) -> Result<Self, LabError> {
         let read = |source| LabError::Read { path: path.to_owned(), source };
         let path = fs::canonicalize(path).map_err(read)?;
-        let text = fs::read_to_string(&path).map_err(read)?;
+        let text = File::open(&path).and_then(intent::read).map_err(read)?;
         Temporary::up(&path, &text, options)?.keep()
     }
 
@@ -67,7 +68,13 @@ impl Lab {
     /// If there is none.
     pub fn open(name: &str) -> Result<Self, LabError> {
         let run_dir = RunDir::of(name);
-        match building("read what is known of the lab", State::load(run_dir.path()))? {
+        let state = match State::load(run_dir.path()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(LabError::NotPermitted { path: run_dir.path().to_owned() });
+            }
+            state => building("read what is known of the lab", state)?,
+        };
+        match state {
             Some(state) => Ok(Self { state, run_dir, hosts: Vec::new() }),
             None => Err(LabError::NotUp { name: name.to_owned() }),
         }

@@ -1,6 +1,7 @@
 //! Where a command takes its policy from: a config file, or the running switch.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -8,6 +9,7 @@ use firedoor_api::control::{Reply, Request};
 use firedoor_classifier::{Policy, Snapshot};
 use firedoor_control::compile::{Compiled, compile};
 use firedoor_control::diagnostic::Diagnostics;
+use firedoor_control::intent;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -19,13 +21,10 @@ use crate::output::Output;
 /// The text of a config; `-` is standard input.
 pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
     if path == Path::new("-") {
-        let mut text = String::new();
-        io::stdin()
-            .read_to_string(&mut text)
-            .context("cannot read a config from standard input")?;
-        return Ok(text);
+        return intent::read(io::stdin()).context("cannot read a config from standard input");
     }
-    std::fs::read_to_string(path)
+    File::open(path)
+        .and_then(intent::read)
         .with_context(|| format!("cannot read {}: give the path of a config file", path.display()))
 }
 
