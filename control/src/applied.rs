@@ -96,7 +96,12 @@ impl Applied {
         today: Date,
     ) -> Result<Compiled, AppliedError> {
         let text = self.edited()?;
-        Ok(compile(&self.path, &text, previous, today)?)
+        // Places in a text that was changed by hand are not those of the file.
+        let path = match text == self.text {
+            true => self.path.clone(),
+            false => format!("{} (after port add and del)", self.path),
+        };
+        Ok(compile(&path, &text, previous, today)?)
     }
 
     /// The config's text with everything that was changed by hand.
@@ -202,6 +207,16 @@ mod tests {
         assert!(matches!(with.with_workload("name = \"cache\""), Err(AppliedError::Exists { .. })));
         assert!(matches!(with.with_workload("kind = \"vm\""), Err(AppliedError::Nameless)));
         assert!(matches!(without.without_workload("web"), Err(AppliedError::Edit(_))));
+    }
+
+    #[test]
+    fn a_place_in_a_changed_text_does_not_pass_for_one_in_the_file() {
+        let compile = |applied: Applied| {
+            applied.compile(None, jiff::civil::date(2026, 6, 1)).unwrap_err().to_string()
+        };
+        assert!(compile(config()).starts_with("a.toml:1:1: "));
+        let changed = config().with_workload("name = \"cache\"").unwrap();
+        assert!(compile(changed).starts_with("a.toml (after port add and del):1:1: "));
     }
 
     #[test]

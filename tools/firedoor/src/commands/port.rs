@@ -40,6 +40,7 @@ struct Config<'a> {
 struct Workload<'a> {
     name: &'a str,
     kind: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
     ip: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     mac: Option<&'a str>,
@@ -55,6 +56,7 @@ struct Workload<'a> {
     router: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dhcp_server: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     labels: BTreeMap<&'a str, &'a str>,
 }
 
@@ -110,6 +112,13 @@ mod tests {
         assert_eq!(workload["trunk"].as_array().map(Vec::len), Some(2));
         assert_eq!(workload["router"].as_bool(), Some(true));
         assert!(workload.get("mac").is_none() && workload.get("dhcp_server").is_none());
+    }
+
+    #[test]
+    fn what_is_not_given_is_not_in_it() {
+        let config: toml::Table = table_of("cache --ifname eth7").unwrap().parse().unwrap();
+        let keys: Vec<_> = config["workload"][0].as_table().unwrap().keys().collect();
+        assert_eq!(keys, ["ifname", "kind", "name"]);
     }
 
     #[test]
