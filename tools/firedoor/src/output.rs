@@ -105,10 +105,8 @@ impl Output {
             let _ = write!(io::stderr(), "{}", diagnostics.render(self.stderr_colour));
             return;
         }
-        let mut chain = error.chain().map(ToString::to_string);
-        self.say(Tone::Bad, "error", chain.next().unwrap_or_default());
-        for cause in chain {
-            self.say(Tone::Dim, "  because", cause);
+        for (tone, word, text) in reasons(error) {
+            self.say(tone, word, text);
         }
     }
 
@@ -138,6 +136,19 @@ impl Write for Output {
     fn flush(&mut self) -> io::Result<()> {
         self.stdout.flush()
     }
+}
+
+/// An error and its causes, without those that the sentence before has told already.
+fn reasons(error: &anyhow::Error) -> Vec<(Tone, &'static str, String)> {
+    let mut reasons = vec![(Tone::Bad, "error", error.to_string())];
+    let mut told = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !told.contains(&cause) {
+            reasons.push((Tone::Dim, "  because", cause.clone()));
+        }
+        told = cause;
+    }
+    reasons
 }
 
 fn paint(colour: bool, tone: Tone, text: impl Display) -> String {
@@ -327,6 +338,16 @@ mod tests {
             rest = after.split_once('m').expect("an escape sequence ends with m").1;
         }
         assert_eq!(stripped + rest, plain);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let texts = |error| reasons(&error).into_iter().map(|(.., text)| text).collect::<Vec<_>>();
+        let cause = || io::Error::other("it is full");
+        let untold = anyhow::Error::new(cause()).context("cannot write x");
+        assert_eq!(texts(untold), ["cannot write x", "it is full"]);
+        let told = anyhow::Error::new(cause()).context("cannot write x: it is full");
+        assert_eq!(texts(told), ["cannot write x: it is full"]);
     }
 
     #[test]

@@ -49,6 +49,8 @@ fn table(flows: &[Flow]) -> Table {
         ">age", ">idle",
     ]);
     for flow in flows {
+        // A cached flow knows when it was last used, and counts frames alone.
+        let of_connection = |text: String| if flow.kind == "cached" { "-".into() } else { text };
         let verdict = if flow.verdict == "allow" { Tone::Good } else { Tone::Bad };
         table.row([
             Cell::new(Tone::Dim, &flow.kind),
@@ -57,11 +59,11 @@ fn table(flows: &[Flow]) -> Table {
             Cell::from(service_of(flow)),
             Cell::new(verdict, &flow.verdict),
             Cell::from(&flow.rule),
-            Cell::from(if flow.state.is_empty() { "-" } else { &flow.state }),
+            Cell::from(of_connection(flow.state.clone())),
             Cell::from(lane_name(flow.lane)),
             Cell::from(Count(flow.frames)),
-            Cell::from(Bytes(flow.bytes)),
-            Cell::from(Age { ms: flow.age_ms }),
+            Cell::from(of_connection(Bytes(flow.bytes).to_string())),
+            Cell::from(of_connection(Age { ms: flow.age_ms }.to_string())),
             Cell::from(Age { ms: flow.idle_ms }),
         ]);
     }
@@ -72,10 +74,12 @@ fn has_ports(flow: &Flow) -> bool {
     matches!(flow.protocol, 6 | 17 | 132)
 }
 
-/// One end: its name, and where it is known its address and port.
+/// One end: its name, and where it is known its address and port. Of an end that policy does not
+/// know any more, the address is the name.
 fn end(name: &str, address: Option<IpAddr>, port: Option<u16>) -> String {
     match (address, port) {
         (None, _) => name.to_owned(),
+        (Some(address), None) if name == address.to_string() => name.to_owned(),
         (Some(address), None) => format!("{name} {address}"),
         (Some(IpAddr::V6(address)), Some(port)) => format!("{name} [{address}]:{port}"),
         (Some(address), Some(port)) => format!("{name} {address}:{port}"),

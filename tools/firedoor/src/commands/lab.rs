@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use firedoor_control::rundir::RunDir;
 use firedoor_lab::state::State;
 use firedoor_lab::{Lab, LabError, Options};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -87,7 +88,7 @@ fn list(args: &LabListArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let labs = Lab::list()?;
     let listed: Vec<Listed<'_>> = labs
         .iter()
-        .map(|lab| Listed { running: !lab.state().processes().is_empty(), state: lab.state() })
+        .map(|lab| Listed { running: RunDir::of(lab.name()).is_running(), state: lab.state() })
         .collect();
     if args.json {
         out.json(&listed)?;
@@ -134,7 +135,7 @@ pub(crate) fn need_root(what: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!(
-        "`firedoor {what}` makes network namespaces and attaches XDP, which needs root: use sudo"
+        "`firedoor {what}` works on network namespaces and XDP programs, which needs root: use sudo"
     );
 }
 

@@ -14,6 +14,7 @@ pub(crate) fn apply(args: &PolicyApplyArgs, out: &mut Output) -> anyhow::Result<
     let text = source::read(&args.config)?;
     let request = Request::Apply { path: args.config.display().to_string(), text };
     let (epoch, ports) = change(&args.switch, &request, out)?;
-    writeln!(out, "epoch {epoch} is in force on {} ports", ports.len())?;
+    let plural = if ports.len() == 1 { "" } else { "s" };
+    writeln!(out, "epoch {epoch} is in force on {} port{plural}", ports.len())?;
     Ok(YES)
 }

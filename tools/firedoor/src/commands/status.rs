@@ -270,7 +270,8 @@ fn show_settings(settings: &Settings, out: &mut Output) -> anyhow::Result<()> {
     } = settings.timeouts;
     writeln!(
         out,
-        "limits       {} flows cached and {} frames/s mirrored per worker, {} bytes of each",
+        "limits       {} flows cached and {} frames/s mirrored per worker,\n             \
+         {} bytes of each frame",
         Count(settings.max_flows.into()),
         Count(settings.mirror_per_sec.into()),
         settings.mirror_snaplen
@@ -278,11 +279,8 @@ fn show_settings(settings: &Settings, out: &mut Output) -> anyhow::Result<()> {
     writeln!(
         out,
         "timeouts     tcp {tcp_handshake} s handshake, {tcp_established} s established, \
-         {tcp_closing} s closing, {tcp_time_wait} s time-wait, {tcp_reset} s reset"
-    )?;
-    writeln!(
-        out,
-        "             udp {udp_single} s one way, {udp_both} s both ways; icmp {icmp} s; \
+         {tcp_closing} s closing,\n             {tcp_time_wait} s time-wait, {tcp_reset} s reset; \
+         udp {udp_single} s one way, {udp_both} s both ways;\n             icmp {icmp} s; \
          other {other} s; MAC address {} s",
         settings.mac_ageing_secs
     )?;
