@@ -162,7 +162,8 @@ pub(crate) struct LabUpArgs {
     pub(crate) config: PathBuf,
 }
 
-/// Runs a command inside a container workload. Exits as the command does.
+/// Runs a command inside a container workload, or beside a vm's tap, whose name is then in
+/// FIREDOOR_TAP. Exits as the command does.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: sudo firedoor lab exec web -- curl -s http://10.10.0.20:8080/")]
 pub(crate) struct LabExecArgs {

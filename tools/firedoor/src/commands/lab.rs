@@ -38,7 +38,7 @@ fn up(args: &LabUpArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     };
     let lab = Lab::up(&args.config, &options);
     spinner.finish_and_clear();
-    let lab = shown(lab, out)?;
+    let lab = shown(lab)?;
 
     let name = out.paint(Tone::Strong, lab.name());
     let epoch = lab.status()?.dataplane.map_or(0, |dataplane| dataplane.epoch);
@@ -164,11 +164,9 @@ pub(crate) fn spinner() -> ProgressBar {
 }
 
 /// A config's errors are shown with the places they are at; others as any error.
-pub(crate) fn shown<T>(result: Result<T, LabError>, out: &Output) -> anyhow::Result<T> {
+pub(crate) fn shown<T>(result: Result<T, LabError>) -> anyhow::Result<T> {
     result.map_err(|error| match error {
-        LabError::Config(diagnostics) => {
-            anyhow::anyhow!("the config is wrong\n{}", diagnostics.render(out.stderr_colour()))
-        }
+        LabError::Config(diagnostics) => (*diagnostics).into(),
         error => error.into(),
     })
 }

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &DemoArgs, out: &mut Output) -> anyhow::Result<ExitCode>
     let interrupted = interrupted()?;
     let start = Instant::now();
 
-    let lab = build(&path, &text, &interrupted, out)?;
+    let lab = build(&path, &text, &interrupted)?;
     let findings = explore(&lab, &interrupted)?;
     let rates = measure(&lab, &findings, args.seconds, &interrupted)?;
     let capture = keep_capture(&lab).context("cannot keep the capture of denied frames")?;
@@ -72,12 +72,7 @@ fn config(args: &DemoArgs) -> anyhow::Result<(PathBuf, String)> {
     Ok((path.clone(), text))
 }
 
-fn build(
-    path: &Path,
-    text: &str,
-    interrupted: &AtomicBool,
-    out: &Output,
-) -> anyhow::Result<Temporary> {
+fn build(path: &Path, text: &str, interrupted: &AtomicBool) -> anyhow::Result<Temporary> {
     let spinner = spinner();
     let options = Options {
         firedoor: std::env::current_exe().context("cannot find the firedoor executable")?,
@@ -87,7 +82,7 @@ fn build(
     };
     let lab = Temporary::up(path, text, &options);
     spinner.finish_and_clear();
-    shown(lab, out)
+    shown(lab)
 }
 
 /// One question, what came of it, and what should have.
