@@ -233,12 +233,14 @@ mod tests {
     fn processes_are_known_by_their_token() {
         let state = state();
         let sleeper = |token: &str| {
-            Command::new("sleep")
-                .arg("60")
-                .env(TOKEN_VARIABLE, token)
-                .stdin(Stdio::null())
-                .spawn()
-                .unwrap()
+            let mut command = Command::new("sleep");
+            command.arg("60").env(TOKEN_VARIABLE, token).stdin(Stdio::null());
+            let child = command.spawn().unwrap();
+            // A parent goes on before the kernel shows its child's new environment.
+            while fs::read(format!("/proc/{}/environ", child.id())).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            child
         };
         let (mut ours, mut other) = (sleeper(&state.token), sleeper("another lab"));
         assert_eq!(state.processes(), [ours.id()]);
