@@ -153,7 +153,7 @@ impl Worker {
         clock: Clock,
     ) -> Self {
         let batch = Vec::with_capacity(BURST);
-        epoch.store(path.pipeline.policy().snapshot().epoch, Ordering::Release);
+        epoch.store(path.pipeline.policy().epoch(), Ordering::Release);
         let (queues, senders) = (Vec::new(), Vec::new());
         Self { path, queues, senders, batch, policy, epoch, commands, clock, turns: 0 }
     }

@@ -5,7 +5,6 @@
 
 pub mod affinity;
 pub(crate) mod bpf;
-pub mod ethtool;
 mod ifreq;
 pub(crate) mod mmap;
 pub(crate) mod promiscuous;
