@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use fastrand::Rng;
 use firedoor_classifier::build::{self, Ends};
 use firedoor_classifier::snapshot::{
-    Direction, Kind, Lane, Mode, Rule, RuleAction, Service, Services, Settings, Snapshot, TagInfo,
-    TagSet, VlanMode, Workload,
+    Conditions, Direction, Kind, Lane, Mode, Rule, RuleAction, Service, Services, Settings,
+    Snapshot, TagInfo, TagSet, VlanMode, Workload,
 };
 use firedoor_classifier::wire::protocol::{TCP, UDP};
 use firedoor_classifier::{MacAddr, PortId, Tag};
@@ -128,6 +128,7 @@ fn rule(name: &str, action: RuleAction, from: Vec<Tag>, to: Vec<Tag>, service: S
         to: TagSet::Only(to),
         services: Services::Only(vec![service]),
         direction: Direction::Both,
+        conditions: Conditions::default(),
         audit: false,
     }
 }

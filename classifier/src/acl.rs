@@ -25,10 +25,13 @@ mod reach;
 
 use hashbrown::HashMap;
 
+use crate::key::FlowKey;
 use crate::snapshot::{
-    Direction, Rule, RuleAction, RuleId, Service, Services, Snapshot, Tag, TagSet,
+    Conditions, Direction, Rule, RuleAction, RuleId, Service, Services, Snapshot, Tag, TagSet,
 };
 use crate::verdict::{Cause, DropReason};
+use crate::wire::ethernet::ether_type;
+use crate::wire::protocol;
 
 pub use explain::{Considered, Outcome};
 pub use reach::{Permission, Protocols};
@@ -42,6 +45,8 @@ pub struct Judgement {
     pub cause: Cause,
     /// True if ports or ICMP type took part: some rule for this pair and protocol names them.
     pub used_ports: bool,
+    /// True if source port or TCP flags took part, which no [mask](crate::mask) covers.
+    pub used_opening: bool,
     /// Set if it is allowed, but would not be if the rules under audit were in force: what would
     /// refuse it then.
     pub audit: Option<Cause>,
@@ -70,6 +75,37 @@ pub struct Conversation {
     pub protocol: u8,
     /// Destination port, or ICMP `type << 8 | code`.
     pub dst_port: u16,
+    /// What [conditions](Conditions) are asked of.
+    pub opening: Opening,
+}
+
+/// The rest of what rules may ask of a conversation's first frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Ethertype.
+    pub ether_type: u16,
+    /// The VLAN that the frame belongs to.
+    pub vlan: u16,
+    /// Source port; 0 if the protocol has none.
+    pub src_port: u16,
+    /// TCP flags; 0 for other protocols.
+    pub tcp_flags: u8,
+}
+
+impl Opening {
+    /// The first frame of a common client: IPv4 without VLAN, an ephemeral port (RFC 6335 §6), SYN.
+    pub const COMMON: Self =
+        Self { ether_type: ether_type::IPV4, vlan: 0, src_port: 49_152, tcp_flags: 2 };
+
+    /// That of a frame with this key.
+    pub const fn of(key: &FlowKey) -> Self {
+        Self {
+            ether_type: key.ether_type,
+            vlan: key.vlan,
+            src_port: key.src_port,
+            tcp_flags: key.tcp_flags,
+        }
+    }
 }
 
 /// A snapshot's rules, compiled. Immutable.
@@ -92,6 +128,7 @@ struct CompiledRule {
     action: RuleAction,
     direction: Direction,
     audit: bool,
+    conditions: Conditions,
     /// Range in [`Acl::services`]; `None` matches every service.
     services: Option<(u32, u32)>,
 }
@@ -103,6 +140,29 @@ enum Permit {
     Send,
     /// The destination's, to receive.
     Receive,
+}
+
+/// Which fields took part in a judgement.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    ports: bool,
+    opening: bool,
+}
+
+impl Conditions {
+    /// Whether a frame of `protocol` meets them.
+    fn hold(&self, protocol: u8, opening: &Opening) -> bool {
+        let is_ip = matches!(opening.ether_type, ether_type::IPV4 | ether_type::IPV6);
+        let has_ports = matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
+        self.ether_type.map_or(is_ip, |named| named == opening.ether_type)
+            && self.vlan.is_none_or(|vlan| vlan == opening.vlan)
+            && self
+                .src_ports
+                .is_none_or(|(first, last)| has_ports && (first..=last).contains(&opening.src_port))
+            && self.tcp_flags.is_none_or(|flags| {
+                protocol == protocol::TCP && opening.tcp_flags & flags.mask == flags.value
+            })
+    }
 }
 
 impl CompiledRule {
@@ -146,7 +206,8 @@ impl Acl {
         }
         let candidates = memo.candidates(self, from, to);
         let may_talk = self.cuts(candidates).any(|(protocol, dst_port)| {
-            let conversation = Conversation { from, to, protocol, dst_port };
+            let opening = Opening::COMMON;
+            let conversation = Conversation { from, to, protocol, dst_port, opening };
             self.judge_by(candidates, &conversation).action == RuleAction::Allow
         });
         memo.pairs.insert((from, to), Pair { may_talk: Some(may_talk), ..pair });
@@ -154,14 +215,14 @@ impl Acl {
     }
 
     fn judge_by(&self, candidates: &[u32], conversation: &Conversation) -> Judgement {
-        let mut used_ports = false;
-        let (action, cause) = self.walk(candidates, conversation, false, &mut used_ports);
+        let mut used = Used::default();
+        let (action, cause) = self.walk(candidates, conversation, false, &mut used);
         let mut audit = None;
         if self.has_audit && action == RuleAction::Allow {
-            let (action, cause) = self.walk(candidates, conversation, true, &mut used_ports);
+            let (action, cause) = self.walk(candidates, conversation, true, &mut used);
             audit = (action != RuleAction::Allow).then_some(cause);
         }
-        Judgement { action, cause, used_ports, audit }
+        Judgement { action, cause, used_ports: used.ports, used_opening: used.opening, audit }
     }
 
     /// Both permissions. `audit` puts rules under audit in force.
@@ -170,13 +231,13 @@ impl Acl {
         candidates: &[u32],
         conversation: &Conversation,
         audit: bool,
-        used_ports: &mut bool,
+        used: &mut Used,
     ) -> (RuleAction, Cause) {
-        let send = self.permission(candidates, conversation, Permit::Send, audit, used_ports);
+        let send = self.permission(candidates, conversation, Permit::Send, audit, used);
         if send.0 != RuleAction::Allow {
             return send;
         }
-        let receive = self.permission(candidates, conversation, Permit::Receive, audit, used_ports);
+        let receive = self.permission(candidates, conversation, Permit::Receive, audit, used);
         if receive.0 != RuleAction::Allow { receive } else { send }
     }
 
@@ -186,7 +247,7 @@ impl Acl {
         conversation: &Conversation,
         permit: Permit,
         audit: bool,
-        used_ports: &mut bool,
+        used: &mut Used,
     ) -> (RuleAction, Cause) {
         let mut left = None;
         for &id in candidates {
@@ -195,7 +256,7 @@ impl Acl {
             if !in_force || !rule.is_about(permit) || left == Some(rule.tier) {
                 continue;
             }
-            if self.serves(rule, conversation, used_ports) {
+            if self.serves(rule, conversation, used) {
                 match rule.action {
                     RuleAction::Pass => left = Some(rule.tier),
                     action => return (action, Cause::Rule(RuleId(id))),
@@ -206,10 +267,15 @@ impl Acl {
     }
 
     /// Whether the rule's services include the conversation's.
-    fn serves(&self, rule: &CompiledRule, with: &Conversation, used_ports: &mut bool) -> bool {
+    fn serves(&self, rule: &CompiledRule, with: &Conversation, used: &mut Used) -> bool {
+        let conditions = &rule.conditions;
+        used.opening |= conditions.src_ports.is_some() || conditions.tcp_flags.is_some();
+        if !conditions.hold(with.protocol, &with.opening) {
+            return false;
+        }
         let Some((first, end)) = rule.services else { return true };
         let services = &self.services[first as usize..end as usize];
-        *used_ports |= services.iter().any(|service| names_ports(service, with.protocol));
+        used.ports |= services.iter().any(|service| names_ports(service, with.protocol));
         services.iter().any(|service| service.matches(with.protocol, with.dst_port))
     }
 }
@@ -228,6 +294,7 @@ fn compile(rule: &Rule, services: &mut Vec<Service>) -> CompiledRule {
         action: rule.action,
         direction: rule.direction,
         audit: rule.audit,
+        conditions: rule.conditions,
         services: range,
     }
 }

@@ -20,7 +20,7 @@ mod dhcp;
 mod group;
 mod neighbour;
 
-use crate::acl::{Conversation, Judgement, Memo};
+use crate::acl::{Conversation, Judgement, Memo, Opening};
 use crate::extract::{Embedded, Headers, Kind};
 use crate::fdb::Fdb;
 use crate::key::FlowKey;
@@ -364,9 +364,11 @@ impl Upcall<'_> {
     /// What the ACL says of this frame between these tags.
     fn ask(&mut self, from: Tag, to: Tag) -> Judgement {
         let FlowKey { protocol, dst_port, .. } = *self.key;
-        let conversation = Conversation { from, to, protocol, dst_port };
+        let opening = Opening::of(self.key);
+        let conversation = Conversation { from, to, protocol, dst_port, opening };
         let judgement = self.policy.acl().judge(&conversation, self.memo);
         self.port |= judgement.used_ports;
+        self.is_cacheable &= !judgement.used_opening;
         self.asked.get_or_insert(conversation);
         judgement
     }

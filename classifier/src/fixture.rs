@@ -18,8 +18,8 @@ use crate::extract::{Headers, extract};
 use crate::mac::MacAddr;
 use crate::policy::Policy;
 use crate::snapshot::{
-    Direction, Kind, Lane, Mode, PortId, Prefix, Rule, RuleAction, Service, Services, Settings,
-    Snapshot, Tag, TagInfo, TagSet, VlanMode, Workload,
+    Conditions, Direction, Kind, Lane, Mode, PortId, Prefix, Rule, RuleAction, Service, Services,
+    Settings, Snapshot, Tag, TagInfo, TagSet, VlanMode, Workload,
 };
 
 pub(crate) const WEB: u16 = 1;
@@ -103,6 +103,7 @@ pub(crate) fn rule(name: &str, action: RuleAction, from: u32, to: u32, service: 
         to: TagSet::Only(vec![Tag(to)]),
         services: Services::Only(vec![service]),
         direction: Direction::Both,
+        conditions: Conditions::default(),
         audit: false,
     }
 }

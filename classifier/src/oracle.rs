@@ -319,7 +319,7 @@ impl Oracle {
         let (mut outputs, mut first_cause, mut first_refusal) = (Vec::new(), None, None);
         for to in candidates {
             let exempt = frame.headers.kind == Kind::DhcpClient && to.dhcp_server;
-            let opinion = self.opinion(from, to.tag, frame.key.protocol, frame.key.dst_port);
+            let opinion = self.opinion(from, to.tag, &frame.key);
             match opinion.refusal {
                 Some(refusal) if !exempt => {
                     first_refusal = first_refusal.or(Some(refusal));
@@ -438,7 +438,7 @@ impl Oracle {
         to: Tag,
         findings: &mut Findings,
     ) -> Result<Cause, Refusal> {
-        let opinion = self.opinion(from, to, frame.key.protocol, frame.key.dst_port);
+        let opinion = self.opinion(from, to, &frame.key);
         match opinion.refusal {
             Some((reason, cause)) => {
                 findings.refuse(reason, cause)?;

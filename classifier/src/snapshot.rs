@@ -262,8 +262,34 @@ pub struct Rule {
     pub services: Services,
     /// Which permission it gives or takes.
     pub direction: Direction,
+    /// What else it asks of a conversation's first frame.
+    pub conditions: Conditions,
     /// Recorded, not enforced: judging goes on with the next rule.
     pub audit: bool,
+}
+
+/// What a rule asks of a conversation's first frame besides tags and services. All that is set must
+/// hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Conditions {
+    /// The ethertype. `None` stands for IPv4 and IPv6; frames of any other type match only rules
+    /// that name it, and such rules have [`Services::Any`].
+    pub ether_type: Option<u16>,
+    /// The VLAN that the frame belongs to.
+    pub vlan: Option<u16>,
+    /// First and last source port, of a protocol that has ports.
+    pub src_ports: Option<(u16, u16)>,
+    /// Flags, of TCP.
+    pub tcp_flags: Option<FlagMatch>,
+}
+
+/// TCP flags that a rule asks for, as in `tcp_flags & mask == value`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FlagMatch {
+    /// The flags that are looked at, as in [`FlowKey::tcp_flags`](crate::FlowKey::tcp_flags).
+    pub mask: u8,
+    /// Those of them that are set.
+    pub value: u8,
 }
 
 /// A set of tags.

@@ -18,8 +18,8 @@ use firedoor_classifier::key::to_bits;
 use firedoor_classifier::mask::MASKS;
 use firedoor_classifier::oracle::{Oracle, Ruling};
 use firedoor_classifier::snapshot::{
-    Direction, Kind as WorkloadKind, Lane, Mode, Prefix, Rule, RuleAction, Service, Services,
-    Settings, TagInfo, TagSet, VlanMode, Workload,
+    Conditions, Direction, Kind as WorkloadKind, Lane, Mode, Prefix, Rule, RuleAction, Service,
+    Services, Settings, TagInfo, TagSet, VlanMode, Workload,
 };
 use firedoor_classifier::verdict::{Action, DropReason};
 use firedoor_classifier::{
@@ -156,6 +156,7 @@ fn rules() -> BoxedStrategy<Vec<Rule>> {
             to,
             services,
             direction,
+            conditions: Conditions::default(),
             audit,
         },
     );

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 
 use firedoor_classifier::MacAddr;
 use firedoor_classifier::snapshot::{
-    Kind, PortId, Rule, Services, Snapshot, TagSet, VlanMode, Workload,
+    Conditions, Kind, PortId, Rule, Services, Snapshot, TagSet, VlanMode, Workload,
 };
 use ipnet::IpNet;
 use jiff::civil::Date;
@@ -301,6 +301,7 @@ impl Compiler<'_> {
             to: self.side(rule, "to", &rule.to, tags),
             services: self.services(&rule.services),
             direction: rule.direction,
+            conditions: Conditions::default(),
             audit: rule.audit,
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use firedoor_classifier::acl::{Considered, Conversation, Outcome};
+use firedoor_classifier::acl::{Considered, Conversation, Opening, Outcome};
 use firedoor_classifier::build::{self, Ends, TcpFlags};
 use firedoor_classifier::classify::admit;
 use firedoor_classifier::extract::{Headers, extract};
@@ -367,8 +367,13 @@ impl Story<'_> {
             Owner::Unspecified => policy.snapshot().world,
         };
         facts.push(format!("destination tag {}: {}", to.0, policy.name_of(to)));
-        let conversation =
-            Conversation { from, to, protocol: key.protocol, dst_port: key.dst_port };
+        let conversation = Conversation {
+            from,
+            to,
+            protocol: key.protocol,
+            dst_port: key.dst_port,
+            opening: Opening::of(key),
+        };
         let (judgement, considered) = policy.acl().explain(&conversation);
         facts.push(match judgement.refusal() {
             None => format!("ACL: allowed by rule {}", policy.rule_name(judgement.cause)),

@@ -1,6 +1,6 @@
 //! Why the ACL says what it says: every rule, and what kept it from deciding.
 
-use super::{Acl, CompiledRule, Conversation, Judgement, Memo, Permit};
+use super::{Acl, CompiledRule, Conversation, Judgement, Memo, Permit, Used};
 use crate::snapshot::{Direction, RuleAction, RuleId};
 use crate::verdict::Cause;
 
@@ -92,7 +92,7 @@ impl Acl {
             Some(Outcome::OtherSource)
         } else if !has(self.to.word(conversation.to, id / 64)) {
             Some(Outcome::OtherDestination)
-        } else if !self.serves(rule, conversation, &mut false) {
+        } else if !self.serves(rule, conversation, &mut Used::default()) {
             Some(Outcome::OtherService)
         } else if !rule.is_about(permit) {
             Some(Outcome::OtherDirection)

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use super::{Acl, Conversation, Memo};
+use super::{Acl, Conversation, Memo, Opening};
 use crate::snapshot::{RuleAction, Service, Tag};
 use crate::verdict::Cause;
 
@@ -102,7 +102,8 @@ impl Acl {
         let mut allowed: Vec<Permission> = Vec::new();
         let ends = cuts.iter().skip(1).map(|&next| next - 1).chain([u16::MAX]);
         for (&first, last) in cuts.iter().zip(ends) {
-            let conversation = Conversation { from, to, protocol, dst_port: first };
+            let conversation =
+                Conversation { from, to, protocol, dst_port: first, opening: Opening::COMMON };
             let judgement = self.judge_by(candidates, &conversation);
             if judgement.action != RuleAction::Allow {
                 continue;

@@ -69,7 +69,7 @@ proptest! {
             {
                 // Other protocols have no ports: their key says 0.
                 let port = if [1, 6, 17, 58].contains(&protocol) { port } else { 0 };
-                let conversation = Conversation { from, to, protocol, dst_port: port };
+                let conversation = Conversation { from, to, protocol, dst_port: port, opening: Opening::COMMON };
                 let judgement = acl.judge(&conversation, &mut memo);
                 let holding: Vec<_> = allowed.iter().filter(|p| p.holds(protocol, port)).collect();
                 let told = holding.first().map(|permission| (permission.cause, permission.audit));
@@ -85,7 +85,7 @@ proptest! {
         acl in acl(), from in 0..TAGS, to in 0..TAGS, port in select(vec![0, 22, 80, 2048]),
         protocol in select(vec![1, 6, 47]),
     ) {
-        let conversation = Conversation { from: Tag(from), to: Tag(to), protocol, dst_port: port };
+        let conversation = Conversation { from: Tag(from), to: Tag(to), protocol, dst_port: port, opening: Opening::COMMON };
         let (judgement, rules) = acl.explain(&conversation);
         prop_assert_eq!(judgement, acl.judge(&conversation, &mut Memo::default()));
         prop_assert_eq!(rules.len(), 2 * acl.rules.len());
@@ -113,7 +113,13 @@ fn rules_beyond_the_first_word_are_found() {
         (0..200).map(|n| rule("other", RuleAction::Allow, 1, 3 + n % 5, tcp(n as u16))).collect();
     rules.push(rule("wanted", RuleAction::Allow, 1, 2, tcp(80)));
     let acl = Acl::new(&Snapshot { rules, ..snapshot() });
-    let conversation = Conversation { from: Tag(1), to: Tag(2), protocol: 6, dst_port: 80 };
+    let conversation = Conversation {
+        from: Tag(1),
+        to: Tag(2),
+        protocol: 6,
+        dst_port: 80,
+        opening: Opening::COMMON,
+    };
     let judgement = acl.judge(&conversation, &mut Memo::default());
     assert_eq!((judgement.action, judgement.cause), (RuleAction::Allow, Cause::Rule(RuleId(200))));
 }
@@ -124,7 +130,13 @@ fn ports_count_as_consulted_only_where_a_rule_names_them() {
     let rules = vec![rule("web", RuleAction::Allow, 1, 2, tcp(80))];
     let acl = Acl::new(&Snapshot { rules, ..snapshot() });
     let mut used_ports = |to, protocol| {
-        let conversation = Conversation { from: Tag(1), to: Tag(to), protocol, dst_port: 80 };
+        let conversation = Conversation {
+            from: Tag(1),
+            to: Tag(to),
+            protocol,
+            dst_port: 80,
+            opening: Opening::COMMON,
+        };
         acl.judge(&conversation, &mut memo).used_ports
     };
     assert!(used_ports(2, 6));

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{Oracle, Refusal};
-use crate::snapshot::{Direction, Rule, RuleAction, RuleId, Service, Services, Tag, TagSet};
+use crate::key::FlowKey;
+use crate::snapshot::{
+    Conditions, Direction, FlagMatch, Rule, RuleAction, RuleId, Service, Services, Tag, TagSet,
+};
 use crate::verdict::{Cause, DropReason};
 
 /// What the rules say of one conversation.
@@ -16,11 +19,11 @@ pub(super) struct Opinion {
 }
 
 impl Oracle {
-    pub(super) fn opinion(&self, from: Tag, to: Tag, protocol: u8, port: u16) -> Opinion {
-        let (allowed_by, refusal) = self.both_permissions(from, to, protocol, port, false);
+    pub(super) fn opinion(&self, from: Tag, to: Tag, first: &FlowKey) -> Opinion {
+        let (allowed_by, refusal) = self.both_permissions(from, to, first, false);
         let mut audited = None;
         if refusal.is_none() {
-            let would_be = self.both_permissions(from, to, protocol, port, true).1;
+            let would_be = self.both_permissions(from, to, first, true).1;
             audited = would_be.map(|(_, cause)| (DropReason::Denied, cause));
         }
         Opinion { allowed_by, refusal, audited }
@@ -47,9 +50,10 @@ impl Oracle {
             ports.extend([first.saturating_sub(1), first, last, last.saturating_add(1)]);
         }
         protocols.into_iter().any(|protocol| {
-            ports
-                .iter()
-                .any(|&port| self.both_permissions(from, to, protocol, port, false).1.is_none())
+            ports.iter().any(|&dst_port| {
+                let first = FlowKey { protocol, dst_port, ..common() };
+                self.both_permissions(from, to, &first, false).1.is_none()
+            })
         })
     }
 
@@ -57,12 +61,11 @@ impl Oracle {
         &self,
         from: Tag,
         to: Tag,
-        protocol: u8,
-        port: u16,
+        first: &FlowKey,
         audit: bool,
     ) -> (Cause, Option<Refusal>) {
         let matches = |rule: &Rule| {
-            includes(&rule.from, from) && includes(&rule.to, to) && serves(rule, protocol, port)
+            includes(&rule.from, from) && includes(&rule.to, to) && serves(rule, first)
         };
         let egress = self.first_match(Direction::Egress, audit, matches);
         let ingress = self.first_match(Direction::Ingress, audit, matches);
@@ -109,9 +112,40 @@ fn includes(set: &TagSet, tag: Tag) -> bool {
     }
 }
 
-fn serves(rule: &Rule, protocol: u8, port: u16) -> bool {
-    match &rule.services {
+fn serves(rule: &Rule, first: &FlowKey) -> bool {
+    let serves = match &rule.services {
         Services::Any => true,
-        Services::Only(list) => list.iter().any(|service| service.matches(protocol, port)),
-    }
+        Services::Only(list) => {
+            list.iter().any(|service| service.matches(first.protocol, first.dst_port))
+        }
+    };
+    serves && meets(rule, first)
+}
+
+/// Whether the frame meets the rule's conditions.
+fn meets(rule: &Rule, first: &FlowKey) -> bool {
+    let Conditions { ether_type, vlan, src_ports, tcp_flags } = rule.conditions;
+    let ether_type_meets = match ether_type {
+        Some(named) => first.ether_type == named,
+        None => [0x0800, 0x86dd].contains(&first.ether_type),
+    };
+    let vlan_meets = vlan.is_none() || vlan == Some(first.vlan);
+    let src_port_meets = match src_ports {
+        Some((low, high)) => {
+            [6, 17, 132].contains(&first.protocol)
+                && low <= first.src_port
+                && first.src_port <= high
+        }
+        None => true,
+    };
+    let flags_meet = match tcp_flags {
+        Some(FlagMatch { mask, value }) => first.protocol == 6 && first.tcp_flags & mask == value,
+        None => true,
+    };
+    ether_type_meets && vlan_meets && src_port_meets && flags_meet
+}
+
+/// The first frame that "anything at all" is tried with: as a common client's.
+fn common() -> FlowKey {
+    FlowKey { ether_type: 0x0800, src_port: 49_152, tcp_flags: 2, ..FlowKey::default() }
 }

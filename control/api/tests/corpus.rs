@@ -12,8 +12,8 @@ use firedoor_api::dataplane::{self, Denied, Event, Flow, PortCounters, PortState
 use firedoor_api::encode;
 use firedoor_classifier::MacAddr;
 use firedoor_classifier::snapshot::{
-    Direction, Kind, Lane, Mode, PortId, Prefix, Rule, RuleAction, Service, Services, Settings,
-    Snapshot, Tag, TagInfo, TagSet, VlanMode, Workload,
+    Conditions, Direction, Kind, Lane, Mode, PortId, Prefix, Rule, RuleAction, Service, Services,
+    Settings, Snapshot, Tag, TagInfo, TagSet, VlanMode, Workload,
 };
 use firedoor_classifier::verdict::DropReason;
 use serde::Serialize;
@@ -138,6 +138,7 @@ fn snapshot() -> Snapshot {
             to: TagSet::Any,
             services: Services::Only(vec![service, echo, Service::Protocol(47)]),
             direction: Direction::Both,
+            conditions: Conditions::default(),
             audit: true,
         }],
     }

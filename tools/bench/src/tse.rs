@@ -1,0 +1,1 @@
+//! `firedoor bench tse`.
