@@ -156,7 +156,7 @@ impl Pipeline {
 
     fn judge_conversation(&mut self, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
         match self.connections.lookup(headers, self.policy.epoch(), now) {
-            Lookup::Current(hit) if !self.has_moved(&hit, now) => {
+            Lookup::Current(hit) if !self.has_moved(&hit, &headers.key, now) => {
                 self.stats.connection_hits += 1;
                 self.connections.observe(&hit, headers, bytes, now);
                 forward_by(&hit)
@@ -189,7 +189,10 @@ impl Pipeline {
     /// A connection's frame, but its verdict is of another epoch or its destination has moved: the
     /// frame that began it is judged again, and what comes out holds for the whole connection.
     fn rejudge(&mut self, hit: Hit, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
-        let verdict = self.judge_by_policy(&original(&hit), now);
+        let Some(original) = self.connections.original(hit.id) else {
+            return self.begin(headers, bytes, now);
+        };
+        let verdict = self.judge_by_policy(&as_first(original), now);
         let replier = match hit.side {
             Side::Original => hit.output,
             Side::Reply => headers.key.ingress,
@@ -204,7 +207,7 @@ impl Pipeline {
             self.connections.remove(hit.id);
             return if verdict.is_forwarded() { self.begin(headers, bytes, now) } else { verdict };
         };
-        let commit = self.commit(output, &hit.original, &verdict);
+        let commit = self.commit(output, &original, &verdict);
         self.connections.refresh(hit.id, commit);
         if hit.side == Side::Reply && output != replier {
             // Another port replies now; this frame is not the connection's any more.
@@ -258,14 +261,13 @@ impl Pipeline {
 
     /// The connection that an ICMP error is about, if it is live under the policy in force.
     fn related(&mut self, embedded: &Embedded, vlan: u16, now: Nanos) -> Option<Related> {
-        let hit = match self.connections.lookup_embedded(embedded, vlan, self.policy.epoch(), now) {
-            Lookup::Current(hit) if !self.has_moved(&hit, now) => {
-                return Some(Related { output: hit.output, cause: hit.cause });
-            }
-            Lookup::Current(hit) | Lookup::Stale(hit) => hit,
-            Lookup::Invalid(_) | Lookup::Miss => return None,
-        };
-        let verdict = self.judge_by_policy(&original(&hit), now);
+        let found = self.connections.lookup_embedded(embedded, vlan, self.policy.epoch(), now);
+        let (Lookup::Current(hit) | Lookup::Stale(hit)) = found else { return None };
+        let original = self.connections.original(hit.id)?;
+        if matches!(found, Lookup::Current(_)) && !self.has_moved(&hit, &original, now) {
+            return Some(Related { output: hit.output, cause: hit.cause });
+        }
+        let verdict = self.judge_by_policy(&as_first(original), now);
         let output = match (verdict.action, hit.side) {
             (Action::Drop(_), _) => {
                 self.connections.remove(hit.id);
@@ -288,9 +290,10 @@ impl Pipeline {
     }
 
     /// Whether the destination of a connection's original side was learned at another port since.
-    fn has_moved(&self, hit: &Hit, now: Nanos) -> bool {
+    /// `key` is any of that side's: all have one destination.
+    fn has_moved(&self, hit: &Hit, key: &FlowKey, now: Nanos) -> bool {
         let learns = || self.policy.port(hit.output).is_some_and(|workload| workload.router);
-        let FlowKey { vlan, eth_dst, .. } = hit.original;
+        let &FlowKey { vlan, eth_dst, .. } = key;
         hit.side == Side::Original
             && learns()
             && self.fdb.port(vlan, eth_dst, now).is_some_and(|port| port != hit.output)
@@ -335,9 +338,9 @@ fn forward_by(hit: &Hit) -> Verdict {
 }
 
 /// The headers of the frame that began a connection, as far as policy looks at them.
-fn original(hit: &Hit) -> Headers {
+fn as_first(original: FlowKey) -> Headers {
     Headers {
-        key: hit.original,
+        key: original,
         vlan_tags: 0,
         l3: 0,
         l4: 0,

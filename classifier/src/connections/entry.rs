@@ -118,6 +118,8 @@ pub(super) struct Entry {
     would_drop: Option<DropReason>,
     /// The first frame's [`FrameKey::turned`].
     turned: bool,
+    /// The first frame's TCP flags: rules may have asked for them.
+    tcp_flags: u8,
 }
 
 impl Entry {
@@ -154,6 +156,7 @@ impl Entry {
             state,
             would_drop: commit.would_drop,
             turned: frame.turned,
+            tcp_flags: headers.key.tcp_flags,
         }
     }
 
@@ -228,7 +231,6 @@ impl Entry {
             output: self.port(side.other()),
             cause: self.cause.unpack(),
             would_drop: self.would_drop,
-            original: self.original(),
         }
     }
 
@@ -256,9 +258,9 @@ impl Entry {
         }
     }
 
-    /// The flow key of its first frame, without TCP flags. Extraction refuses IPv4-mapped addresses
+    /// The flow key of its first frame. Extraction refuses IPv4-mapped addresses
     /// in IPv6 headers, so an address tells its ethertype.
-    fn original(&self) -> FlowKey {
+    pub(super) fn original(&self) -> FlowKey {
         let direction = self.key.direction(self.turned);
         let is_ipv4 = direction.src >> 32 == 0xffff;
         let ([ingress, _], [eth_src, eth_dst]) = (self.ports, self.macs);
@@ -267,7 +269,7 @@ impl Entry {
             vlan: self.key.vlan(),
             ether_type: if is_ipv4 { ether_type::IPV4 } else { ether_type::IPV6 },
             protocol: self.key.protocol,
-            tcp_flags: 0,
+            tcp_flags: self.tcp_flags,
             eth_dst,
             eth_src,
             src: direction.src,

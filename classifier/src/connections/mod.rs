@@ -55,6 +55,9 @@ use crate::wire::protocol;
 /// Most expired connections that one commit into a full table removes: a bound on its time.
 const EXPIRED_PER_COMMIT: usize = 64;
 
+/// Most frames that [`Connections::prepare`] looks ahead.
+pub const BATCH: usize = 64;
+
 /// All live connections of one worker. Bounded.
 pub struct Connections {
     table: Table,
@@ -102,8 +105,8 @@ impl Side {
 pub enum Lookup {
     /// A live entry whose verdict is of the asked epoch, and whose ports and MACs the frame has.
     Current(Hit),
-    /// A live entry, but judged under another epoch: judge `Hit::original` again, then call
-    /// [`Connections::refresh`] or [`Connections::remove`].
+    /// A live entry, but judged under another epoch: judge [`Connections::original`] again, then
+    /// call [`Connections::refresh`] or [`Connections::remove`].
     Stale(Hit),
     /// The frame contradicts its connection's state.
     Invalid(DropReason),
@@ -124,8 +127,6 @@ pub struct Hit {
     pub cause: Cause,
     /// Set if it lives only because of learn or audit mode.
     pub would_drop: Option<DropReason>,
-    /// The key of the frame that began it (TCP flags zero).
-    pub original: FlowKey,
 }
 
 /// Handle of an entry.
@@ -145,6 +146,56 @@ pub struct Commit {
     pub would_drop: Option<DropReason>,
     /// Epoch of the verdict.
     pub epoch: u64,
+}
+
+/// Frames of one batch, looked up ahead of their turn.
+///
+/// A table of a million connections does not fit into any cache, so a lookup waits for memory two or
+/// three times. [`Connections::prepare`] takes these steps for all frames of a batch at once, so that
+/// the waits overlap; [`Connections::lookup_hinted`] then finds everything at hand.
+///
+/// A hint stays right whatever happens to the table in between: it saves time or nothing.
+pub struct Hints {
+    hints: [Hint; BATCH],
+    len: usize,
+}
+
+/// What [`Connections::prepare`] found out about one frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Hint {
+    /// `None` for frames that are not tracked.
+    frame: Option<FrameKey>,
+    hash: u64,
+    /// The entry that had the frame's key then.
+    id: u32,
+}
+
+impl Hints {
+    /// No hints.
+    pub const fn new() -> Self {
+        Self { hints: [Hint { frame: None, hash: 0, id: entry::NIL }; BATCH], len: 0 }
+    }
+
+    /// The hint for the frame that stood at this place of the batch.
+    pub fn get(&self, at: usize) -> Option<&Hint> {
+        self.hints.get(..self.len)?.get(at)
+    }
+
+    /// Frames that there are hints for.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// One connection, for `firedoor flows`.
@@ -204,7 +255,52 @@ impl Connections {
     /// `headers.key.vlan` is the VLAN domain. Cost: one hash, one probe, one entry; no allocation.
     pub fn lookup(&self, headers: &Headers, epoch: u64, now: Nanos) -> Lookup {
         let Some(frame) = FrameKey::of_frame(headers) else { return Lookup::Miss };
-        let Some((id, entry)) = self.find_live(&frame, now) else { return Lookup::Miss };
+        self.judge(headers, self.find_live(&frame, now), &frame, epoch)
+    }
+
+    /// Looks up to [`BATCH`] frames ahead, for [`Connections::lookup_hinted`]; further ones get no
+    /// hint. Reads only.
+    pub fn prepare<'a>(&self, frames: impl IntoIterator<Item = &'a Headers>, hints: &mut Hints) {
+        hints.len = 0;
+        for (hint, headers) in hints.hints.iter_mut().zip(frames) {
+            let frame = FrameKey::of_frame(headers);
+            let hash = frame.map_or(0, |frame| self.table.hash(&frame.key));
+            *hint = Hint { frame, hash, id: entry::NIL };
+            hints.len += 1;
+        }
+        for hint in hints.hints.iter_mut().take(hints.len) {
+            if let Some(frame) = &hint.frame
+                && let Some((id, _)) = self.table.find_hashed(&frame.key, hint.hash)
+            {
+                hint.id = id;
+            }
+        }
+    }
+
+    /// [`Connections::lookup`] of a frame that [`Connections::prepare`] was shown: the same answer,
+    /// whatever was committed, observed, removed or expired since.
+    ///
+    /// `hint` must be this frame's, and of this table.
+    pub fn lookup_hinted(&self, headers: &Headers, hint: &Hint, epoch: u64, now: Nanos) -> Lookup {
+        let Some(frame) = &hint.frame else { return Lookup::Miss };
+        debug_assert_eq!(hint.frame, FrameKey::of_frame(headers));
+        let hinted = self.table.get(hint.id).filter(|entry| entry.key == frame.key);
+        let found = match hinted {
+            Some(entry) => Some((hint.id, entry)),
+            None => self.table.find_hashed(&frame.key, hint.hash),
+        };
+        let live = found.filter(|(_, entry)| !self.has_expired(entry, now));
+        self.judge(headers, live, frame, epoch)
+    }
+
+    fn judge(
+        &self,
+        headers: &Headers,
+        found: Option<(u32, &Entry)>,
+        frame: &FrameKey,
+        epoch: u64,
+    ) -> Lookup {
+        let Some((id, entry)) = found else { return Lookup::Miss };
         let side = entry.side(frame.turned);
         if !entry.binds(side, &headers.key) {
             return Lookup::Miss;
@@ -212,7 +308,7 @@ impl Connections {
         match entry.judge(side, headers) {
             Some(Step::Invalid) => Lookup::Invalid(DropReason::TcpState),
             Some(Step::Anew) => Lookup::Miss,
-            Some(Step::To(_) | Step::Aside) | None => found(entry, id, side, epoch),
+            Some(Step::To(_) | Step::Aside) | None => hit(entry, id, side, epoch),
         }
     }
 
@@ -229,7 +325,13 @@ impl Connections {
     ) -> Lookup {
         let Some(frame) = FrameKey::of_embedded(embedded, vlan) else { return Lookup::Miss };
         let Some((id, entry)) = self.find_live(&frame, now) else { return Lookup::Miss };
-        found(entry, id, entry.side(frame.turned).other(), epoch)
+        hit(entry, id, entry.side(frame.turned).other(), epoch)
+    }
+
+    /// The flow key of the frame that began a connection, its TCP flags included. `None` if it has
+    /// ended.
+    pub fn original(&self, id: ConnectionId) -> Option<FlowKey> {
+        self.table.get(id.0).map(Entry::original)
     }
 
     /// Whether this frame may begin a connection: any UDP, ICMP request or unknown protocol; a TCP
@@ -392,7 +494,7 @@ impl Connections {
     }
 }
 
-fn found(entry: &Entry, id: u32, side: Side, epoch: u64) -> Lookup {
+fn hit(entry: &Entry, id: u32, side: Side, epoch: u64) -> Lookup {
     let hit = entry.hit(id, side);
     if entry.is_of_epoch(epoch) { Lookup::Current(hit) } else { Lookup::Stale(hit) }
 }

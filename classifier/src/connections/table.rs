@@ -117,7 +117,16 @@ impl Table {
 
     /// The entry of a key. Cost: one hash, one probe of the index, one entry compared.
     pub(super) fn find(&self, key: &Key) -> Option<(u32, &Entry)> {
-        let hash = self.hasher.hash(key);
+        self.find_hashed(key, self.hash(key))
+    }
+
+    /// The hash of a key, in this table.
+    pub(super) fn hash(&self, key: &Key) -> u64 {
+        self.hasher.hash(key)
+    }
+
+    /// [`Table::find`] of a key whose hash is known.
+    pub(super) fn find_hashed(&self, key: &Key, hash: u64) -> Option<(u32, &Entry)> {
         let has_key = |&id: &u32| self.slab.get(id).is_some_and(|entry| entry.key == *key);
         let &id = self.shards.get(shard_of(hash, self.shards.len()))?.find(hash, has_key)?;
         self.slab.get(id).map(|entry| (id, entry))

@@ -72,7 +72,7 @@ impl Oracle {
             return Ruling::drop(DropReason::TcpNotSyn);
         }
         if let ([replier], true) = (outputs.as_slice(), may_ask(&frame.key)) {
-            let original = FlowKey { tcp_flags: 0, ..frame.key };
+            let original = frame.key;
             let replier = *replier;
             self.connections.retain(|old| !is_one_conversation(&old.original, &original));
             self.connections.push(Connection { original, replier });

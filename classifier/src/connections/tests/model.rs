@@ -4,6 +4,8 @@
 //! What the table removes on its own is not predicted, it is held against the rules: only what has
 //! timed out may expire, and an evicted connection must be the right class's least recently used.
 
+use std::collections::VecDeque;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -26,7 +28,6 @@ struct Known {
 impl Known {
     fn begin(headers: &Headers, commit: Commit, now: Nanos) -> Self {
         let mut original = headers.key;
-        original.tcp_flags = 0;
         let (tcp, state) = match original.protocol {
             protocol::TCP => {
                 let (tcp, state) = Tcp::begin(&Segment::of(headers));
@@ -127,7 +128,7 @@ impl Known {
             Side::Reply => self.original.ingress,
         };
         let Commit { cause, would_drop, .. } = self.commit;
-        let hit = Hit { id, side, output, cause, would_drop, original: self.original };
+        let hit = Hit { id, side, output, cause, would_drop };
         if self.commit.epoch == epoch { Lookup::Current(hit) } else { Lookup::Stale(hit) }
     }
 
@@ -158,6 +159,8 @@ struct Twins {
     max: u32,
     epoch: u64,
     now: Nanos,
+    /// The last few frames, with the hints of the time when they came.
+    hinted: VecDeque<(Headers, Hint)>,
 }
 
 #[derive(Clone, Debug)]
@@ -187,6 +190,7 @@ impl Twins {
 
     fn frame(&mut self, headers: &Headers, allowed: bool) {
         let (epoch, now) = (self.epoch, self.now);
+        self.take_hint(headers);
         let found = self.table.lookup(headers, epoch, now);
         let id = match found {
             Lookup::Current(hit) | Lookup::Stale(hit) => hit.id,
@@ -210,13 +214,29 @@ impl Twins {
                 known.observe(hit.side, headers, now);
             }
             (Lookup::Stale(hit), Some(_)) => {
+                let original = self.table.original(hit.id);
                 self.table.remove(hit.id);
-                self.list.retain(|known| known.original != hit.original);
+                self.list.retain(|known| Some(known.original) != original);
             }
             (Lookup::Miss, _) if allowed && Connections::may_begin(headers, false) => {
                 self.commit(headers);
             }
             _ => {}
+        }
+    }
+
+    fn take_hint(&mut self, headers: &Headers) {
+        let mut hints = Hints::new();
+        self.table.prepare([headers], &mut hints);
+        self.hinted.push_front((*headers, *hints.get(0).unwrap()));
+        self.hinted.truncate(8);
+    }
+
+    /// Old hints change nothing.
+    fn try_hints(&self) {
+        for (headers, hint) in &self.hinted {
+            let hinted = self.table.lookup_hinted(headers, hint, self.epoch, self.now);
+            assert_eq!(hinted, self.table.lookup(headers, self.epoch, self.now));
         }
     }
 
@@ -289,6 +309,7 @@ impl Twins {
     }
 
     fn compare(&self) {
+        self.try_hints();
         self.table.table.check();
         let stats = self.table.stats();
         assert_eq!(stats.created - stats.ended, self.table.len() as u64);
@@ -356,7 +377,9 @@ proptest! {
 
     #[test]
     fn the_table_and_a_list_agree_on_everything(ops in vec(ops(), 1..200), max in 1..12_u32) {
-        let mut twins = Twins { table: table(max), list: Vec::new(), max, epoch: 1, now: secs(9) };
+        let hinted = VecDeque::new();
+        let mut twins =
+            Twins { table: table(max), list: Vec::new(), max, epoch: 1, now: secs(9), hinted };
         for op in &ops {
             twins.run(op);
         }
