@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Denies(DeniesArgs),
     #[command(subcommand)]
     Policy(PolicyCommand),
+    #[command(subcommand)]
+    Bench(BenchCommand),
     #[command(hide = true)]
     Dataplane(DataplaneArgs),
     #[command(hide = true)]
@@ -345,6 +347,38 @@ pub(crate) struct PolicyApplyArgs {
     pub(crate) config: PathBuf,
     #[command(flatten)]
     pub(crate) switch: SwitchArgs,
+}
+
+/// Measures the switch and its parts.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Example: firedoor bench classify --rules tests/data/classbench/acl1_1k")]
+pub(crate) enum BenchCommand {
+    Classify(BenchClassifyArgs),
+}
+
+/// Looks headers up among ClassBench rules, with the tables that the switch judges by.
+///
+/// Exits 1 if any verdict differs from that of the first line that matches.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: firedoor bench classify --rules tests/data/classbench/acl1_1k")]
+pub(crate) struct BenchClassifyArgs {
+    /// The rules, in ClassBench's format; the first line that matches wins
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rules: PathBuf,
+    /// The headers, as `SRC DST SRC_PORT DST_PORT PROTOCOL [RULE]` in decimal; made from the rules
+    /// if left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// How many headers to make
+    #[arg(long, value_name = "N", default_value_t = 100_000, conflicts_with = "trace",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) headers: u32,
+    /// Write the headers and the first rule that matches each, for other programs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_trace: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// The data plane role; `firedoor run` starts it.

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command, PolicyCommand, PortCommand};
+use crate::args::{BenchCommand, Cli, Command, PolicyCommand, PortCommand};
 use crate::output::{Output, YES, failed};
 
 fn main() -> ExitCode {
@@ -48,6 +48,7 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Flows(args) => commands::flows::run(args, out),
         Command::Denies(args) => commands::denies::run(args, out),
         Command::Policy(PolicyCommand::Apply(args)) => commands::policy::apply(args, out),
+        Command::Bench(BenchCommand::Classify(args)) => commands::bench::classify::run(args, out),
         Command::Dataplane(args) => commands::role::dataplane(args),
         Command::Control(args) => commands::role::control(args),
     }

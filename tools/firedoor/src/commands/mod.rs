@@ -2,6 +2,7 @@
 //! status.
 
 mod ask;
+pub(crate) mod bench;
 pub(crate) mod check;
 pub(crate) mod connectivity;
 pub(crate) mod demo;

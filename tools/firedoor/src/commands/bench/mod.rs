@@ -1,0 +1,3 @@
+//! `firedoor bench`: what firedoor-bench measures, printed.
+
+pub(crate) mod classify;
