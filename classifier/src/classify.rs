@@ -14,11 +14,13 @@
 //! place where the mode matters, [`Upcall::refuse`].
 //!
 //! Address resolution, DHCP and group addresses have rules of their own, in this module's files.
-//! Verdicts on them are not cached, nor do they begin connections.
+//! Verdicts on them are not cached, nor do they begin connections. Frames that are not IP have no
+//! addresses and no connections; where rules name their ethertype, ports stand for their ends.
 
 mod dhcp;
 mod group;
 mod neighbour;
+mod non_ip;
 
 use crate::acl::{Conversation, Judgement, Memo, Opening};
 use crate::extract::{Embedded, Headers, Kind};
@@ -74,10 +76,14 @@ pub struct Classified {
 /// identifier on the wire. Everything after this step judges by that.
 ///
 /// # Errors
-/// [`DropReason::NoPolicy`] if the policy knows no such port, [`DropReason::VlanNotAllowed`] if the
-/// port does not carry the VLAN or not with this tagging.
+/// [`DropReason::NoPolicy`] if the policy knows no such port, [`DropReason::UnknownEtherType`] if
+/// neither it nor a rule speaks of the ethertype, [`DropReason::VlanNotAllowed`] if the port does
+/// not carry the VLAN or not with this tagging.
 pub fn admit(policy: &Policy, headers: &Headers) -> Result<Headers, DropReason> {
     let workload = policy.port(headers.key.ingress).ok_or(DropReason::NoPolicy)?;
+    if headers.kind == Kind::NonIp && !policy.names_ether_type(headers.key.ether_type) {
+        return Err(DropReason::UnknownEtherType);
+    }
     let tag = headers.key.vlan;
     let is_tagged = headers.vlan_tags > 0 && tag != 0;
     let vlan = match workload.vlan {
@@ -133,10 +139,10 @@ pub fn classify(context: Context<'_>, headers: &Headers) -> Classified {
     upcall.finish(verdict)
 }
 
-/// Whether a frame is part of a conversation between two stations, which connections and the flow
-/// cache may know. All others are judged one by one.
+/// Whether a frame is part of a conversation between two stations, which the flow cache and, if it
+/// is IP, connections may know. All others are judged one by one.
 pub fn is_conversation(headers: &Headers) -> bool {
-    headers.kind == Kind::Plain && !headers.key.eth_dst.is_multicast()
+    matches!(headers.kind, Kind::Plain | Kind::NonIp) && !headers.key.eth_dst.is_multicast()
 }
 
 impl Classified {
@@ -193,6 +199,7 @@ impl Upcall<'_> {
             Kind::IcmpError(embedded) => self.icmp_error(&embedded),
             Kind::Plain if self.key.eth_dst.is_multicast() => self.group(),
             Kind::Plain => self.conversation(),
+            Kind::NonIp => self.non_ip(),
         }
     }
 

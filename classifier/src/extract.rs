@@ -24,6 +24,9 @@
 //! Tunnels (ESP, GRE, IP in IP, VXLAN) are judged by their outside: who may send them is a rule's to
 //! say, and what is in them is the two ends' own business.
 //!
+//! Of a protocol that is neither ARP nor IP nothing is read but its ethertype: rules may speak of that,
+//! and of who sends to whom. A length in the ethertype's place (IEEE 802.3, LLC) is none.
+//!
 //! An unspecified source address is left to the pipeline, which knows the few messages that may
 //! have one.
 
@@ -53,11 +56,12 @@ pub struct Headers {
     pub key: FlowKey,
     /// VLAN tags before the ethertype: 0, 1 or 2.
     pub vlan_tags: u8,
-    /// Offset of the network header (ARP, IPv4, IPv6), in bytes from the frame's start.
+    /// Offset of what follows the ethertype (ARP, IPv4, IPv6), in bytes from the frame's start.
     pub l3: u16,
     /// Offset of the transport header; equals `end` if there is none.
     pub l4: u16,
     /// Offset just past the network packet by its own length fields. Ethernet padding lies behind.
+    /// The frame's end for [`Kind::NonIp`], which may be padding.
     pub end: u16,
     /// TCP's sequence space, if it is TCP.
     pub tcp: TcpFields,
@@ -98,6 +102,8 @@ pub enum Kind {
     DhcpClient,
     /// DHCP or DHCPv6, to a client, or between relay and server.
     DhcpServer,
+    /// Of an ethertype that is neither ARP, IPv4 nor IPv6. Nothing behind it is read.
+    NonIp,
 }
 
 /// A neighbour discovery message.
@@ -153,9 +159,24 @@ pub fn extract(frame: &[u8], ingress: PortId) -> Result<Headers, DropReason> {
         ether_type::ARP => address_resolution(&mut headers, packet)?,
         ether_type::IPV4 => internet_v4(&mut headers, packet)?,
         ether_type::IPV6 => internet_v6(&mut headers, packet)?,
-        _ => return Err(DropReason::UnknownEtherType),
+        other if is_length(other) || ethernet::is_tag(other) => {
+            return Err(DropReason::UnknownEtherType);
+        }
+        _ => other_protocol(&mut headers, frame),
     }
     Ok(headers)
+}
+
+/// Whether the field where an ethertype belongs is a length (IEEE 802.3 §3.2.6).
+fn is_length(ether_type: u16) -> bool {
+    ether_type < ethernet::FIRST_ETHER_TYPE
+}
+
+/// Not ours to read, so what Ethernet padding is in it cannot be told from the rest.
+fn other_protocol(headers: &mut Headers, frame: &[u8]) {
+    headers.kind = Kind::NonIp;
+    headers.end = u16::try_from(frame.len()).unwrap_or(u16::MAX);
+    headers.l4 = headers.end;
 }
 
 /// Ethernet and its tags. A frame with a third tag, or with an 802.3 length instead of an

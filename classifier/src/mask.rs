@@ -9,8 +9,8 @@
 //! that is computed when this crate is compiled:
 //!
 //! - ingress port, VLAN, ethertype, protocol and both MAC addresses: always whole;
-//! - TCP flags and source port (ICMP identifier): never, no verdict of [`classify`](crate::classify)
-//!   reads them;
+//! - TCP flags and source port (ICMP identifier): never. A verdict that a rule reached by them
+//!   ([conditions](crate::snapshot::Conditions)) is not cached; the connection it begins is;
 //! - source and destination address: the first 0, 64, 112, 120 or 128 bits. An IPv4 address is the
 //!   tail of 96 bits that the ethertype already fixes, so for it these are /0, /0, /16, /24 and /32;
 //! - destination port (ICMP type and code): whole or absent.

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use crate::extract::{Headers, Kind, Nd, NdMessage};
 use crate::key::FlowKey;
 use crate::mac::MacAddr;
-use crate::snapshot::{Mode, PortId, Snapshot, Tag, VlanMode, Workload};
+use crate::snapshot::{Mode, PortId, Rule, Snapshot, Tag, VlanMode, Workload};
 use crate::time::Nanos;
 use crate::verdict::{Cause, DropReason};
 
@@ -131,6 +131,10 @@ impl Oracle {
         let Some(sender) = snapshot.workloads.iter().find(|w| w.port == key.ingress) else {
             return Ruling::drop(DropReason::NoPolicy);
         };
+        let named = |rule: &Rule| rule.conditions.ether_type == Some(key.ether_type);
+        if headers.kind == Kind::NonIp && !snapshot.rules.iter().any(named) {
+            return Ruling::drop(DropReason::UnknownEtherType);
+        }
         let Some(vlan) = vlan_of(sender, headers) else {
             return Ruling::drop(DropReason::VlanNotAllowed);
         };
@@ -185,6 +189,7 @@ impl Oracle {
                 if to_group { self.to_everyone(frame) } else { self.to_station(frame) }
             }
             Kind::IcmpError(_) => self.deliver_icmp_error(frame, findings),
+            Kind::NonIp => self.deliver_non_ip(frame, findings),
             Kind::Plain if to_group => self.deliver_group(frame, findings),
             Kind::Plain => {
                 let from = self.source_tag(frame, findings)?;
@@ -306,6 +311,26 @@ impl Oracle {
         let mut candidates: Vec<&Workload> = self.others(frame).collect();
         candidates.sort_by_key(|workload| workload.port);
         self.to_allowed(frame, from, &candidates, findings)
+    }
+
+    /// The ends are the workloads at both ports, whatever addresses might be inside.
+    fn deliver_non_ip(&self, frame: &Frame<'_>, findings: &mut Findings) -> Delivery {
+        let from = frame.sender.tag;
+        if frame.key.eth_dst.is_multicast() {
+            let mut candidates: Vec<&Workload> = self.others(frame).collect();
+            candidates.sort_by_key(|workload| workload.port);
+            return self.to_allowed(frame, from, &candidates, findings);
+        }
+        let mut outputs = self.outputs(frame)?;
+        outputs.sort_unstable();
+        let receivers: Vec<_> = outputs.iter().filter_map(|&port| self.workload(port)).collect();
+        match receivers.as_slice() {
+            [receiver] => {
+                let cause = self.permit(frame, from, receiver.tag, findings)?;
+                self.unless_hairpin(frame, outputs, cause)
+            }
+            routers => self.to_allowed(frame, from, routers, findings),
+        }
     }
 
     /// To those candidates that the rules allow, DHCP servers without asking for DHCP.

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use crate::acl::Acl;
 use crate::key::{FlowKey, from_bits, to_bits};
 use crate::mac::MacAddr;
-use crate::snapshot::{Mode, PortId, RuleId, Settings, Snapshot, Tag, VlanMode, Workload};
+use crate::snapshot::{Mode, PortId, Rule, RuleId, Settings, Snapshot, Tag, VlanMode, Workload};
 use crate::verdict::Cause;
 
 pub use addresses::{Addresses, Owner, Piece};
@@ -27,6 +27,8 @@ pub struct Policy {
     macs: HashMap<MacAddr, PortId>,
     addresses: Addresses,
     vlans: HashMap<u16, Vlan>,
+    /// Ethertypes that rules name.
+    ether_types: Vec<u16>,
     acl: Acl,
 }
 
@@ -60,6 +62,7 @@ impl Policy {
             macs: snapshot.workloads.iter().filter_map(|w| Some((w.mac?, w.port))).collect(),
             addresses: Addresses::new(pieces(&snapshot), snapshot.world),
             vlans: vlans(&snapshot.workloads),
+            ether_types: ether_types(&snapshot.rules),
             acl: Acl::new(&snapshot),
             snapshot,
         })
@@ -115,6 +118,11 @@ impl Policy {
     /// Who is in a VLAN; `None` if no port carries it.
     pub fn vlan(&self, vlan: u16) -> Option<&Vlan> {
         self.vlans.get(&vlan)
+    }
+
+    /// Whether some rule names this ethertype. Cost: a walk over those that are named.
+    pub fn names_ether_type(&self, ether_type: u16) -> bool {
+        self.ether_types.contains(&ether_type)
     }
 
     /// What a tag stands for.
@@ -216,6 +224,13 @@ fn pieces(snapshot: &Snapshot) -> Vec<Piece> {
 fn bits_of(net: IpNet) -> (u128, u8) {
     let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
     (to_bits(net.network()), net.prefix_len() + mapped)
+}
+
+fn ether_types(rules: &[Rule]) -> Vec<u16> {
+    let mut named: Vec<_> = rules.iter().filter_map(|rule| rule.conditions.ether_type).collect();
+    named.sort_unstable();
+    named.dedup();
+    named
 }
 
 fn vlans(workloads: &[Workload]) -> HashMap<u16, Vlan> {

@@ -155,7 +155,7 @@ drop_reasons! {
     /// The source address is multicast, broadcast or loopback.
     SourceInvalid = "source-invalid", Malformed, "the source address is not one that can send";
 
-    /// Neither ARP, IPv4 nor IPv6.
+    /// Neither ARP, IPv4 nor IPv6, nor an ethertype that a rule names.
     UnknownEtherType = "unknown-ethertype", Unjudged, "the ethertype is none that policy speaks of";
     /// A fragment of an IPv4 or IPv6 packet.
     Fragment = "fragment", Unjudged, "it is a fragment of a packet";

@@ -32,6 +32,8 @@ use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 
 const PORTS: u16 = 7;
 const TAGS: u32 = 6;
+/// Ethertypes that are neither ARP nor IP: one that rules name, and one that none does.
+const OTHER_ETHER_TYPES: [u16; 2] = [0x88b5, 0x88cc];
 
 fn mac(n: u16) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, n as u8])
@@ -134,6 +136,22 @@ fn services() -> impl Strategy<Value = Services> {
     prop_oneof![1 => Just(Services::Any), 2 => only]
 }
 
+/// Most rules have none.
+fn conditions() -> BoxedStrategy<Conditions> {
+    let ether_types = vec![Some(0x0800), Some(0x86dd), Some(OTHER_ETHER_TYPES[0])];
+    let ether_type = prop_oneof![4 => Just(None), 3 => select(ether_types)];
+    let vlan = prop_oneof![4 => Just(None), 2 => select(vec![Some(10), Some(20)])];
+    let ranges = vec![(0, 1_023), (53, 53), (1_024, u16::MAX), (5_000, 40_000)];
+    let src_ports = prop_oneof![2 => Just(None), 1 => select(ranges).prop_map(Some)];
+    let some = (ether_type, vlan, src_ports).prop_map(|(ether_type, vlan, src_ports)| Conditions {
+        ether_type,
+        vlan,
+        src_ports,
+        tcp_flags: None,
+    });
+    prop_oneof![3 => Just(Conditions::default()), 2 => some].boxed()
+}
+
 fn rules() -> BoxedStrategy<Vec<Rule>> {
     let action = select(vec![
         RuleAction::Allow,
@@ -146,8 +164,13 @@ fn rules() -> BoxedStrategy<Vec<Rule>> {
     let direction =
         select(vec![Direction::Both, Direction::Both, Direction::Ingress, Direction::Egress]);
     let audit = prop::bool::weighted(0.15);
-    let rule = (0u8..4, action, tag_set(), tag_set(), services(), direction, audit).prop_map(
-        |(tier, action, from, to, services, direction, audit)| Rule {
+    let match_ = (services(), conditions()).prop_map(|(services, conditions)| {
+        // What is not IP has no services.
+        let is_ip = conditions.ether_type.is_none_or(|named| named != OTHER_ETHER_TYPES[0]);
+        (if is_ip { services } else { Services::Any }, conditions)
+    });
+    let rule = (0u8..4, action, tag_set(), tag_set(), match_, direction, audit).prop_map(
+        |(tier, action, from, to, (services, conditions), direction, audit)| Rule {
             name: String::new(),
             tier,
             priority: 100,
@@ -156,7 +179,7 @@ fn rules() -> BoxedStrategy<Vec<Rule>> {
             to,
             services,
             direction,
-            conditions: Conditions::default(),
+            conditions,
             audit,
         },
     );
@@ -197,8 +220,8 @@ fn transport(is_v6: bool) -> impl Strategy<Value = (u8, u8, u16, u16)> {
     let (request, reply) = if is_v6 { (128 << 8, 129 << 8) } else { (8 << 8, 0) };
     prop_oneof![
         // Handshakes and what cannot begin one never share ports: the oracle knows no TCP states.
-        3 => select(vec![22, 80, 443]).prop_map(|port| (6, 2, 40_000, port)),
-        1 => select(vec![22, 80, 443]).prop_map(|port| (6, 16, 40_001, port)),
+        3 => (select(vec![1_000, 40_000]), select(vec![22, 80, 443])).prop_map(|(a, b)| (6, 2, a, b)),
+        1 => (select(vec![1_001, 40_001]), select(vec![22, 80, 443])).prop_map(|(a, b)| (6, 16, a, b)),
         3 => (select(vec![53, 5_000]), select(vec![53, 5_000])).prop_map(|(a, b)| (17, 0, a, b)),
         2 => select(vec![request, reply]).prop_map(move |kind| (icmp, 0, 7, kind)),
         1 => Just((icmp, 0, 0, if is_v6 { 131 << 8 } else { 9 << 8 })),
@@ -373,6 +396,15 @@ fn icmp_error(is_v6: bool) -> impl Strategy<Value = Headers> {
     )
 }
 
+fn non_ip() -> impl Strategy<Value = Headers> {
+    let ether_type = prop_oneof![4 => Just(OTHER_ETHER_TYPES[0]), 1 => Just(OTHER_ETHER_TYPES[1])];
+    (plain(false), ether_type).prop_map(|(headers, ether_type)| {
+        let FlowKey { ingress, vlan, eth_dst, eth_src, .. } = headers.key;
+        let key = FlowKey { ingress, vlan, ether_type, eth_dst, eth_src, ..FlowKey::default() };
+        Headers { key, l4: headers.end, kind: Kind::NonIp, ..headers }
+    })
+}
+
 fn headers() -> BoxedStrategy<Headers> {
     prop_oneof![
         8 => plain(false),
@@ -383,6 +415,7 @@ fn headers() -> BoxedStrategy<Headers> {
         1 => dhcp(true),
         2 => icmp_error(false),
         1 => icmp_error(true),
+        2 => non_ip(),
     ]
     .boxed()
 }
@@ -426,6 +459,7 @@ struct Seen {
     cache_hits: u64,
     mac_moves: u64,
     related_errors: u64,
+    non_ip_forwarded: u64,
 }
 
 /// Lives through a history twice, as the pipeline and as the oracle.
@@ -537,6 +571,7 @@ impl Seen {
         let is_error = matches!(headers.kind, Kind::IcmpError(_));
         self.related_errors +=
             u64::from(is_error && verdict.would_drop.is_none() && verdict.is_forwarded());
+        self.non_ip_forwarded += u64::from(headers.kind == Kind::NonIp && verdict.is_forwarded());
     }
 }
 
@@ -555,6 +590,7 @@ fn histories_meet_every_reason_and_every_table() {
         R::SourceInvalid,
         R::NoPolicy,
         R::VlanNotAllowed,
+        R::UnknownEtherType,
         R::BridgeReserved,
         R::SpoofedMac,
         R::SpoofedIp,
@@ -580,6 +616,7 @@ fn histories_meet_every_reason_and_every_table() {
         seen.cache_hits,
         seen.mac_moves,
         seen.related_errors,
+        seen.non_ip_forwarded,
     ];
 
     assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
@@ -599,7 +636,7 @@ proptest! {
     #[test]
     fn a_bit_outside_the_mask_changes_no_verdict(
         snapshot in snapshot(),
-        headers in prop_oneof![plain(false), plain(true)],
+        headers in prop_oneof![2 => plain(false), 2 => plain(true), 1 => non_ip()],
         noise: [u64; 7],
     ) {
         let policy = Policy::build(snapshot).expect("the generator keeps the invariants");

@@ -16,14 +16,18 @@ use std::net::IpAddr;
 
 use firedoor_classifier::MacAddr;
 use firedoor_classifier::snapshot::{
-    Conditions, Kind, PortId, Rule, Services, Snapshot, TagSet, VlanMode, Workload,
+    Conditions, Kind, Mode, PortId, Rule, RuleAction, Service, Services, Snapshot, TagSet,
+    VlanMode, Workload,
 };
+use firedoor_classifier::wire::ethernet::ether_type;
+use firedoor_classifier::wire::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use ipnet::IpNet;
 use jiff::civil::Date;
 
 use self::tags::Tags;
 use crate::diagnostic::{Diagnostics, Notice, Problem, Remark, Source, Span, Spanned, nearest};
 use crate::intent::{self, Intent, Selector, ServiceRef};
+use crate::{condition, service};
 
 /// Most workloads of one switch: port numbers are 16 bits, and 0 is none.
 pub const MAX_WORKLOADS: usize = u16::MAX as usize;
@@ -292,6 +296,7 @@ impl Compiler<'_> {
     }
 
     fn rule(&mut self, rule: &intent::Rule, tags: &Tags) -> Rule {
+        let services = self.services(&rule.services);
         Rule {
             name: rule.name.value.clone(),
             tier: rule.tier,
@@ -299,10 +304,70 @@ impl Compiler<'_> {
             action: rule.action,
             from: self.side(rule, "from", &rule.from, tags),
             to: self.side(rule, "to", &rule.to, tags),
-            services: self.services(&rule.services),
             direction: rule.direction,
-            conditions: Conditions::default(),
+            conditions: self.conditions(rule, &services),
+            services,
             audit: rule.audit,
+        }
+    }
+
+    fn conditions(&mut self, rule: &intent::Rule, services: &Services) -> Conditions {
+        let intent::Conditions { source_port, tcp_flags, ether_type, vlan } = &rule.conditions;
+        self.check_exclusions(&rule.conditions, services);
+        let Intent { switch, workloads, .. } = self.intent;
+        if let Some(vlan) = vlan
+            && !workloads.iter().any(|workload| carries(&workload.vlan, vlan.value))
+        {
+            let rule = rule.name.value.clone();
+            self.remark(&vlan.span, Remark::NoSuchVlan { rule, vlan: vlan.value });
+        }
+        let must_begin = switch.mode == Mode::Enforce && !switch.settings.midstream;
+        if let Some(asked) = tcp_flags
+            && must_begin
+            && rule.action == RuleAction::Allow
+            && !condition::may_begin(asked.value)
+        {
+            let (rule, flags) = (rule.name.value.clone(), condition::flags_text(asked.value));
+            self.remark(&asked.span, Remark::NeverBegins { rule, flags });
+        }
+        Conditions {
+            ether_type: ether_type.as_ref().map(|named| named.value),
+            vlan: vlan.as_ref().map(|vlan| vlan.value),
+            src_ports: source_port.as_ref().map(|ports| ports.value),
+            tcp_flags: tcp_flags.as_ref().map(|asked| asked.value),
+        }
+    }
+
+    /// Reports conditions that one of the services can never meet: it would silently never match.
+    fn check_exclusions(&mut self, conditions: &intent::Conditions, services: &Services) {
+        let Services::Only(services) = services else { return };
+        let protocol = |service: &&Service| match **service {
+            Service::Ports { protocol, .. }
+            | Service::Icmp { protocol, .. }
+            | Service::Protocol(protocol) => protocol,
+        };
+        let mut exclude = |key, span: &Span, why, meets: &dyn Fn(u8) -> bool| {
+            if let Some(service) = services.iter().find(|service| !meets(protocol(service))) {
+                let service = service::text(service);
+                self.problem(span, Problem::Excluded { key, service, why });
+            }
+        };
+        if let Some(ports) = &conditions.source_port {
+            let why = "only TCP, UDP and SCTP have ports";
+            exclude("source_port", &ports.span, why, &|protocol| {
+                matches!(protocol, TCP | UDP | SCTP)
+            });
+        }
+        if let Some(flags) = &conditions.tcp_flags {
+            let why = "only TCP has its flags";
+            exclude("tcp_flags", &flags.span, why, &|protocol| protocol == TCP);
+        }
+        if let Some(ether_type) = &conditions.ether_type {
+            let (other, why) = match ether_type.value {
+                ether_type::IPV4 => (ICMPV6, "ICMPv6 is of IPv6"),
+                _ => (ICMP, "ICMP is of IPv4"),
+            };
+            exclude("ethertype", &ether_type.span, why, &|protocol| protocol != other);
         }
     }
 
@@ -374,6 +439,13 @@ impl Compiler<'_> {
     }
 }
 
+fn carries(mode: &VlanMode, vlan: u16) -> bool {
+    match mode {
+        VlanMode::Access(own) => *own == vlan,
+        VlanMode::Trunk(vlans) => vlans.contains(&vlan),
+    }
+}
+
 fn workloads(intent: &Intent, plan: &[Planned], tags: &Tags) -> Vec<Workload> {
     let workload = |((workload, planned), &tag): ((&intent::Workload, &Planned), _)| {
         let mut addresses: Vec<IpAddr> = planned.nets.iter().map(IpNet::addr).collect();
@@ -399,7 +471,7 @@ fn workloads(intent: &Intent, plan: &[Planned], tags: &Tags) -> Vec<Workload> {
 
 #[cfg(test)]
 mod tests {
-    use firedoor_classifier::snapshot::{Prefix, RuleAction, Service, Tag};
+    use firedoor_classifier::snapshot::{FlagMatch, Prefix, Tag};
 
     use super::*;
 
@@ -675,6 +747,145 @@ expires = "tomorrow"
         assert!(errors[0].contains("no workload \"wbe\": did you mean \"web"), "{errors:?}");
         assert!(errors[1].ends_with("no group \"ofice\": did you mean \"office\"?"), "{errors:?}");
         assert!(errors[2].ends_with("no service \"htp\": did you mean \"http\"?"), "{errors:?}");
+    }
+
+    /// A config with one more rule, of these lines.
+    fn with_rule(lines: &str) -> String {
+        with(&format!(
+            "[[rule]]\nname = \"x\"\nfrom = {{ any = true }}\nto = {{ any = true }}\n\
+             action = \"allow\"\n{lines}"
+        ))
+    }
+
+    #[test]
+    fn conditions_are_resolved() {
+        let conditions = |lines: &str| {
+            let snapshot = compiled(&with_rule(lines)).snapshot;
+            snapshot.rules.iter().find(|rule| rule.name == "x").expect("it is there").conditions
+        };
+        let none = Conditions::default();
+        assert_eq!(conditions(""), none);
+        let src_ports = Some((1_024, 65_535));
+        assert_eq!(conditions("source_port = \"1024-65535\""), Conditions { src_ports, ..none });
+        let (src_ports, text) = (Some((68, 68)), "source_port = 68\nservice = \"udp/67\"");
+        assert_eq!(conditions(text), Conditions { src_ports, ..none });
+        let tcp_flags = Some(FlagMatch { mask: 0x12, value: 0x02 });
+        assert_eq!(conditions("tcp_flags = \"syn,!ack\""), Conditions { tcp_flags, ..none });
+        let ether_type = Some(0x88b5);
+        assert_eq!(conditions("ethertype = \"0x88b5\""), Conditions { ether_type, ..none });
+        assert_eq!(conditions("ethertype = 0x88b5"), Conditions { ether_type, ..none });
+        let (ether_type, text) = (Some(0x86dd), "ethertype = \"ipv6\"\nvlan = 10");
+        assert_eq!(conditions(text), Conditions { ether_type, vlan: Some(10), ..none });
+    }
+
+    #[test]
+    fn conditions_that_cannot_be_are_refused() {
+        let name_line = with_rule("").lines().position(|line| line.contains("\"x\"")).unwrap() + 1;
+        let errors = |lines: &str| {
+            refused(&with_rule(lines))
+                .iter()
+                .map(|error| {
+                    let mut parts = error.splitn(4, ':');
+                    let line: usize = parts.nth(1).and_then(|line| line.parse().ok()).unwrap();
+                    format!(
+                        "{}:{}:{}",
+                        line - name_line,
+                        parts.next().unwrap(),
+                        parts.next().unwrap()
+                    )
+                })
+                .collect::<Vec<_>>()
+        };
+        for (lines, expected) in [
+            (
+                "source_port = \"x\"",
+                "4:15: \"x\" cannot be source_port: it names no port or range of ports: \
+                 write a port from 0 to 65535, or a range, as \"1024-65535\"",
+            ),
+            (
+                "source_port = 65536",
+                "4:15: source_port is 65536, outside 0 to 65535: write a number \
+              from 0 to 65535",
+            ),
+            (
+                "source_port = true",
+                "4:15: source_port is a port or range, as 68 or \"1024-65535\", not a TOML boolean: \
+                 write a port or range, as 68 or \"1024-65535\"",
+            ),
+            (
+                "tcp_flags = \"syn,akc\"",
+                "4:13: \"syn,akc\" cannot be tcp_flags: TCP has no flag \"akc\": write names of \
+                 fin, syn, rst, psh, ack, urg, ece and cwr, as \"syn,!ack\"",
+            ),
+            (
+                "ethertype = \"arp\"",
+                "4:13: \"arp\" cannot be ethertype: ARP is not for rules: the switch gives every \
+                 request to its target alone: leave the rule out, and allow the service that is wanted",
+            ),
+            (
+                "ethertype = 0x8100",
+                "4:13: \"0x8100\" cannot be ethertype: it is a VLAN tag's, which stands before the \
+                 ethertype: write vlan = 10",
+            ),
+            ("vlan = 4095", "4:8: vlan is 4095, outside 1 to 4094: write a number from 1 to 4094"),
+            (
+                "ethertype = \"0x88b5\"\nservice = \"any\"",
+                "5:11: service is a matter of IP, and this rule is about ethertype 0x88b5: leave \
+                 service out, or write a rule of its own for IP",
+            ),
+            (
+                "ethertype = \"0x88b5\"\ntcp_flags = \"syn\"",
+                "5:13: tcp_flags is a matter of IP, and this rule is about ethertype 0x88b5: leave \
+                 tcp_flags out, or write a rule of its own for IP",
+            ),
+            (
+                "service = [\"tcp/80\", \"icmp/echo\"]\nsource_port = 68",
+                "5:15: source_port and the service icmp/echo exclude each other: only TCP, UDP and \
+                 SCTP have ports: leave source_port out, or give the service a rule of its own",
+            ),
+            (
+                "service = \"udp/53\"\ntcp_flags = \"syn\"",
+                "5:13: tcp_flags and the service udp/53 exclude each other: only TCP has its flags: \
+                 leave tcp_flags out, or give the service a rule of its own",
+            ),
+            (
+                "service = \"icmp6\"\nethertype = \"ipv4\"",
+                "5:13: ethertype and the service icmp6 exclude each other: ICMPv6 is of IPv6: leave \
+                 ethertype out, or give the service a rule of its own",
+            ),
+            (
+                "sorce_port = 68",
+                "4:1: unknown key \"sorce_port\" in [[rule]]: did you mean \"source_port\"?",
+            ),
+        ] {
+            assert_eq!(errors(lines), [expected], "{lines}");
+        }
+    }
+
+    #[test]
+    fn conditions_that_match_nothing_are_noticed() {
+        let notices = |text: &str| -> Vec<_> {
+            compiled(text).notices.into_iter().map(|notice| notice.message).collect()
+        };
+        assert_eq!(
+            notices(&with_rule("vlan = 10")),
+            ["rule \"x\" speaks of VLAN 10, which no port carries"]
+        );
+        let carried =
+            "[[workload]]\nname = \"t\"\nkind = \"vm\"\nip = \"10.0.9.9/24\"\ntrunk = [10]\n";
+        assert_eq!(notices(&(with_rule("vlan = 10\n") + carried)), [] as [&str; 0]);
+
+        let late = with_rule("tcp_flags = \"ack\"");
+        assert_eq!(
+            notices(&late),
+            [
+                "rule \"x\" asks for ack, which begins no connection, and a connection's other frames \
+              follow its first one: in enforce mode it allows nothing, unless midstream = true"
+            ]
+        );
+        let lenient = late.replace("name = \"lab0\"", "name = \"lab0\"\nmidstream = true");
+        assert_eq!(notices(&lenient), [] as [&str; 0]);
+        assert_eq!(notices(&with_rule("tcp_flags = \"syn\"")), [] as [&str; 0]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use jiff::civil::Date;
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 
+use crate::condition::ConditionError;
 use crate::service::ServiceError;
 
 /// Most characters of a source line that are shown.
@@ -156,6 +157,34 @@ pub enum Problem {
         /// Why not.
         source: ServiceError,
     },
+    /// Not what a rule can ask for by this key.
+    #[error("{value:?} cannot be {key}: {source}")]
+    BadCondition {
+        /// The key.
+        key: &'static str,
+        /// The text.
+        value: String,
+        /// Why not.
+        source: ConditionError,
+    },
+    /// A key that means something for IP alone, in a rule about another ethertype.
+    #[error("{key} is a matter of IP, and this rule is about ethertype {ether_type}")]
+    NotOfIp {
+        /// The key.
+        key: &'static str,
+        /// The ethertype.
+        ether_type: String,
+    },
+    /// A condition that a service of the same rule can never meet.
+    #[error("{key} and the service {service} exclude each other: {why}")]
+    Excluded {
+        /// The condition's key.
+        key: &'static str,
+        /// The service.
+        service: String,
+        /// Why.
+        why: &'static str,
+    },
     /// Not a date.
     #[error("{value:?} is not a date")]
     BadDate {
@@ -241,6 +270,9 @@ impl Problem {
             Self::HostBits { .. } => "host-bits",
             Self::BadIfname { .. } => "bad-ifname",
             Self::BadService { .. } => "bad-service",
+            Self::BadCondition { .. } => "bad-condition",
+            Self::NotOfIp { .. } => "not-of-ip",
+            Self::Excluded { .. } => "excluded",
             Self::BadDate { .. } => "bad-date",
             Self::EmptyList { .. } => "empty-list",
             Self::EmptySelector => "empty-selector",
@@ -286,6 +318,13 @@ impl Problem {
                 "use 1 to 15 bytes without '/', ':' or white space, as the kernel does".into()
             }
             Self::BadService { source, .. } => source.help().into(),
+            Self::BadCondition { source, .. } => source.help().into(),
+            Self::NotOfIp { key, .. } => {
+                format!("leave {key} out, or write a rule of its own for IP")
+            }
+            Self::Excluded { key, .. } => {
+                format!("leave {key} out, or give the service a rule of its own")
+            }
             Self::BadDate { .. } => "write it as \"2027-01-01\"".into(),
             Self::EmptyList { .. } => "name at least one, or leave the key out".into(),
             Self::EmptySelector => {
@@ -326,6 +365,20 @@ pub enum Remark {
         rule: String,
         /// `from` or `to`.
         side: &'static str,
+    },
+    /// A rule speaks of a VLAN that is nowhere.
+    NoSuchVlan {
+        /// The rule.
+        rule: String,
+        /// The VLAN.
+        vlan: u16,
+    },
+    /// A rule asks for flags that come later in a connection, if at all.
+    NeverBegins {
+        /// The rule.
+        rule: String,
+        /// The flags.
+        flags: String,
     },
     /// A rule is left out, because its day has come.
     Expired {
@@ -370,6 +423,15 @@ impl Display for Remark {
             Self::SelectsNothing { rule, side } => {
                 write!(f, "rule {rule:?} matches nothing in its {side:?}")
             }
+            Self::NoSuchVlan { rule, vlan } => {
+                write!(f, "rule {rule:?} speaks of VLAN {vlan}, which no port carries")
+            }
+            Self::NeverBegins { rule, flags } => write!(
+                f,
+                "rule {rule:?} asks for {flags}, which begins no connection, and a connection's \
+                 other frames follow its first one: in enforce mode it allows nothing, unless \
+                 midstream = true"
+            ),
             Self::Expired { rule, day } => {
                 write!(f, "rule {rule:?} expired on {day} and is left out")
             }

@@ -16,15 +16,20 @@ use std::net::IpAddr;
 
 use firedoor_classifier::MacAddr;
 use firedoor_classifier::snapshot::{
-    Direction, Kind, Lane, Mode, RuleAction, Service, Services, Settings, Timeouts, VlanMode,
+    Direction, FlagMatch, Kind, Lane, Mode, RuleAction, Service, Services, Settings, Timeouts,
+    VlanMode,
 };
 use ipnet::IpNet;
 use jiff::civil::Date;
 use toml::de::{DeTable, DeValue};
 
 use self::reader::Reader;
+use crate::condition::{self, ConditionError};
 use crate::diagnostic::{Problem, Spanned};
 use crate::service;
+
+/// Highest VLAN identifier (IEEE 802.1Q-2018 §9.6 reserves 4095).
+const LAST_VLAN: u32 = 4_094;
 
 /// Longest name, label key and label value, in bytes.
 const MAX_NAME: usize = 63;
@@ -130,6 +135,8 @@ pub struct Rule {
     pub priority: u32,
     /// Which permission it is about.
     pub direction: Direction,
+    /// What else it asks of a conversation's first frame.
+    pub conditions: Conditions,
     /// Whether it is recorded instead of enforced.
     pub audit: bool,
     /// The first day, in UTC, on which it no longer holds.
@@ -140,6 +147,19 @@ pub struct Rule {
     pub reason: Option<String>,
     /// Where it was decided.
     pub ticket: Option<String>,
+}
+
+/// What a rule asks of a conversation's first frame besides ends and services.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conditions {
+    /// First and last source port.
+    pub source_port: Option<Spanned<(u16, u16)>>,
+    /// TCP flags.
+    pub tcp_flags: Option<Spanned<FlagMatch>>,
+    /// The ethertype; it is not ARP's.
+    pub ether_type: Option<Spanned<u16>>,
+    /// The VLAN that the frame belongs to.
+    pub vlan: Option<Spanned<u16>>,
 }
 
 /// One way to name ends of a conversation.
@@ -332,11 +352,11 @@ fn labels(table: &mut Reader<'_, '_>) -> Option<BTreeMap<String, String>> {
 
 /// `None` is an error that was reported.
 fn vlan(table: &mut Reader<'_, '_>) -> Option<VlanMode> {
-    const LAST: u32 = 4_094;
-    let access = table.number("vlan", 1, LAST);
+    let access = table.number("vlan", 1, LAST_VLAN);
     let span = table.span_of("trunk");
-    let mut trunk = table
-        .list("trunk", |value, problems| reader::number::<u16>("trunk", value, 1, LAST, problems));
+    let mut trunk = table.list("trunk", |value, problems| {
+        reader::number::<u16>("trunk", value, 1, LAST_VLAN, problems)
+    });
     trunk.sort_unstable();
     trunk.dedup();
     match (table.has("vlan"), table.has("trunk")) {
@@ -387,6 +407,7 @@ fn rule(table: &mut Reader<'_, '_>) -> Option<Rule> {
     let tier = table.choice("tier", &tiers).unwrap_or(DEFAULT_TIER);
     let priority = table.number("priority", 0, u32::MAX).unwrap_or(DEFAULT_PRIORITY);
     let direction = table.choice("direction", &DIRECTIONS).unwrap_or_default();
+    let conditions = conditions(table);
     let audit = table.choice("mode", &RULE_MODES).unwrap_or_default();
     let expires = table.date("expires");
     let [owner, reason, ticket] =
@@ -404,12 +425,62 @@ fn rule(table: &mut Reader<'_, '_>) -> Option<Rule> {
         tier,
         priority,
         direction,
+        conditions,
         audit,
         expires,
         owner,
         reason,
         ticket,
     })
+}
+
+fn conditions(table: &mut Reader<'_, '_>) -> Conditions {
+    let source_port = table.read("source_port", |value, problems| {
+        if value.get_ref().as_integer().is_some() {
+            let port = reader::number("source_port", value, 0, u16::MAX.into(), problems)?;
+            return Some(Spanned { span: value.span(), value: (port, port) });
+        }
+        let expected = "a port or range, as 68 or \"1024-65535\"";
+        let text = reader::text("source_port", expected, value, problems)?;
+        reader::parsed(text, |text| asked("source_port", text, condition::ports), problems)
+    });
+    let tcp_flags = table.parsed("tcp_flags", "a string, as \"syn,!ack\"", |text| {
+        asked("tcp_flags", text, condition::flags)
+    });
+    let ether_type = table.read("ethertype", ether_type);
+    let vlan = table.number("vlan", 1, LAST_VLAN);
+    let vlan = vlan.map(|value| Spanned { span: table.span_of("vlan"), value });
+    if let Some(named) = ether_type.as_ref().filter(|named| !condition::is_ip(named.value)) {
+        for key in ["service", "source_port", "tcp_flags"] {
+            let ether_type = condition::ether_type_text(named.value);
+            if table.has(key) {
+                table.problem(table.span_of(key), Problem::NotOfIp { key, ether_type });
+            }
+        }
+    }
+    Conditions { source_port, tcp_flags, ether_type, vlan }
+}
+
+fn ether_type(
+    value: &toml::Spanned<DeValue<'_>>,
+    problems: &mut Vec<Spanned<Problem>>,
+) -> Option<Spanned<u16>> {
+    let text = if value.get_ref().as_integer().is_some() {
+        let number: u16 = reader::number("ethertype", value, 0, u16::MAX.into(), problems)?;
+        Spanned { span: value.span(), value: format!("{number:#06x}") }
+    } else {
+        reader::text("ethertype", "a string, as \"0x88b5\"", value, problems)?
+    };
+    reader::parsed(text, |text| asked("ethertype", text, condition::ether_type), problems)
+}
+
+/// What the text of a condition means.
+fn asked<T>(
+    key: &'static str,
+    text: &str,
+    read: impl Fn(&str) -> Result<T, ConditionError>,
+) -> Result<T, Problem> {
+    read(text).map_err(|source| Problem::BadCondition { key, value: text.to_owned(), source })
 }
 
 fn service_ref(

@@ -8,6 +8,7 @@ pub mod capture;
 mod channel;
 pub mod client;
 pub mod compile;
+pub mod condition;
 pub mod connectivity;
 pub mod daemon;
 pub mod denies;

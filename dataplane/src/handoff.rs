@@ -168,7 +168,9 @@ fn connection_hash(headers: &Headers) -> Option<u64> {
             inner.dst,
             fold_ports(inner.protocol, inner.src_port, inner.dst_port),
         ),
-        Kind::Arp { .. } | Kind::Nd(_) | Kind::DhcpClient | Kind::DhcpServer => return None,
+        Kind::Arp { .. } | Kind::Nd(_) | Kind::DhcpClient | Kind::DhcpServer | Kind::NonIp => {
+            return None;
+        }
     };
     let addresses = src ^ dst;
     let folded = (addresses >> 64) as u64 ^ addresses as u64 ^ ports << 8 ^ u64::from(protocol);

@@ -6,7 +6,7 @@ use common::*;
 use firedoor_classifier::build::{self, Ends, TcpFlags};
 use firedoor_classifier::extract::NdMessage;
 use firedoor_classifier::snapshot::Mode;
-use firedoor_classifier::{DropReason, PortId};
+use firedoor_classifier::{DropReason, MacAddr, PortId};
 use firedoor_tests::fabric::{Fabric, next_snapshot, snapshot};
 use firedoor_tests::storm;
 
@@ -280,6 +280,99 @@ fn with_several_workers_both_directions_meet() {
         }
     }
     assert_eq!(fabric.drops(), []);
+    fabric.finish();
+}
+
+/// [`CONFIG`] with a rule of these lines in front of its own.
+fn with_rule(lines: &str) -> String {
+    format!("{CONFIG}\n[[rule]]\nname = \"extra\"\npriority = 1\n{lines}\n")
+}
+
+#[test]
+fn a_rule_that_asks_for_a_source_port_is_about_that_port_alone() {
+    let mut fabric = Fabric::new(&with_rule(
+        "from = { tier = \"web\" }\nto = { tier = \"db\" }\nservice = \"udp/123\"\n\
+         source_port = \"123-200\"\naction = \"allow\"",
+    ));
+    for (port, passes) in [(122, false), (123, true), (200, true), (201, false)] {
+        let question = build::udp(ends(WEB, DB), port, 123, b"?");
+        for _ in 0..2 {
+            let received = fabric.send("web", &question);
+            assert_eq!(received.len(), usize::from(passes), "from port {port}");
+        }
+        let answer = build::udp(ends(DB, WEB), 123, port, b"!");
+        assert_eq!(fabric.send("db", &answer).len(), usize::from(passes), "to port {port}");
+    }
+    fabric.finish();
+}
+
+#[test]
+fn a_rule_that_asks_for_flags_is_about_the_first_segment() {
+    let mut fabric = Fabric::new(&with_rule(
+        "from = { any = true }\nto = { any = true }\ntcp_flags = \"syn,ece\"\naction = \"deny\"",
+    ));
+    let with_ecn = TcpFlags::SYN | TcpFlags::ECE | TcpFlags::CWR;
+    assert_eq!(fabric.send("web", &build::tcp(ends(WEB, API), 40_001, 8080, with_ecn)), []);
+    handshake(&mut fabric);
+    let data = build::tcp(ends(WEB, API), 40_000, 8080, TcpFlags::ACK | TcpFlags::ECE);
+    assert_eq!(fabric.drops(), [(DropReason::Denied, 1)]);
+    fabric.send("web", &data);
+    assert_eq!(fabric.drops()[0], (DropReason::Denied, 1), "later segments follow the first");
+    fabric.finish();
+}
+
+#[test]
+fn a_rule_that_asks_for_a_vlan_is_about_that_vlan_alone() {
+    let mut fabric =
+        Fabric::new(&VLANS.replace("action = \"allow\"", "action = \"allow\"\nvlan = 10"));
+    let [a, b, c] = [(1, "10.0.0.1"), (2, "10.0.0.2"), (3, "10.0.0.3")];
+    assert_eq!(fabric.send("a", &build::udp(ends(a, b), 1, 53, b"10")).len(), 1);
+    assert_eq!(fabric.send("c", &build::udp(ends(c, b), 1, 53, b"20")), []);
+    let from_trunk = |to, vlan| build::tagged(build::udp(ends(b, to), 2, 53, b"?"), &[vlan]);
+    assert_eq!(fabric.send("b", &from_trunk(a, 10)).len(), 1);
+    assert_eq!(fabric.send("b", &from_trunk(c, 20)), []);
+    assert_eq!(fabric.drops(), [(DropReason::DefaultDeny, 2)]);
+    fabric.finish();
+}
+
+#[test]
+fn a_frame_that_is_not_ip_passes_where_a_rule_names_its_ethertype() {
+    const EXPERIMENT: u16 = 0x88b5;
+    let frame = |from: u8, to, ether_type| build::ethernet(mac(from), to, ether_type, &[7; 50]);
+    let mut fabric = Fabric::new(CONFIG);
+    assert_eq!(fabric.send("web", &frame(1, mac(2), EXPERIMENT)), []);
+    assert_eq!(fabric.drops(), [(DropReason::UnknownEtherType, 1)], "no rule speaks of it");
+    fabric.finish();
+
+    let mut fabric = Fabric::new(&with_rule(
+        "from = { tier = \"web\" }\nto = { tier = \"api\" }\nethertype = \"0x88b5\"\n\
+         action = \"allow\"\n[[rule]]\nname = \"no\"\nfrom = { tier = \"db\" }\n\
+         to = { any = true }\nethertype = \"0x88b5\"\naction = \"reject\"",
+    ));
+    let there = frame(1, mac(2), EXPERIMENT);
+    for _ in 0..3 {
+        assert_eq!(fabric.send("web", &there), [("api".into(), there.clone())], "whole");
+    }
+    let to_all = frame(1, MacAddr::BROADCAST, EXPERIMENT);
+    assert_eq!(fabric.send("web", &to_all), [("api".into(), to_all.clone())]);
+    assert_eq!(fabric.drops(), []);
+
+    let mut drops = std::collections::BTreeMap::new();
+    for (sender, refused, reason) in [
+        ("web", frame(1, mac(3), EXPERIMENT), DropReason::DefaultDeny),
+        ("api", frame(2, mac(1), EXPERIMENT), DropReason::DefaultDeny), // no connection
+        ("db", frame(3, mac(1), EXPERIMENT), DropReason::Rejected),     // no answer either
+        ("web", frame(1, mac(2), 0x88b6), DropReason::UnknownEtherType),
+        ("web", frame(3, mac(2), EXPERIMENT), DropReason::SpoofedMac),
+        ("web", frame(1, mac(9), EXPERIMENT), DropReason::UnknownDestination),
+        ("web", build::tagged(there.clone(), &[5]), DropReason::VlanNotAllowed),
+    ] {
+        assert_eq!(fabric.send(sender, &refused), [], "{}", reason.slug());
+        *drops.entry(reason).or_insert(0) += 1;
+        assert_eq!(fabric.drops(), Vec::from_iter(drops.clone()));
+    }
+    let denied = fabric.mirrored().expect("a denied frame is mirrored");
+    assert_eq!(denied.key.ether_type, EXPERIMENT);
     fabric.finish();
 }
 

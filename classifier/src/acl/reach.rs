@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use super::{Acl, Conversation, Memo, Opening};
-use crate::snapshot::{RuleAction, Service, Tag};
+use crate::snapshot::{Conditions, RuleAction, Service, Tag};
 use crate::verdict::Cause;
+use crate::wire::protocol::{SCTP, TCP, UDP};
 
 /// Some services that are allowed, all by the same rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,11 +74,20 @@ impl Acl {
     /// For each protocol that a candidate names, the ports at which its verdict may change.
     fn cuts_by_protocol(&self, candidates: &[u32]) -> BTreeMap<u8, BTreeSet<u16>> {
         let mut cuts: BTreeMap<u8, BTreeSet<u16>> = BTreeMap::new();
+        let all = || BTreeSet::from([0]);
         for &id in candidates {
+            let Conditions { src_ports, tcp_flags, .. } = self.rules[id as usize].conditions;
+            if src_ports.is_some() || tcp_flags.is_some() {
+                cuts.entry(TCP).or_insert_with(all);
+            }
+            if src_ports.is_some() {
+                cuts.entry(UDP).or_insert_with(all);
+                cuts.entry(SCTP).or_insert_with(all);
+            }
             let Some((first, end)) = self.rules[id as usize].services else { continue };
             for service in &self.services[first as usize..end as usize] {
                 let (protocol, range) = range_of(service);
-                let ports = cuts.entry(protocol).or_insert_with(|| BTreeSet::from([0]));
+                let ports = cuts.entry(protocol).or_insert_with(all);
                 ports.insert(*range.start());
                 ports.extend(range.end().checked_add(1));
             }

@@ -30,9 +30,10 @@ impl Oracle {
     }
 
     /// Whether any service at all may go from one tag to the other: tried at every port that a rule
-    /// names and beside it, for every protocol that a rule names and one that none does.
+    /// names and beside it, for every protocol that has ports or that a rule names, and one that
+    /// none does.
     pub(super) fn may_say_anything(&self, from: Tag, to: Tag) -> bool {
-        let mut protocols = BTreeSet::from([0]);
+        let mut protocols = BTreeSet::from([0, 6, 17, 132]);
         let mut ports = BTreeSet::from([0, u16::MAX]);
         for service in self.snapshot.rules.iter().flat_map(|rule| match &rule.services {
             Services::Any => &[],

@@ -30,6 +30,9 @@ pub const HEADER_LEN: usize = 14;
 /// Bytes that one tag adds.
 pub const TAG_LEN: usize = 4;
 
+/// The least ethertype: what is lower in its place is a length (IEEE 802.3 §3.2.6).
+pub const FIRST_ETHER_TYPE: u16 = 0x0600;
+
 /// Ethertypes (IANA "IEEE 802 Numbers").
 pub mod ether_type {
     /// IPv4.

@@ -177,6 +177,15 @@ impl<'t, 'i> Reader<'t, 'i> {
         parsed(text, date, self.problems)
     }
 
+    /// What `read` makes of the value at `key`.
+    pub(super) fn read<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&Value<'i>, &mut Vec<Spanned<Problem>>) -> Option<T>,
+    ) -> Option<T> {
+        read(self.take(key)?, self.problems)
+    }
+
     /// What `read` makes of one value or of each of a list.
     pub(super) fn list<T>(
         &mut self,
