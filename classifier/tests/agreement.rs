@@ -18,8 +18,8 @@ use firedoor_classifier::key::to_bits;
 use firedoor_classifier::mask::MASKS;
 use firedoor_classifier::oracle::{Oracle, Ruling};
 use firedoor_classifier::snapshot::{
-    Conditions, Direction, Kind as WorkloadKind, Lane, Mode, Prefix, Rule, RuleAction, Service,
-    Services, Settings, TagInfo, TagSet, VlanMode, Workload,
+    Conditions, Direction, FlagMatch, Kind as WorkloadKind, Lane, Mode, Prefix, Rule, RuleAction,
+    Service, Services, Settings, TagInfo, TagSet, VlanMode, Workload,
 };
 use firedoor_classifier::verdict::{Action, DropReason};
 use firedoor_classifier::{
@@ -143,12 +143,17 @@ fn conditions() -> BoxedStrategy<Conditions> {
     let vlan = prop_oneof![4 => Just(None), 2 => select(vec![Some(10), Some(20)])];
     let ranges = vec![(0, 1_023), (53, 53), (1_024, u16::MAX), (5_000, 40_000)];
     let src_ports = prop_oneof![2 => Just(None), 1 => select(ranges).prop_map(Some)];
-    let some = (ether_type, vlan, src_ports).prop_map(|(ether_type, vlan, src_ports)| Conditions {
-        ether_type,
-        vlan,
-        src_ports,
-        tcp_flags: None,
-    });
+    let flags = vec![(0x02, 0x02), (0x12, 0x02), (0x10, 0x10), (0x10, 0), (0x42, 0x42), (0x08, 0)];
+    let flags = select(flags).prop_map(|(mask, value)| Some(FlagMatch { mask, value }));
+    let tcp_flags = prop_oneof![2 => Just(None), 1 => flags];
+    let some = (ether_type, vlan, src_ports, tcp_flags).prop_map(
+        |(ether_type, vlan, src_ports, tcp_flags)| Conditions {
+            ether_type,
+            vlan,
+            src_ports,
+            tcp_flags,
+        },
+    );
     prop_oneof![3 => Just(Conditions::default()), 2 => some].boxed()
 }
 
@@ -218,10 +223,13 @@ fn snapshot() -> BoxedStrategy<Snapshot> {
 fn transport(is_v6: bool) -> impl Strategy<Value = (u8, u8, u16, u16)> {
     let icmp = if is_v6 { 58 } else { 1 };
     let (request, reply) = if is_v6 { (128 << 8, 129 << 8) } else { (8 << 8, 0) };
+    let server = || select(vec![22, 80, 443]);
     prop_oneof![
         // Handshakes and what cannot begin one never share ports: the oracle knows no TCP states.
-        3 => (select(vec![1_000, 40_000]), select(vec![22, 80, 443])).prop_map(|(a, b)| (6, 2, a, b)),
-        1 => (select(vec![1_001, 40_001]), select(vec![22, 80, 443])).prop_map(|(a, b)| (6, 16, a, b)),
+        3 => (select(vec![0x02, 0x42]), select(vec![1_000, 40_000]), server())
+            .prop_map(|(flags, from, to)| (6, flags, from, to)),
+        1 => (select(vec![0x10, 0x18]), select(vec![1_001, 40_001]), server())
+            .prop_map(|(flags, from, to)| (6, flags, from, to)),
         3 => (select(vec![53, 5_000]), select(vec![53, 5_000])).prop_map(|(a, b)| (17, 0, a, b)),
         2 => select(vec![request, reply]).prop_map(move |kind| (icmp, 0, 7, kind)),
         1 => Just((icmp, 0, 0, if is_v6 { 131 << 8 } else { 9 << 8 })),
