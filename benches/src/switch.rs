@@ -10,7 +10,7 @@ use firedoor_dataplane::counters::WorkerCounters;
 use firedoor_dataplane::handoff::{Doorstep, Peers};
 use firedoor_dataplane::mirror::{Mirror, MirrorSender};
 use firedoor_dataplane::outbox::Outbox;
-use firedoor_dataplane::path::Path;
+use firedoor_dataplane::path::{Burst, Path};
 use firedoor_dataplane::policy::PolicyCell;
 use firedoor_dataplane::pool::{FramePool, FrameStore};
 use firedoor_dataplane::port::Port;
@@ -55,6 +55,7 @@ impl Switch {
                 counters: Arc::clone(&counters),
                 mirror: MirrorSender::new(Mirror::new(0), 0, 0),
                 peers: Peers::new(index, Arc::clone(&doorsteps)),
+                burst: Burst::default(),
             };
             let epoch = Arc::<AtomicU64>::default();
             let worker = Worker::new(path, Arc::clone(&cell), epoch, inbox, Clock::default());

@@ -80,6 +80,15 @@ pub struct Classified {
 /// neither it nor a rule speaks of the ethertype, [`DropReason::VlanNotAllowed`] if the port does
 /// not carry the VLAN or not with this tagging.
 pub fn admit(policy: &Policy, headers: &Headers) -> Result<Headers, DropReason> {
+    let vlan = vlan_of(policy, headers)?;
+    Ok(Headers { key: FlowKey { vlan, ..headers.key }, ..*headers })
+}
+
+/// The VLAN that a frame belongs to.
+///
+/// # Errors
+/// As [`admit`].
+pub fn vlan_of(policy: &Policy, headers: &Headers) -> Result<u16, DropReason> {
     let workload = policy.port(headers.key.ingress).ok_or(DropReason::NoPolicy)?;
     if headers.kind == Kind::NonIp && !policy.names_ether_type(headers.key.ether_type) {
         return Err(DropReason::UnknownEtherType);
@@ -94,8 +103,7 @@ pub fn admit(policy: &Policy, headers: &Headers) -> Result<Headers, DropReason> 
             (is_tagged && carries).then_some(tag)
         }
     };
-    let vlan = vlan.ok_or(DropReason::VlanNotAllowed)?;
-    Ok(Headers { key: FlowKey { vlan, ..headers.key }, ..*headers })
+    vlan.ok_or(DropReason::VlanNotAllowed)
 }
 
 /// Whether the address may be learned from a frame that `port` sent: only routers' ports learn, and

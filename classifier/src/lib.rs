@@ -38,6 +38,7 @@ pub mod mask;
 pub mod oracle;
 pub mod pipeline;
 pub mod policy;
+pub mod pressure;
 pub mod reply;
 pub mod snapshot;
 pub mod time;

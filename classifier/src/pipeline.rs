@@ -8,17 +8,22 @@ use std::sync::Arc;
 
 use crate::acl::Memo;
 use crate::cache::{Cacheable, FlowCache, FlowInfo};
-use crate::classify::{Classified, Context, Related, admit, classify, is_conversation, may_learn};
-use crate::connections::{Commit, ConnectionInfo, Connections, Hit, Lookup, Side};
+use crate::classify::{
+    Classified, Context, Related, classify, is_conversation, may_learn, vlan_of,
+};
+use crate::connections::{self, Commit, ConnectionInfo, Connections, Hints, Hit, Lookup, Side};
 use crate::extract::{Embedded, Headers, Kind, TcpFields};
 use crate::fdb::Fdb;
 use crate::key::FlowKey;
 use crate::policy::Policy;
+use crate::pressure::Pressure;
 use crate::snapshot::{Mode, PortId};
 use crate::time::Nanos;
 use crate::verdict::{Action, Cause, DropReason, Verdict};
 use crate::wire::protocol;
 
+/// Frames that are judged together, at most, without an allocation.
+pub const BURST: usize = connections::BATCH;
 /// Connections and MAC addresses looked at for expiry, per [`Pipeline::tick`].
 const TICK_LIMIT: usize = 256;
 
@@ -29,6 +34,11 @@ pub struct Pipeline {
     cache: FlowCache,
     fdb: Fdb,
     memo: Memo,
+    pressure: Pressure,
+    /// Why frames of the burst that is being judged may not be admitted, by their position.
+    refusals: Vec<Option<DropReason>>,
+    /// Where the burst's connections are.
+    hints: Hints,
     /// Where the last flood goes.
     receivers: Vec<PortId>,
     /// Hits and upcalls; the tables count the rest themselves.
@@ -61,6 +71,9 @@ impl Pipeline {
             cache: FlowCache::new(settings.max_flows),
             fdb: Fdb::new(settings.mac_ageing_secs),
             memo: Memo::default(),
+            pressure: Pressure::new(&policy),
+            refusals: Vec::with_capacity(BURST),
+            hints: Hints::new(),
             receivers: Vec::with_capacity(policy.snapshot().workloads.len()),
             stats: PipelineStats::default(),
             policy,
@@ -79,6 +92,7 @@ impl Pipeline {
             may_learn(&policy, port, mac) && policy.vlan(vlan).is_some_and(|vlan| vlan.has(port))
         });
         self.memo.clear();
+        self.pressure.configure(&policy);
         self.policy = policy;
     }
 
@@ -91,20 +105,52 @@ impl Pipeline {
     ///
     /// This is steps 3 to 5 of the path of a frame, and the state half of step 6.
     pub fn judge(&mut self, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
-        self.receivers.clear();
-        let headers = match admit(&self.policy, headers) {
-            Ok(admitted) => admitted,
-            Err(reason) => return Verdict::drop(reason),
-        };
-        self.learn(&headers.key, now);
-        match headers.kind {
-            Kind::IcmpError(embedded) => {
-                let related = self.related(&embedded, headers.key.vlan, now);
-                self.upcall(&headers, related, now).verdict
-            }
-            _ if is_conversation(&headers) => self.judge_conversation(&headers, bytes, now),
-            _ => self.upcall(&headers, None, now).verdict,
+        let mut burst = [*headers];
+        self.prepare(&mut burst);
+        let [admitted] = &burst;
+        self.judge_next(admitted, 0, bytes, now)
+    }
+
+    /// Makes ready to judge a burst of frames, in their order, by [`Pipeline::judge_next`]: in each,
+    /// [`FlowKey::vlan`] becomes the VLAN that the frame belongs to.
+    ///
+    /// Nothing is decided here but whether a frame may be admitted, so it does not matter what the
+    /// first frames of a burst change for the later ones.
+    pub fn prepare(&mut self, burst: &mut [Headers]) {
+        self.refusals.clear();
+        for headers in burst.iter_mut() {
+            let vlan = vlan_of(&self.policy, headers);
+            self.refusals.push(vlan.err());
+            headers.key.vlan = vlan.unwrap_or(headers.key.vlan);
         }
+        self.connections.prepare(&*burst, &mut self.hints);
+    }
+
+    /// Judges the frame at position `at` of the [prepared](Pipeline::prepare) burst, as
+    /// [`Pipeline::judge`] does.
+    pub fn judge_next(
+        &mut self,
+        headers: &Headers,
+        at: usize,
+        bytes: usize,
+        now: Nanos,
+    ) -> Verdict {
+        self.receivers.clear();
+        if let Some(reason) = self.refusals.get(at).copied().flatten() {
+            return Verdict::drop(reason);
+        }
+        self.learn(&headers.key, now);
+        if is_conversation(headers) {
+            return self.judge_conversation(headers, at, bytes, now);
+        }
+        if !self.pressure.take_upcall(&headers.key, now) {
+            return Verdict::drop(DropReason::UpcallLimit);
+        }
+        let related = match headers.kind {
+            Kind::IcmpError(embedded) => self.related(&embedded, headers.key.vlan, now),
+            _ => None,
+        };
+        self.upcall(headers, related, now).verdict
     }
 
     /// The ports that the last [`Action::Flood`] verdict reaches.
@@ -154,8 +200,19 @@ impl Pipeline {
         self.cache.list(from, limit, self.policy.epoch())
     }
 
-    fn judge_conversation(&mut self, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
-        match self.connections.lookup(headers, self.policy.epoch(), now) {
+    fn judge_conversation(
+        &mut self,
+        headers: &Headers,
+        at: usize,
+        bytes: usize,
+        now: Nanos,
+    ) -> Verdict {
+        let epoch = self.policy.epoch();
+        let found = match self.hints.get(at) {
+            Some(hint) => self.connections.lookup_hinted(headers, hint, epoch, now),
+            None => self.connections.lookup(headers, epoch, now),
+        };
+        match found {
             Lookup::Current(hit) if !self.has_moved(&hit, &headers.key, now) => {
                 self.stats.connection_hits += 1;
                 self.connections.observe(&hit, headers, bytes, now);
@@ -192,7 +249,7 @@ impl Pipeline {
         let Some(original) = self.connections.original(hit.id) else {
             return self.begin(headers, bytes, now);
         };
-        let verdict = self.judge_by_policy(&as_first(original), now);
+        let verdict = self.judge_again(&as_first(original), now);
         let replier = match hit.side {
             Side::Original => hit.output,
             Side::Reply => headers.key.ingress,
@@ -232,15 +289,41 @@ impl Pipeline {
         Verdict { cause: Cause::Switch, would_drop: Some(reason), ..verdict }
     }
 
-    /// The policy's verdict: cached, or by upcall.
+    /// The policy's verdict: cached, or by upcall if the port may have one.
     fn judge_by_policy(&mut self, headers: &Headers, now: Nanos) -> Verdict {
-        let epoch = self.policy.epoch();
-        if let Some(verdict) = self.cache.lookup(&headers.key, epoch, &self.fdb, now) {
-            self.stats.cache_hits += 1;
+        if let Some(verdict) = self.cached(headers, now) {
             return verdict;
         }
+        if !self.pressure.take_upcall(&headers.key, now) {
+            return Verdict::drop(DropReason::UpcallLimit);
+        }
+        self.upcall_and_cache(headers, now)
+    }
+
+    /// The policy's verdict on a frame that began a live connection.
+    ///
+    /// Its port does not pay: connections lose nothing while a new policy comes into force, however
+    /// many they are. A connection is judged again once per epoch or move of its destination, so this
+    /// is bounded by the port's share of connections.
+    fn judge_again(&mut self, original: &Headers, now: Nanos) -> Verdict {
+        match self.cached(original, now) {
+            Some(verdict) => verdict,
+            None => self.upcall_and_cache(original, now),
+        }
+    }
+
+    fn cached(&mut self, headers: &Headers, now: Nanos) -> Option<Verdict> {
+        let verdict = self.cache.lookup(&headers.key, self.policy.epoch(), &self.fdb, now)?;
+        self.stats.cache_hits += 1;
+        Some(verdict)
+    }
+
+    fn upcall_and_cache(&mut self, headers: &Headers, now: Nanos) -> Verdict {
         let Classified { verdict, mask, learned, .. } = self.upcall(headers, None, now);
-        if let Some(mask) = mask {
+        if let Some(mask) = mask
+            && self.pressure.take_install(headers.key.ingress, now)
+        {
+            let epoch = self.policy.epoch();
             self.cache.install(&headers.key, Cacheable { mask, verdict, learned, epoch }, now);
         }
         verdict
@@ -267,7 +350,7 @@ impl Pipeline {
         if matches!(found, Lookup::Current(_)) && !self.has_moved(&hit, &original, now) {
             return Some(Related { output: hit.output, cause: hit.cause });
         }
-        let verdict = self.judge_by_policy(&as_first(original), now);
+        let verdict = self.judge_again(&as_first(original), now);
         let output = match (verdict.action, hit.side) {
             (Action::Drop(_), _) => {
                 self.connections.remove(hit.id);

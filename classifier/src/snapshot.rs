@@ -88,6 +88,8 @@ pub struct Settings {
     pub max_connections: u32,
     /// Bound on flow cache entries per worker.
     pub max_flows: u32,
+    /// Most upcalls a second that the frames of one port get, per worker.
+    pub upcalls_per_sec: u32,
     /// Whether TCP connections without a seen handshake may be picked up, if policy allows them.
     pub midstream: bool,
     /// Seconds a learned MAC address is kept without being seen.
@@ -114,6 +116,7 @@ impl Default for Settings {
             frames: 16_384,
             max_connections: 262_144,
             max_flows: 65_536,
+            upcalls_per_sec: 200_000,
             midstream: false,
             mac_ageing_secs: 300,
             timeouts: Timeouts::default(),

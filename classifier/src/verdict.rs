@@ -211,6 +211,8 @@ drop_reasons! {
 
     /// The connection table is full.
     ConnectionsFull = "connections-full", Limit, "the connection table is full";
+    /// It needs an upcall, and its port has had as many as it may.
+    UpcallLimit = "upcall-limit", Limit, "its port begins more than upcalls_per_sec allows";
     /// No frame was left in the umem for a copy.
     NoFrame = "no-frame", Limit, "the umem had no free frame";
     /// The output port's queue is full.

@@ -264,6 +264,9 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
             .number("max_connections", 1, 1 << 26)
             .unwrap_or(default.max_connections),
         max_flows: table.number("max_flows", 1, 1 << 24).unwrap_or(default.max_flows),
+        upcalls_per_sec: table
+            .number("upcalls_per_sec", 1, 1_000_000_000)
+            .unwrap_or(default.upcalls_per_sec),
         midstream: table.flag("midstream").unwrap_or(default.midstream),
         mac_ageing_secs: table
             .number("mac_ageing_secs", 10, 1_000_000)

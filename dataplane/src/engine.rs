@@ -22,7 +22,7 @@ use crate::counters::WorkerCounters;
 use crate::handoff::{Doorstep, Peers};
 use crate::mirror::{Mirror, MirrorSender};
 use crate::outbox::Outbox;
-use crate::path::Path;
+use crate::path::{Burst, Path};
 use crate::policy::PolicyCell;
 use crate::pool::{FramePool, FrameStore};
 use crate::port::Port;
@@ -230,6 +230,7 @@ impl Engine {
                 settings.mirror_snaplen,
             ),
             peers: Peers::new(index, Arc::clone(doorsteps)),
+            burst: Burst::default(),
         };
         let cell = Arc::clone(&self.policy);
         let worker = Worker::new(path, cell, Arc::clone(&epoch), inbox, self.clock);

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use firedoor_classifier::checksum::complete_partial;
 use firedoor_classifier::extract::{Headers, extract};
 use firedoor_classifier::reply::{MAX_REPLY, refuse};
-use firedoor_classifier::snapshot::{Mode, VlanMode};
+use firedoor_classifier::snapshot::Mode;
 use firedoor_classifier::verdict::{Action, DropGroup, Verdict};
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
 
@@ -49,6 +49,16 @@ pub struct Path {
     pub mirror: MirrorSender,
     /// The other workers.
     pub peers: Peers,
+    /// Frames that wait to be judged together.
+    pub burst: Burst,
+}
+
+/// Frames whose headers were read, in the order in which they came.
+#[derive(Debug, Default)]
+pub struct Burst {
+    frames: Vec<Frame>,
+    /// Those of the frame at the same position.
+    headers: Vec<Headers>,
 }
 
 impl Path {
@@ -64,12 +74,13 @@ impl Path {
         cells.rx_frames.add(batch.len() as u64);
         cells.rx_bytes.add(batch.iter().map(|frame| frame.len() as u64).sum());
         for frame in batch.drain(..) {
-            self.admit(ingress, frame, now);
+            self.read(ingress, frame, now);
         }
+        self.judge_burst(now);
     }
 
     /// Step 2: reads the headers, and finds the worker that judges the frame.
-    fn admit(&mut self, ingress: PortId, frame: Frame, now: Nanos) {
+    fn read(&mut self, ingress: PortId, frame: Frame, now: Nanos) {
         let extracted = extract(self.pool.umem().bytes(&frame), ingress);
         // Borrowed, not moved: headers are larger than what it takes to read them.
         let headers = match &extracted {
@@ -81,7 +92,7 @@ impl Path {
             }
         };
         match self.peers.judge_of(headers) {
-            None => self.judge(frame, headers, now),
+            None => self.burst.push(frame, headers),
             Some(owner) => {
                 if let Err(parcel) = owner.leave(Parcel::Judge(frame, *headers)) {
                     self.discard_parcel(parcel);
@@ -90,10 +101,17 @@ impl Path {
         }
     }
 
-    /// Steps 3 to 6 for a frame that this worker judges.
-    pub fn judge(&mut self, frame: Frame, headers: &Headers, now: Nanos) {
-        let verdict = self.pipeline.judge(headers, frame.len(), now);
-        self.apply(frame, headers, &verdict, now);
+    /// Steps 3 to 6 for the frames that wait, one after the other. They are prepared together: so
+    /// what one has to wait for, memory above all, comes while the others' is on its way.
+    fn judge_burst(&mut self, now: Nanos) {
+        let Burst { mut frames, mut headers } = std::mem::take(&mut self.burst);
+        self.pipeline.prepare(&mut headers);
+        for (at, (frame, headers)) in frames.drain(..).zip(&headers).enumerate() {
+            let verdict = self.pipeline.judge_next(headers, at, frame.len(), now);
+            self.apply(frame, headers, &verdict, now);
+        }
+        headers.clear();
+        self.burst = Burst { frames, headers };
     }
 
     /// Step 6: does what the verdict says.
@@ -194,14 +212,11 @@ impl Path {
     fn send(&mut self, mut frame: Frame, headers: &Headers, output: PortId) {
         let policy = self.pipeline.policy();
         let ingress = headers.key.ingress;
-        let (Some(from), Some(to)) = (policy.port(ingress), policy.port(output)) else {
+        let Some(to) = policy.port(output) else {
             return self.discard(frame, DropReason::PortDown, ingress);
         };
-        let vlan = match from.vlan {
-            VlanMode::Access(vlan) => vlan,
-            VlanMode::Trunk(_) => headers.key.vlan,
-        };
-        if retag(self.pool.umem(), &mut frame, headers.vlan_tags, vlan, &to.vlan) {
+        let (tags, vlan) = (headers.vlan_tags, headers.key.vlan);
+        if retag(self.pool.umem(), &mut frame, tags, vlan, &to.vlan) {
             self.queue(frame, ingress, output);
         } else {
             self.discard(frame, DropReason::TooBig, ingress);
@@ -237,7 +252,12 @@ impl Path {
             let Some(parcel) = self.peers.own().take() else { break };
             count += 1;
             match parcel {
-                Parcel::Judge(frame, headers) => self.judge(frame, &headers, now),
+                Parcel::Judge(frame, headers) => {
+                    self.burst.push(frame, &headers);
+                    if self.burst.is_full() {
+                        self.judge_burst(now);
+                    }
+                }
                 Parcel::Transmit(frame, output) => {
                     if let Err((frame, reason)) = self.outbox.push(output, frame) {
                         self.counters.dropped(reason);
@@ -246,6 +266,7 @@ impl Path {
                 }
             }
         }
+        self.judge_burst(now);
         count
     }
 
@@ -257,5 +278,16 @@ impl Path {
     fn discard_parcel(&mut self, parcel: Parcel) {
         self.counters.dropped(DropReason::HandoffFull);
         self.pool.give(parcel.into_frame());
+    }
+}
+
+impl Burst {
+    fn push(&mut self, frame: Frame, headers: &Headers) {
+        self.frames.push(frame);
+        self.headers.push(*headers);
+    }
+
+    fn is_full(&self) -> bool {
+        self.frames.len() >= BURST
     }
 }

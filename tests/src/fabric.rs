@@ -11,7 +11,7 @@ use firedoor_dataplane::counters::WorkerCounters;
 use firedoor_dataplane::handoff::{Doorstep, Peers};
 use firedoor_dataplane::mirror::{Mirror, MirrorSender, Record};
 use firedoor_dataplane::outbox::Outbox;
-use firedoor_dataplane::path::Path;
+use firedoor_dataplane::path::{Burst, Path};
 use firedoor_dataplane::policy::PolicyCell;
 use firedoor_dataplane::pool::{FramePool, FrameStore};
 use firedoor_dataplane::port::Port;
@@ -131,6 +131,7 @@ impl Fabric {
             counters: Arc::clone(&counters),
             mirror: MirrorSender::new(Arc::clone(&mirror), rate, snaplen),
             peers,
+            burst: Burst::default(),
         };
         let (cell, epoch) = (Arc::clone(&self.policy), Arc::<AtomicU64>::default());
         let worker = Worker::new(path, cell, epoch, inbox, Clock::default());

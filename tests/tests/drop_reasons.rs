@@ -95,6 +95,7 @@ fn scenes() -> Vec<(DropReason, fn() -> u64)> {
         (DropReason::TooBig, a_frame_above_the_mtu),
         (DropReason::NoPolicy, a_port_without_a_workload),
         (DropReason::ConnectionsFull, more_connections_than_fit),
+        (DropReason::UpcallLimit, more_questions_than_the_port_may_ask),
         (DropReason::NoFrame, a_copy_without_a_free_frame),
         (DropReason::TxFull, a_receiver_that_does_not_take),
         (DropReason::HandoffFull, a_worker_that_does_not_take),
@@ -154,6 +155,18 @@ fn more_connections_than_fit() -> u64 {
     let mut fabric = Fabric::of(small);
     (50_000..50_005).for_each(|port| handshake_from(&mut fabric, port, true));
     counted(fabric, DropReason::ConnectionsFull)
+}
+
+/// Address resolution is judged frame by frame, by upcall.
+fn more_questions_than_the_port_may_ask() -> u64 {
+    let mut strict = snapshot(CONFIG);
+    strict.settings.upcalls_per_sec = 1;
+    let mut fabric = Fabric::of(strict);
+    let (web, api) = (WEB.1.parse().unwrap(), API.1.parse().unwrap());
+    for _ in 0..100 {
+        fabric.send("web", &build::arp_request(mac(1), web, api));
+    }
+    counted(fabric, DropReason::UpcallLimit)
 }
 
 fn a_copy_without_a_free_frame() -> u64 {

@@ -200,6 +200,64 @@ fn a_second_flow_of_a_pair_is_answered_by_the_cache() {
     assert_eq!((stats.upcalls, stats.cache_hits), (2, 18));
 }
 
+/// A switch whose ports get one upcall a second, and a rule that makes each conversation need one.
+fn strict() -> Switch {
+    let mut snapshot = snapshot();
+    snapshot.settings.upcalls_per_sec = 1;
+    snapshot.rules[1].conditions.src_ports = Some((1_024, 65_535));
+    Switch::new(snapshot)
+}
+
+#[test]
+fn a_port_that_begins_too_much_is_refused_by_name_and_keeps_what_it_began() {
+    let mut switch = strict();
+    let dns = |port| build::udp(ends(WEB, API), port, 53, b"?");
+    let began = (2_000..3_000).filter(|&port| switch.refused(WEB, &dns(port)).is_none()).count();
+    assert!((64..70).contains(&began), "{began}");
+    assert_eq!(switch.refused(WEB, &dns(3_000)), Some(DropReason::UpcallLimit));
+    assert_eq!(switch.reached(WEB, &dns(2_000)), [API]);
+    assert_eq!(switch.reached(API, &build::udp(ends(API, WEB), 53, 2_000, b"!")), [WEB]);
+    let (api, web) = ([10, 10, 0, 2].into(), [10, 10, 0, 1].into());
+    assert_eq!(switch.reached(API, &build::arp_request(mac(API), api, web)), [WEB]);
+    let question = build::arp_request(mac(WEB), web, api);
+    assert_eq!(switch.refused(WEB, &question), Some(DropReason::UpcallLimit));
+}
+
+#[test]
+fn a_policy_change_costs_live_connections_no_frame_however_many_upcalls_it_takes() {
+    let mut switch = strict();
+    let dns = |port| build::udp(ends(WEB, API), port, 53, b"?");
+    let ports: Vec<u16> =
+        (2_000..3_000).filter(|&port| switch.refused(WEB, &dns(port)).is_none()).collect();
+    for _ in 0..3 {
+        switch.change(|_| {});
+        let before = switch.pipeline.stats().upcalls;
+        assert_eq!(switch.refused(WEB, &dns(9_999)), Some(DropReason::UpcallLimit));
+        for &port in &ports {
+            assert_eq!(switch.reached(WEB, &dns(port)), [API]);
+            assert_eq!(switch.reached(API, &build::udp(ends(API, WEB), 53, port, b"!")), [WEB]);
+        }
+        let upcalls = switch.pipeline.stats().upcalls - before;
+        assert_eq!(upcalls, ports.len() as u64, "each connection is judged again, once");
+    }
+}
+
+/// Frames of one burst see what those before them changed.
+#[test]
+fn a_burst_is_judged_in_its_order() {
+    let mut switch = Switch::new(snapshot());
+    let syn = headers(WEB, &syn(ends(WEB, API), 8080));
+    let answer = headers(API, &syn_ack(ends(API, WEB), 8080));
+    let tagged = headers(WEB, &build::tagged(build::udp(ends(WEB, API), 1, 53, b""), &[5]));
+    let mut burst = [answer, syn, answer, tagged];
+    switch.pipeline.prepare(&mut burst);
+    let reasons: Vec<_> = (0..burst.len())
+        .map(|at| switch.pipeline.judge_next(&burst[at], at, 64, switch.now).drop_reason())
+        .collect();
+    let (early, tag) = (DropReason::DefaultDeny, DropReason::VlanNotAllowed);
+    assert_eq!(reasons, [Some(early), None, None, Some(tag)]);
+}
+
 #[test]
 fn learn_and_audit_block_nothing_and_say_what_they_would() {
     for mode in [Mode::Learn, Mode::Audit] {

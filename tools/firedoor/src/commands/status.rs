@@ -270,9 +270,10 @@ fn show_settings(settings: &Settings, out: &mut Output) -> anyhow::Result<()> {
     } = settings.timeouts;
     writeln!(
         out,
-        "limits       {} flows cached and {} frames/s mirrored per worker,\n             \
-         {} bytes of each frame",
+        "limits       {} flows cached, {} upcalls/s a port, and {} frames/s mirrored\n             \
+         per worker, {} bytes of each frame",
         Count(settings.max_flows.into()),
+        Count(settings.upcalls_per_sec.into()),
         Count(settings.mirror_per_sec.into()),
         settings.mirror_snaplen
     )?;
