@@ -1,12 +1,14 @@
 //! What `firedoor bench` measures.
 //!
 //! Each module is one command: [`classify`] the ACL on rules and headers from files, [`flows`] the
-//! connection table, [`tse`] the flow cache under tuple space explosion. A measurement is a function
+//! connection table, [`tse`] the flow cache under tuple space explosion,
+//! [`compare`] whole switches side by side. A measurement is a function
 //! from its options to a report that serializes; printing is the command line's. Whatever takes long
 //! reports to a [`Progress`].
 #![forbid(unsafe_code)]
 
 pub mod classify;
+pub mod compare;
 pub mod flows;
 mod progress;
 pub mod tse;

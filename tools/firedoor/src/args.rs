@@ -351,9 +351,10 @@ pub(crate) struct PolicyApplyArgs {
 
 /// Measures the switch and its parts.
 #[derive(Debug, Subcommand)]
-#[command(after_help = "Example: firedoor bench classify --rules tests/data/classbench/acl1_1k")]
+#[command(after_help = "Example: sudo firedoor bench compare --quick")]
 pub(crate) enum BenchCommand {
     Classify(BenchClassifyArgs),
+    Compare(BenchCompareArgs),
 }
 
 /// Looks headers up among ClassBench rules, with the tables that the switch judges by.
@@ -379,6 +380,48 @@ pub(crate) struct BenchClassifyArgs {
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Measures switches side by side: throughput, latency and what they cost.
+///
+/// Sender, switch and receiver are network namespaces of this machine, made for the purpose. A
+/// system that is not installed is named, with the package that brings it, and left out. Exits 1
+/// if something could not be measured.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: sudo firedoor bench compare --only udp-10k --peers bridge,firedoor"
+)]
+pub(crate) struct BenchCompareArgs {
+    /// A few scenarios, for a first idea in a few minutes
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Only these scenarios, as udp-10k, or udp-10k/1000 for one number of rules
+    #[arg(long, value_name = "SCENARIO", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+    /// Only these systems: bridge, bridge+nft, ovs-afxdp, redirect, firedoor
+    #[arg(long, value_name = "SYSTEM", value_delimiter = ',')]
+    pub(crate) peers: Vec<String>,
+    /// Where the report is written; a new directory here if left out
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// How often everything is measured
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) rounds: Option<u16>,
+    /// Length of each measurement
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) seconds: Option<f64>,
+    /// List the scenarios and systems, and measure nothing
+    #[arg(long)]
+    pub(crate) list: bool,
+}
+
+/// A length of time that a measurement can have.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "is no number".to_owned())?;
+    match (0.1..=600.0).contains(&seconds) {
+        true => Ok(seconds),
+        false => Err("must be from 0.1 to 600".to_owned()),
+    }
 }
 
 /// The data plane role; `firedoor run` starts it.

@@ -18,7 +18,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn add(netlink: &mut Netlink, index: u32, address: IpNet) -> io::Result<()> {
+pub fn add(netlink: &mut Netlink, index: u32, address: IpNet) -> io::Result<()> {
     let mut message = AddressMessage::default();
     message.header.family = family(address.addr());
     message.header.prefix_len = address.prefix_len();
@@ -39,7 +39,7 @@ pub(crate) fn add(netlink: &mut Netlink, index: u32, address: IpNet) -> io::Resu
 ///
 /// # Errors
 /// The kernel's, such as `ENETUNREACH` if no address is in the gateway's network.
-pub(crate) fn set_default_route(netlink: &mut Netlink, gateway: IpAddr) -> io::Result<()> {
+pub fn set_default_route(netlink: &mut Netlink, gateway: IpAddr) -> io::Result<()> {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
         address_family: family(gateway),

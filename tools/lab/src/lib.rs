@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-mod address;
+pub mod address;
 mod build;
 mod error;
 pub mod guest;

@@ -1,3 +1,4 @@
 //! `firedoor bench`: what firedoor-bench measures, printed.
 
 pub(crate) mod classify;
+pub(crate) mod compare;

@@ -1,0 +1,172 @@
+//! TCP over sockets: how much goes through connections, and how many connections a second.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::window::{Window, watch};
+use super::{Manner, Sample};
+use crate::compare::error::{BuildError, building};
+use crate::compare::scenario::Metric;
+use crate::compare::topology::Topology;
+
+/// The receiver's port.
+const PORT: u16 = 5_001;
+/// Bytes of one write, and of one read.
+const CHUNK: usize = 128 << 10;
+/// How long a blocked end waits before it looks whether to stop.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long a connection may take to open.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+/// How long streams run before they are watched: slow start is over.
+const SETTLE: Duration = Duration::from_millis(500);
+/// Clients that open and close connections at once.
+const CLIENTS: usize = 4;
+
+/// Measures the throughput of `streams` connections.
+pub(super) fn measure(
+    streams: u32,
+    topology: &Topology,
+    manner: &Manner<'_>,
+) -> Result<Sample, BuildError> {
+    let (received, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let listener = listen(topology)?;
+    let window = thread::scope(|scope| {
+        let stop = Stop(&done);
+        for _ in 0..streams {
+            let from = connect(topology)?;
+            let to = building("accept a connection", accept(&listener))?;
+            scope.spawn(|| fill(from, &done));
+            scope.spawn(|| drain(to, &received, &done));
+        }
+        manner.wait(SETTLE)?;
+        let window = watch(manner, || Ok(received.load(Ordering::Relaxed)));
+        drop(stop);
+        window
+    })?;
+    Ok(Sample::of([
+        (Metric::BitsPerSecond, 8.0 * window.rate()),
+        (Metric::CpuNsPerKilobyte, 1e3 * window.ns_each()),
+    ]))
+}
+
+/// Measures how many connections are opened and closed.
+pub(super) fn measure_connections(
+    topology: &Topology,
+    manner: &Manner<'_>,
+) -> Result<Sample, BuildError> {
+    let (closed, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let listener = listen(topology)?;
+    let to = SocketAddr::from((topology.receiver().ip, PORT));
+    let window: Result<Window, BuildError> = thread::scope(|scope| {
+        let stop = Stop(&done);
+        scope.spawn(|| close_what_comes(&listener, &done));
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                topology.sender_netns().run(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        // One that failed does not count, and may have failed for want of a port.
+                        match open_and_close(to) {
+                            Ok(()) => closed.fetch_add(1, Ordering::Relaxed),
+                            Err(_) => continue,
+                        };
+                    }
+                })
+            });
+        }
+        manner.wait(SETTLE)?;
+        let window = watch(manner, || Ok(closed.load(Ordering::Relaxed)));
+        drop(stop);
+        window
+    });
+    let window = window?;
+    Ok(Sample::of([
+        (Metric::ConnectionsPerSecond, window.rate()),
+        (Metric::CpuNsPerConnection, window.ns_each()),
+    ]))
+}
+
+/// Ends the threads of a scope on every way out of it.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn listen(topology: &Topology) -> Result<TcpListener, BuildError> {
+    let listener = topology.receiver_netns().run(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        // `accept` gives up as reads do.
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into())?;
+        socket.listen(1_024)?;
+        Ok(TcpListener::from(socket))
+    })?;
+    building("listen for TCP", listener)
+}
+
+fn connect(topology: &Topology) -> Result<TcpStream, BuildError> {
+    let to = SocketAddr::from((topology.receiver().ip, PORT));
+    let stream =
+        topology.sender_netns().run(|| TcpStream::connect_timeout(&to, CONNECT_PATIENCE))?;
+    building("open a TCP connection", stream)
+}
+
+/// The connection that was just opened.
+fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+    let (stream, _) = listener.accept()?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Writes until told to stop.
+fn fill(mut stream: TcpStream, done: &AtomicBool) {
+    let bytes = vec![0x66; CHUNK];
+    let _ = stream.set_write_timeout(Some(PATIENCE));
+    while !done.load(Ordering::Relaxed) {
+        // A full window is waited for again; a broken connection shows in what arrives.
+        if stream.write(&bytes).is_err_and(|error| !is_timeout(&error)) {
+            return;
+        }
+    }
+}
+
+/// Counts what arrives until told to stop.
+fn drain(mut stream: TcpStream, received: &AtomicU64, done: &AtomicBool) {
+    let mut bytes = vec![0; CHUNK];
+    while !done.load(Ordering::Relaxed) {
+        match stream.read(&mut bytes) {
+            Ok(0) => return,
+            Ok(length) => received.fetch_add(length as u64, Ordering::Relaxed),
+            Err(error) if is_timeout(&error) => continue,
+            Err(_) => return,
+        };
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
+}
+
+fn close_what_comes(listener: &TcpListener, done: &AtomicBool) {
+    while !done.load(Ordering::Relaxed) {
+        if let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.set_read_timeout(Some(PATIENCE));
+            let _ = stream.read(&mut [0; 1]);
+        }
+    }
+}
+
+/// A whole life of a connection: both ends have said that they have nothing more to say.
+fn open_and_close(to: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.shutdown(Shutdown::Write)?;
+    stream.read(&mut [0; 1]).map(drop)
+}

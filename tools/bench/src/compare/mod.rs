@@ -1,0 +1,121 @@
+//! `firedoor bench compare`: switches side by side, on one machine, in one run.
+//!
+//! A [scenario] is traffic from a sender to a receiver; a [system] is what stands between
+//! them. For every round, system and setting fresh [wires](topology) are made, the system is brought
+//! up on them with the same [policy] as the others, the scenarios are [measured](measure), and all
+//! is removed. The [report] holds medians with least and largest values, and Firedoor's ratio to
+//! each other system.
+//!
+//! docs/benchmarks.md says what each number means.
+
+mod cpu;
+mod error;
+mod histogram;
+mod machine;
+mod measure;
+mod policy;
+pub mod report;
+mod run;
+pub mod scenario;
+mod stats;
+pub mod system;
+mod tool;
+mod topology;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+pub use error::BuildError;
+pub use histogram::Bar;
+pub use machine::Machine;
+pub use report::Report;
+pub use stats::Summary;
+
+use measure::Manner;
+use report::{MissingSystem, SystemInfo};
+use run::Plan;
+use scenario::Scenario;
+use system::System;
+
+/// What is to be compared, and how.
+pub struct Options<'a> {
+    /// The scenarios.
+    pub scenarios: Vec<Scenario>,
+    /// The systems.
+    pub systems: Vec<&'static dyn System>,
+    /// How often each is measured.
+    pub rounds: usize,
+    /// How long each measurement watches.
+    pub window: Duration,
+    /// The `firedoor` executable.
+    pub firedoor: PathBuf,
+    /// The command line, for the report.
+    pub command: String,
+    /// Becomes true when it should stop. What was measured until then is reported.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Compares.
+///
+/// `progress` hears how many measurements there will be, and of each as it begins.
+///
+/// # Errors
+/// If what a dead comparison left cannot be removed. Whatever else fails is told in the report.
+pub fn compare(
+    options: &Options<'_>,
+    progress: &dyn Fn(usize, &str),
+) -> Result<Report, BuildError> {
+    topology::sweep()?;
+    let (machine, began, start) = (Machine::this(), jiff::Timestamp::now(), Instant::now());
+    let mut systems = Vec::new();
+    let (mut infos, mut missing) = (Vec::new(), Vec::new());
+    for &system in &options.systems {
+        match system.version() {
+            Ok(version) => {
+                systems.push(system);
+                infos.push(SystemInfo {
+                    name: system.name().to_owned(),
+                    about: system.about().to_owned(),
+                    version,
+                    note: None,
+                });
+            }
+            Err(lack) => {
+                missing.push(MissingSystem { name: system.name().to_owned(), missing: lack });
+            }
+        }
+    }
+    let manner = Manner { time: options.window, interrupted: options.interrupted };
+    let mut plan = Plan {
+        scenarios: &options.scenarios,
+        systems: &systems,
+        firedoor: &options.firedoor,
+        manner,
+        progress: &|_| {},
+        findings: BTreeMap::new(),
+        notes: BTreeMap::new(),
+    };
+    let steps = plan.len() * options.rounds;
+    let announce = |what: &str| progress(steps, what);
+    plan.progress = &announce;
+    let rounds = (0..options.rounds).take_while(|_| plan.round().is_ok()).count();
+    for (position, note) in plan.notes {
+        infos[position].note = Some(note);
+    }
+    let asked = |scenario: &Scenario| options.scenarios.iter().any(|s| s.id() == scenario.id());
+    Ok(Report {
+        command: options.command.clone(),
+        began: began.to_string(),
+        seconds: start.elapsed().as_secs_f64(),
+        machine,
+        rounds,
+        rounds_asked: options.rounds,
+        window_seconds: options.window.as_secs_f64(),
+        systems: infos,
+        missing,
+        left_out: scenario::all().iter().filter(|s| !asked(s)).map(Scenario::id).collect(),
+        rows: report::rows(&options.scenarios, &systems, &plan.findings),
+    })
+}

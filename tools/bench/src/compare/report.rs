@@ -1,0 +1,179 @@
+//! What a comparison found, ready to be shown or written.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::histogram::Bar;
+use super::machine::Machine;
+use super::run::{Findings, is_measured};
+use super::scenario::{Metric, Scenario};
+use super::stats::Summary;
+use super::system::{Missing, System};
+
+/// A whole comparison.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The command line.
+    pub command: String,
+    /// When it began, in UTC, as RFC 3339 has it.
+    pub began: String,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// What it was measured on.
+    pub machine: Machine,
+    /// Rounds that were made.
+    pub rounds: usize,
+    /// Rounds that were asked for.
+    pub rounds_asked: usize,
+    /// How long each measurement watched, in seconds.
+    pub window_seconds: f64,
+    /// What all was measured, in the order of the tables.
+    pub systems: Vec<SystemInfo>,
+    /// What was left out for want of a program.
+    pub missing: Vec<MissingSystem>,
+    /// Scenarios that were not asked for, by id.
+    pub left_out: Vec<String>,
+    /// The table.
+    pub rows: Vec<Row>,
+}
+
+/// A system that was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct SystemInfo {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub about: String,
+    /// Its version.
+    pub version: String,
+    /// How it ran here.
+    pub note: Option<String>,
+}
+
+/// A system that was not.
+#[derive(Clone, Debug, Serialize)]
+pub struct MissingSystem {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    #[serde(flatten)]
+    pub missing: Missing,
+}
+
+/// A scenario, and what each system made of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Its id.
+    pub id: String,
+    /// The scenario.
+    #[serde(flatten)]
+    pub scenario: Scenario,
+    /// By system, in their order; those that cannot run it are not here.
+    pub cells: Vec<Cell>,
+}
+
+/// One system in one scenario.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cell {
+    /// The system.
+    pub system: String,
+    /// Rules that it was measured with: for a system without policy always 0.
+    pub rules: usize,
+    /// A summary for each metric.
+    pub metrics: BTreeMap<Metric, Summary>,
+    /// Firedoor's median over this system's, for each metric.
+    pub firedoor_ratio: BTreeMap<Metric, f64>,
+    /// All round trips, where there were any.
+    pub round_trips: Vec<Bar>,
+    /// Why there is no more.
+    pub failure: Option<String>,
+}
+
+/// The rows of a comparison, from its findings by position of scenario and system.
+pub(super) fn rows(
+    scenarios: &[Scenario],
+    systems: &[&'static dyn System],
+    findings: &BTreeMap<(usize, usize), Findings>,
+) -> Vec<Row> {
+    let source = |scenario: usize, system: usize| {
+        if is_measured(&scenarios[scenario], systems[system]) {
+            return Some(scenario);
+        }
+        // Without policy there is nothing that rules could change.
+        let bare = |other: &Scenario| {
+            other.family == scenarios[scenario].family && is_measured(other, systems[system])
+        };
+        scenarios.iter().position(bare)
+    };
+    let row = |at: usize| {
+        let cells = (0..systems.len()).filter_map(|system| {
+            let source = source(at, system)?;
+            let found = findings.get(&(source, system))?;
+            Some(cell(systems[system].name(), scenarios[source].rules, found))
+        });
+        let mut cells: Vec<Cell> = cells.collect();
+        compare(&mut cells);
+        Row { id: scenarios[at].id(), scenario: scenarios[at].clone(), cells }
+    };
+    (0..scenarios.len()).map(row).collect()
+}
+
+fn cell(system: &str, rules: usize, findings: &Findings) -> Cell {
+    let summaries = findings.values.iter();
+    Cell {
+        system: system.to_owned(),
+        rules,
+        metrics: summaries.filter_map(|(&m, values)| Some((m, Summary::of(values)?))).collect(),
+        firedoor_ratio: BTreeMap::new(),
+        round_trips: findings.round_trips.bars(),
+        failure: findings.failure.clone(),
+    }
+}
+
+/// Adds to every cell how Firedoor's compares.
+fn compare(cells: &mut [Cell]) {
+    let Some(firedoor) = cells.iter().find(|cell| cell.system == "firedoor") else { return };
+    let ours = firedoor.metrics.clone();
+    for cell in cells.iter_mut().filter(|cell| cell.system != "firedoor") {
+        let ratio = |(&metric, theirs): (&Metric, &Summary)| {
+            let ratio = ours.get(&metric)?.median / theirs.median;
+            ratio.is_finite().then_some((metric, ratio))
+        };
+        cell.firedoor_ratio = cell.metrics.iter().filter_map(ratio).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell_of(system: &str, rate: f64) -> Cell {
+        let values = BTreeMap::from([(Metric::FramesPerSecond, vec![rate])]);
+        cell(system, 0, &Findings { values, ..Findings::default() })
+    }
+
+    #[test]
+    fn ratios_are_firedoors_over_the_others() {
+        let mut cells = [cell_of("bridge", 4.0), cell_of("nothing", 0.0), cell_of("firedoor", 3.0)];
+        compare(&mut cells);
+        assert_eq!(cells[0].firedoor_ratio, [(Metric::FramesPerSecond, 0.75)].into());
+        assert!(cells[1].firedoor_ratio.is_empty(), "nothing has no ratio to it");
+        assert!(cells[2].firedoor_ratio.is_empty(), "nor has it to itself");
+    }
+
+    #[test]
+    fn systems_without_policy_are_shown_as_they_are_without_rules() {
+        let all = crate::compare::scenario::all();
+        let scenarios: Vec<Scenario> = all.into_iter().filter(|s| s.family == "udp-1").collect();
+        let systems = crate::compare::system::named("bridge");
+        let found = Findings {
+            values: BTreeMap::from([(Metric::FramesPerSecond, vec![1.0])]),
+            ..Findings::default()
+        };
+        let findings = BTreeMap::from([((0, 0), found)]);
+        let rows = rows(&scenarios, &systems, &findings);
+        assert_eq!(rows.len(), 3);
+        assert!(rows.iter().all(|row| row.cells.len() == 1 && row.cells[0].rules == 0));
+    }
+}

@@ -1,0 +1,269 @@
+//! What is measured: each scenario is some traffic, under a number of rules, over a number of ports.
+
+use serde::Serialize;
+
+/// What a run measures, and in which unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Frames that arrived, per second.
+    FramesPerSecond,
+    /// Payload bits that arrived, per second.
+    BitsPerSecond,
+    /// TCP connections opened and closed, per second.
+    ConnectionsPerSecond,
+    /// Time that all processors together were busy, in nanoseconds per frame that arrived.
+    CpuNsPerFrame,
+    /// Likewise, per 1,000 bytes of payload.
+    CpuNsPerKilobyte,
+    /// Likewise, per connection.
+    CpuNsPerConnection,
+    /// Share of the offered frames that did not arrive, 0 to 1.
+    Lost,
+    /// Round trip that half of all did not exceed, in nanoseconds.
+    P50,
+    /// Likewise, 90 %.
+    P90,
+    /// Likewise, 99 %.
+    P99,
+    /// Likewise, 99.9 %.
+    P999,
+    /// Processors busy while nothing is sent, 0.01 for 1 % of one.
+    IdleProcessors,
+    /// Share of its own rate that the victim keeps while an attack goes on.
+    Kept,
+}
+
+impl Metric {
+    /// What it is called where there is little room.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FramesPerSecond | Self::BitsPerSecond | Self::ConnectionsPerSecond => "rate",
+            Self::CpuNsPerFrame => "CPU per frame",
+            Self::CpuNsPerKilobyte => "CPU per kB",
+            Self::CpuNsPerConnection => "CPU per connection",
+            Self::Lost => "lost",
+            Self::P50 => "p50",
+            Self::P90 => "p90",
+            Self::P99 => "p99",
+            Self::P999 => "p99.9",
+            Self::IdleProcessors => "busy processors",
+            Self::Kept => "kept",
+        }
+    }
+
+    /// A value of it with its unit, to three significant digits.
+    pub fn show(self, value: f64) -> String {
+        match self {
+            Self::FramesPerSecond => scaled(value, 1e3, "pps"),
+            Self::BitsPerSecond => scaled(value, 1e3, "bit/s"),
+            Self::ConnectionsPerSecond => scaled(value, 1e3, "/s"),
+            Self::CpuNsPerFrame | Self::CpuNsPerKilobyte | Self::CpuNsPerConnection => time(value),
+            Self::P50 | Self::P90 | Self::P99 | Self::P999 => time(value),
+            Self::Lost | Self::Kept | Self::IdleProcessors => {
+                format!("{} %", digits(value * 100.0))
+            }
+        }
+    }
+
+    /// Whether more of it is better.
+    pub fn more_is_better(self) -> bool {
+        matches!(
+            self,
+            Self::FramesPerSecond | Self::BitsPerSecond | Self::ConnectionsPerSecond | Self::Kept
+        )
+    }
+}
+
+/// A value with the largest prefix that keeps it above one.
+fn scaled(value: f64, base: f64, unit: &str) -> String {
+    const PREFIXES: [&str; 4] = ["", "k", "M", "G"];
+    let mut value = value;
+    let mut prefix = 0;
+    // What would round to four digits goes to the next prefix.
+    while value >= 999.5 && prefix + 1 < PREFIXES.len() {
+        value /= base;
+        prefix += 1;
+    }
+    format!("{} {}{unit}", digits(value), PREFIXES[prefix])
+}
+
+/// A time given in nanoseconds.
+fn time(ns: f64) -> String {
+    match ns {
+        _ if !ns.is_finite() => "∞".to_owned(),
+        _ if ns < 999.5 => format!("{} ns", digits(ns)),
+        _ if ns < 999.5e3 => format!("{} µs", digits(ns / 1e3)),
+        _ => format!("{} ms", digits(ns / 1e6)),
+    }
+}
+
+/// Three significant digits, and no more than two behind the point.
+fn digits(value: f64) -> String {
+    match value.abs() {
+        _ if !value.is_finite() => "–".to_owned(),
+        99.95.. => format!("{value:.0}"),
+        9.995.. => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// Lengths of the frames of a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Size {
+    /// 64 bytes, 60 without the frame check sequence that no virtual wire carries.
+    Small,
+    /// Seven of 64, four of 594 and one of 1,518 bytes ("simple IMIX").
+    Imix,
+}
+
+/// The traffic of a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Traffic {
+    /// UDP one way, as fast as it goes.
+    Udp {
+        /// Flows, in turn.
+        flows: u32,
+        /// Frame lengths.
+        size: Size,
+    },
+    /// TCP one way, as fast as it goes.
+    Tcp {
+        /// Connections at once.
+        streams: u32,
+    },
+    /// One request, its answer, the next request.
+    RoundTrips,
+    /// TCP connections, opened and closed.
+    Connections,
+    /// None.
+    Silence,
+}
+
+impl Traffic {
+    /// What it measures: first what it is about, then what it costs, then the rest.
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Self::Udp { .. } => &[Metric::FramesPerSecond, Metric::CpuNsPerFrame, Metric::Lost],
+            Self::Tcp { .. } => &[Metric::BitsPerSecond, Metric::CpuNsPerKilobyte],
+            Self::RoundTrips => &[Metric::P50, Metric::P99, Metric::P90, Metric::P999],
+            Self::Connections => &[Metric::ConnectionsPerSecond, Metric::CpuNsPerConnection],
+            Self::Silence => &[Metric::IdleProcessors],
+        }
+    }
+}
+
+/// One scenario.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Scenario {
+    /// What it is called on the command line, with those of other rules: `udp-10k`.
+    pub family: &'static str,
+    /// What it is about, in words.
+    pub title: &'static str,
+    /// Its traffic.
+    pub traffic: Traffic,
+    /// Rules before the one that lets the traffic through.
+    pub rules: usize,
+    /// Ports of the switch.
+    pub ports: usize,
+    /// Whether `--quick` measures it.
+    pub quick: bool,
+}
+
+impl Scenario {
+    /// What it is called on the command line, alone: `udp-10k/1000`.
+    pub fn id(&self) -> String {
+        format!("{}/{}", self.family, self.rules)
+    }
+
+    /// Whether `name` means it, or it among others.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.family == name || self.id() == name
+    }
+
+    /// Connections that it makes, about.
+    pub fn connections(&self) -> usize {
+        match self.traffic {
+            Traffic::Udp { flows, .. } => flows as usize,
+            _ => 1,
+        }
+    }
+}
+
+/// Numbers of rules, from none to as many as any comparison has.
+const RULES: [usize; 3] = [0, 1_000, 10_000];
+
+/// Every scenario, in the order of the tables.
+pub fn all() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    let udp = |flows, size| Traffic::Udp { flows, size };
+    for (family, title, traffic, quick) in [
+        ("udp-1", "64-byte UDP, one flow", udp(1, Size::Small), &[0][..]),
+        ("udp-10k", "64-byte UDP, 10,000 flows", udp(10_000, Size::Small), &[0, 1_000]),
+        ("udp-1m", "64-byte UDP, 1,000,000 flows", udp(1_000_000, Size::Small), &[]),
+        ("imix", "IMIX UDP, 1,000 flows", udp(1_000, Size::Imix), &[]),
+    ] {
+        for rules in RULES {
+            let quick = quick.contains(&rules);
+            all.push(Scenario { family, title, traffic, rules, ports: 2, quick });
+        }
+    }
+    let tcp = |streams| Traffic::Tcp { streams };
+    for (family, title, traffic, quick) in [
+        ("tcp-1", "TCP, one stream", tcp(1), &[1_000][..]),
+        ("tcp-8", "TCP, eight streams", tcp(8), &[]),
+        ("latency", "UDP request and response", Traffic::RoundTrips, &[1_000]),
+        ("connect", "TCP connections opened and closed", Traffic::Connections, &[1_000]),
+    ] {
+        for rules in [0, 1_000] {
+            let quick = quick.contains(&rules);
+            all.push(Scenario { family, title, traffic, rules, ports: 2, quick });
+        }
+    }
+    let many = udp(10_000, Size::Small);
+    for (family, title, traffic, ports, quick) in [
+        ("ports-20", "64-byte UDP, 10,000 flows, 20 ports", many, 20, false),
+        ("ports-200", "64-byte UDP, 10,000 flows, 200 ports", many, 200, false),
+        ("idle-20", "nothing sent, 20 ports", Traffic::Silence, 20, true),
+    ] {
+        all.push(Scenario { family, title, traffic, rules: 0, ports, quick });
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_scenario_has_its_id_and_something_to_measure() {
+        let all = all();
+        let ids: std::collections::BTreeSet<String> = all.iter().map(Scenario::id).collect();
+        assert_eq!(ids.len(), all.len());
+        assert!(all.iter().all(|scenario| !scenario.traffic.metrics().is_empty()));
+        assert!(all.iter().any(|scenario| scenario.quick));
+    }
+
+    #[test]
+    fn values_are_shown_with_three_digits() {
+        assert_eq!(Metric::FramesPerSecond.show(1_744_321.0), "1.74 Mpps");
+        assert_eq!(Metric::FramesPerSecond.show(999_600.0), "1.00 Mpps");
+        assert_eq!(Metric::FramesPerSecond.show(0.0), "0.00 pps");
+        assert_eq!(Metric::BitsPerSecond.show(32.1e9), "32.1 Gbit/s");
+        assert_eq!(Metric::P99.show(44_700.0), "44.7 µs");
+        assert_eq!(Metric::P50.show(812.0), "812 ns");
+        assert_eq!(Metric::P999.show(2.5e6), "2.50 ms");
+        assert_eq!(Metric::CpuNsPerFrame.show(f64::INFINITY), "∞");
+        assert_eq!(Metric::Lost.show(0.123), "12.3 %");
+        assert_eq!(Metric::Kept.show(1.0), "100 %");
+    }
+
+    #[test]
+    fn a_scenario_is_called_by_its_family_or_its_id() {
+        let all = all();
+        let called = |name: &str| all.iter().filter(|s| s.is_called(name)).count();
+        assert_eq!((called("udp-10k"), called("udp-10k/1000"), called("udp")), (3, 1, 0));
+    }
+}

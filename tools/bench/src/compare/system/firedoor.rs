@@ -1,0 +1,70 @@
+//! Firedoor itself: the real executable, its switch lane.
+
+use std::fs;
+use std::time::Duration;
+
+use firedoor_api::control::{Reply, Request};
+use firedoor_api::dataplane::PortState;
+use firedoor_control::client::ControlClient;
+use firedoor_control::rundir::RunDir;
+
+use super::{Missing, Site, System, Up};
+use crate::compare::error::{BuildError, building};
+use crate::compare::tool::{Daemon, command};
+
+/// The switch's name: that of its run directory, which is below the site's.
+const NAME: &str = "bench";
+/// How long the switch may take to start, and how much longer for each port.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+const PORT_PATIENCE: Duration = Duration::from_millis(200);
+/// Connections that the default config has room for.
+const DEFAULT_CONNECTIONS: usize = 1 << 18;
+
+/// Firedoor's switch lane.
+pub(super) struct Firedoor;
+
+impl System for Firedoor {
+    fn name(&self) -> &'static str {
+        "firedoor"
+    }
+
+    fn about(&self) -> &'static str {
+        "Firedoor's switch lane, one worker"
+    }
+
+    fn version(&self) -> Result<String, Missing> {
+        Ok(env!("CARGO_PKG_VERSION").to_owned())
+    }
+
+    fn takes_policy(&self) -> bool {
+        true
+    }
+
+    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
+        let connections = match site.connections > DEFAULT_CONNECTIONS / 2 {
+            true => (2 * site.connections).next_power_of_two(),
+            false => DEFAULT_CONNECTIONS,
+        };
+        let settings = format!("max_connections = {connections}\n");
+        let config = site.directory.join("firedoor.toml");
+        let text = site.policy.firedoor(NAME, &settings, site.topology);
+        building("write the config", fs::write(&config, text))?;
+
+        let mut firedoor = command(Some(&site.topology.switch), &site.firedoor.to_string_lossy());
+        firedoor.arg("run").arg(&config).env("FIREDOOR_RUN_DIR", site.directory);
+        let mut daemon = Daemon::start("firedoor", firedoor, site.directory.join("firedoor.log"))?;
+        let run_dir = RunDir::at(site.directory.join(NAME));
+        let ports = site.topology.hosts.len();
+        let patience = START_PATIENCE + PORT_PATIENCE * u32::try_from(ports).unwrap_or(u32::MAX);
+        daemon.wait_until(patience, || is_ready(&run_dir, ports))?;
+        Ok(Up::new(daemon))
+    }
+}
+
+/// Whether policy is in force and every port up.
+fn is_ready(run_dir: &RunDir, ports: usize) -> bool {
+    let status = ControlClient::to_control(run_dir).and_then(|mut c| c.ask(&Request::Status));
+    let Ok(Reply::Status(status)) = status else { return false };
+    let up = status.ports.iter().filter(|port| port.state == PortState::Up).count();
+    up == ports && status.dataplane.is_some_and(|dataplane| dataplane.epoch > 0)
+}

@@ -1,0 +1,129 @@
+//! The systems that are compared, behind one trait.
+
+mod bridge;
+mod firedoor;
+
+use std::any::Any;
+use std::path::Path;
+
+use super::error::BuildError;
+use super::policy::Policy;
+use super::tool::find;
+use super::topology::Topology;
+
+/// A system under test.
+pub trait System: Sync {
+    /// What it is called, on the command line and in tables.
+    fn name(&self) -> &'static str;
+
+    /// What it is, in one line.
+    fn about(&self) -> &'static str;
+
+    /// Its version.
+    ///
+    /// # Errors
+    /// What is missing, if it cannot run here.
+    fn version(&self) -> Result<String, Missing>;
+
+    /// Whether it judges by rules. One that does not is measured without.
+    fn takes_policy(&self) -> bool;
+
+    /// Most ports it connects.
+    fn max_ports(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Connects all ports of the topology.
+    ///
+    /// # Errors
+    /// If something fails; then nothing of it is left running.
+    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError>;
+}
+
+/// Where a system is brought up, and for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// The wires.
+    pub topology: &'a Topology,
+    /// The rules.
+    pub policy: &'a Policy,
+    /// Connections that it will see at once, about.
+    pub connections: usize,
+    /// An empty directory of its own.
+    pub directory: &'a Path,
+    /// The `firedoor` executable.
+    pub firedoor: &'a Path,
+}
+
+/// A system that is up. It ends when dropped.
+pub struct Up {
+    /// In the order they are to end.
+    running: Vec<Box<dyn Any>>,
+    /// What a reader of its numbers should know about how it runs here.
+    pub note: Option<String>,
+}
+
+impl Up {
+    fn new(running: impl Any) -> Self {
+        Self { running: vec![Box::new(running)], note: None }
+    }
+
+    /// Keeps something for as long as the system is up, and drops it after.
+    pub(super) fn keep(&mut self, thing: impl Any) {
+        self.running.push(Box::new(thing));
+    }
+
+    fn with_note(self, note: impl Into<String>) -> Self {
+        Self { note: Some(note.into()), ..self }
+    }
+}
+
+/// What a system needs and this machine does not have.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Missing {
+    /// The program.
+    pub program: &'static str,
+    /// The Debian package that brings it.
+    pub package: &'static str,
+}
+
+/// Programs that a system needs, each with its package.
+fn need(programs: &[(&'static str, &'static str)]) -> Result<(), Missing> {
+    match programs.iter().find(|(program, _)| find(program).is_none()) {
+        Some(&(program, package)) => Err(Missing { program, package }),
+        None => Ok(()),
+    }
+}
+
+/// Every system, in the order of the tables: what people use today, the floors, and Firedoor.
+pub static ALL: [&dyn System; 3] = [&bridge::Bridge, &bridge::Nft, &firedoor::Firedoor];
+
+/// The systems that a name on the command line stands for.
+pub fn named(name: &str) -> Vec<&'static dyn System> {
+    let group: &[&str] = match name {
+        "ovs-afxdp" => &["ovs-afxdp", "ovs-afxdp+ct"],
+        "redirect" => &["af_xdp", "xdp", "tcx"],
+        name => &[name],
+    };
+    ALL.into_iter().filter(|system| group.contains(&system.name())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_system_has_its_name() {
+        for system in ALL {
+            assert!(named(system.name()).iter().any(|found| found.name() == system.name()));
+        }
+        assert!(named("carrier-pigeon").is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        assert_eq!(need(&[("sh", "dash")]), Ok(()));
+        let missing = Missing { program: "fd-none", package: "fd-package" };
+        assert_eq!(need(&[("sh", "dash"), ("fd-none", "fd-package")]), Err(missing));
+    }
+}
