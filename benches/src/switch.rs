@@ -7,6 +7,7 @@ use crossbeam::channel::{Sender, unbounded};
 use firedoor_classifier::snapshot::Snapshot;
 use firedoor_classifier::{Nanos, Pipeline, Policy, PortId};
 use firedoor_dataplane::counters::WorkerCounters;
+use firedoor_dataplane::fragments::Fragmented;
 use firedoor_dataplane::handoff::{Doorstep, Peers};
 use firedoor_dataplane::mirror::{Mirror, MirrorSender};
 use firedoor_dataplane::outbox::Outbox;
@@ -56,6 +57,7 @@ impl Switch {
                 mirror: MirrorSender::new(Mirror::new(0), 0, 0),
                 peers: Peers::new(index, Arc::clone(&doorsteps)),
                 burst: Burst::default(),
+                fragments: Fragmented::new(policy.settings(), umem.frames()),
             };
             let epoch = Arc::<AtomicU64>::default();
             let worker = Worker::new(path, Arc::clone(&cell), epoch, inbox, Clock::default());

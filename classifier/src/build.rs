@@ -22,6 +22,7 @@
 //! length fields are wrong.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
 use crate::checksum;
 use crate::extract::{Headers, NdMessage, extract};
@@ -254,6 +255,49 @@ pub fn partial(mut frame: Vec<u8>) -> Vec<u8> {
         _ => {}
     }
     frame
+}
+
+/// `frame`, cut into fragments with `size` bytes of the IP payload each: a multiple of 8.
+pub fn fragments(frame: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
+    let (_, payload) = split_packet(frame);
+    let starts = (0..payload.len()).step_by(size.max(8));
+    starts.map(|start| fragment(frame, id, start..start + size)).collect()
+}
+
+/// One fragment of `frame`, which is untagged IPv4 without options or IPv6 without extension headers:
+/// these bytes of the IP payload, as many of them as there are. IPv4 takes 16 bits of `id`.
+pub fn fragment(frame: &[u8], id: u32, part: Range<usize>) -> Vec<u8> {
+    let (headers, payload) = split_packet(frame);
+    let end = part.end.min(payload.len());
+    let body = payload.get(part.start..end).unwrap_or_default();
+    let place = u16::try_from(part.start).unwrap_or(u16::MAX) & !7;
+    let more = end < payload.len();
+    let mut headers = headers.to_vec();
+    let packet = &mut headers[ethernet::HEADER_LEN..];
+    if packet.len() == ipv4::HEADER_LEN {
+        let flag = if more { ipv4::MORE_FRAGMENTS } else { 0 };
+        let total_len = (ipv4::HEADER_LEN + body.len()) as u16;
+        packet[ipv4::field::TOTAL_LEN].copy_from_slice(&total_len.to_be_bytes());
+        packet[ipv4::field::IDENTIFICATION].copy_from_slice(&(id as u16).to_be_bytes());
+        packet[ipv4::field::FRAGMENT].copy_from_slice(&((place / 8) | flag).to_be_bytes());
+        packet[ipv4::field::CHECKSUM].fill(0);
+        let checksum = checksum::Sum::default().bytes(packet).checksum();
+        packet[ipv4::field::CHECKSUM].copy_from_slice(&checksum.to_be_bytes());
+        return [&headers, body].concat();
+    }
+    let payload_len = (ipv6::FRAGMENT_LEN + body.len()) as u16;
+    packet[ipv6::field::PAYLOAD_LEN].copy_from_slice(&payload_len.to_be_bytes());
+    let next = std::mem::replace(&mut packet[ipv6::field::NEXT_HEADER], protocol::FRAGMENT);
+    let [high, low] = (place | u16::from(more)).to_be_bytes();
+    [&headers, &[next, 0, high, low][..], &id.to_be_bytes(), body].concat()
+}
+
+/// The Ethernet and IP headers of an untagged frame without options, and what is behind them.
+fn split_packet(frame: &[u8]) -> (&[u8], &[u8]) {
+    let is_v4 =
+        frame.get(ethernet::field::ETHER_TYPE) == Some(&ethernet::ether_type::IPV4.to_be_bytes());
+    let len = if is_v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+    frame.split_at(ethernet::HEADER_LEN + len)
 }
 
 /// The MAC address that an IPv6 group is reached by (RFC 2464 §7).

@@ -131,6 +131,9 @@ pub fn of_message(src: IpAddr, dst: IpAddr, protocol: u8, message: &[u8]) -> u16
 pub fn complete_partial(frame: &mut [u8], headers: &Headers) -> bool {
     match headers.key.protocol {
         _ if headers.key.ether_type == ether_type::ARP => false,
+        // A fragment's checksum covers bytes that are not here. Nor did offload leave it partial:
+        // who cuts a packet sums it first (`skb_checksum_help` in Linux's ip_fragment).
+        _ if headers.fragment.is_some() => false,
         protocol::TCP => complete_sum(frame, headers, tcp::field::CHECKSUM).is_some(),
         protocol::UDP => complete_sum(frame, headers, udp::field::CHECKSUM).is_some(),
         protocol::SCTP => complete_crc(frame, headers).is_some(),

@@ -13,6 +13,9 @@
 //! is remembered instead, and judging goes on to find out where the frame would go: that is the one
 //! place where the mode matters, [`Upcall::refuse`].
 //!
+//! A later fragment has nothing to be judged by. Who asks about one all the same hears that its
+//! first has not come: [`fragments`](crate::fragments) asks only about first ones.
+//!
 //! Address resolution, DHCP and group addresses have rules of their own, in this module's files.
 //! Verdicts on them are not cached, nor do they begin connections. Frames that are not IP have no
 //! addresses and no connections; where rules name their ethertype, ports stand for their ends.
@@ -205,6 +208,7 @@ impl Upcall<'_> {
             Kind::DhcpClient => self.dhcp_client(),
             Kind::DhcpServer => self.dhcp_server(),
             Kind::IcmpError(embedded) => self.icmp_error(&embedded),
+            Kind::LaterFragment => drop(DropReason::FragmentExpired),
             Kind::Plain if self.key.eth_dst.is_multicast() => self.group(),
             Kind::Plain => self.conversation(),
             Kind::NonIp => self.non_ip(),

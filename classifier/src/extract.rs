@@ -8,8 +8,10 @@
 //!
 //! Three rules need a word of explanation:
 //!
-//! - **Fragments are refused**, IPv4's and IPv6's, first ones and "atomic" ones (RFC 6946) too. Only
-//!   the first fragment has ports, and overlapping ones can replace them (RFC 1858, RFC 5722).
+//! - **A first fragment holds all headers** up to the transport's end (RFC 7112), so it can be judged
+//!   like a whole packet; later ones have nothing to be judged by and follow it
+//!   ([`fragments`](crate::fragments)). Neither may be so small, or begin so early, that a later one
+//!   could stand in the transport header. An "atomic" IPv6 fragment is a whole packet (RFC 6946).
 //! - **Addresses must be what they seem.** IPv4-mapped addresses in IPv6 headers would be taken for
 //!   IPv4 by everything that works on [`FlowKey`]; source routes, routing headers and the Home
 //!   Address option (RFC 6275 §6.3) replace an address on the way or on arrival. All are refused. So
@@ -49,6 +51,9 @@ pub const MAX_EXTENSIONS: usize = 4;
 /// Most bytes of extension headers of an IPv6 packet.
 pub const MAX_EXTENSION_BYTES: usize = 256;
 
+/// Longest packet: the IPv4 total length, or the IPv6 payload length.
+const MAX_PACKET: usize = 65_535;
+
 /// What one frame's headers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Headers {
@@ -67,6 +72,45 @@ pub struct Headers {
     pub tcp: TcpFields,
     /// What is special about it.
     pub kind: Kind,
+    /// Set if the packet is a part of a larger one.
+    pub fragment: Option<Fragment>,
+}
+
+/// Which part of which packet a fragment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Names the whole packet, together with its addresses; for IPv4 (16 bits) also its protocol.
+    pub id: u32,
+    /// Bytes of the fragmented payload before this part. A multiple of 8.
+    pub offset: u16,
+    /// Bytes of this part: at least 1, and a multiple of 8 if more follow.
+    pub len: u16,
+    /// Whether more follow it.
+    pub more: bool,
+}
+
+impl Fragment {
+    /// Whether this is the part with the transport header.
+    pub const fn is_first(&self) -> bool {
+        self.offset == 0
+    }
+
+    /// Just past its last byte, from the beginning of the fragmented payload.
+    pub const fn end(&self) -> u32 {
+        self.offset as u32 + self.len as u32
+    }
+
+    /// Checks a fragment of a packet that has `beside` bytes more than what was fragmented. Longer
+    /// than 65,535 bytes in all is a "ping of death" (RFC 791 §3.1, RFC 8200 §4.5).
+    fn checked(self, beside: usize, malformed: DropReason) -> Result<Self, DropReason> {
+        if self.len == 0 || (self.more && !self.len.is_multiple_of(8)) {
+            return Err(malformed);
+        }
+        if self.end() as usize + beside > MAX_PACKET {
+            return Err(DropReason::FragmentTooLong);
+        }
+        Ok(self)
+    }
 }
 
 /// TCP fields that connections follow. Zero for other protocols. Flags are in the key.
@@ -104,6 +148,9 @@ pub enum Kind {
     DhcpServer,
     /// Of an ethertype that is neither ARP, IPv4 nor IPv6. Nothing behind it is read.
     NonIp,
+    /// A fragment without transport header. It has no ports to be judged by: it goes where the
+    /// first fragment of its packet went.
+    LaterFragment,
 }
 
 /// A neighbour discovery message.
@@ -213,7 +260,8 @@ fn link(frame: &[u8], ingress: PortId) -> Result<(Headers, &[u8]), DropReason> {
         l3 += ethernet::TAG_LEN as u16;
     }
     let tcp = TcpFields::default();
-    Ok((Headers { key, vlan_tags, l3, l4: l3, end: l3, tcp, kind: Kind::Plain }, packet))
+    let (kind, fragment) = (Kind::Plain, None);
+    Ok((Headers { key, vlan_tags, l3, l4: l3, end: l3, tcp, kind, fragment }, packet))
 }
 
 /// ARP. A sender address may be unspecified: that is a probe (RFC 5227 §2.1.1). A multicast sender
@@ -239,9 +287,6 @@ fn internet_v4(headers: &mut Headers, packet: &[u8]) -> Result<(), DropReason> {
     let packet = ipv4::Packet::new_checked(packet)
         .filter(ipv4::Packet::checksum_is_right)
         .ok_or(DropReason::Ipv4Malformed)?;
-    if packet.is_fragment() {
-        return Err(DropReason::Fragment);
-    }
     refuse_source_route(packet.options())?;
     if !can_send_v4(packet.source()) {
         return Err(DropReason::SourceInvalid);
@@ -250,11 +295,26 @@ fn internet_v4(headers: &mut Headers, packet: &[u8]) -> Result<(), DropReason> {
     headers.key.dst = packet.destination().to_ipv6_mapped().to_bits();
     headers.key.protocol = packet.protocol();
     bound(headers, packet.header_len(), packet.total_len()).ok_or(DropReason::Ipv4Malformed)?;
+    headers.fragment = part_v4(&packet)?;
     match packet.protocol() {
-        protocol::ICMP => icmp::v4(headers, packet.payload()),
         protocol::ICMPV6 => Err(DropReason::IcmpMalformed),
+        _ if is_later_fragment(headers, packet.payload())? => Ok(()),
+        protocol::ICMP => icmp::v4(headers, packet.payload()),
         _ => transport(headers, packet.payload()),
     }
+}
+
+fn part_v4(packet: &ipv4::Packet<'_>) -> Result<Option<Fragment>, DropReason> {
+    if !packet.is_fragment() {
+        return Ok(None);
+    }
+    let fragment = Fragment {
+        id: packet.identification().into(),
+        offset: packet.fragment_offset(),
+        len: length(packet.payload()),
+        more: packet.has_more_fragments(),
+    };
+    fragment.checked(packet.header_len(), DropReason::Ipv4Malformed).map(Some)
 }
 
 fn refuse_source_route(options: ipv4::Options<'_>) -> Result<(), DropReason> {
@@ -280,53 +340,150 @@ fn internet_v6(headers: &mut Headers, packet: &[u8]) -> Result<(), DropReason> {
     if source.is_multicast() || source.is_loopback() {
         return Err(DropReason::SourceInvalid);
     }
-    let (protocol, payload) = skip_extensions(&packet)?;
+    let chain = skip_extensions(&packet)?;
+    let Chain { protocol, payload, .. } = chain;
     headers.key.src = source.to_bits();
     headers.key.dst = destination.to_bits();
     headers.key.protocol = protocol;
+    headers.fragment = chain.fragment;
     let packet_len = ipv6::HEADER_LEN + packet.payload_len();
     bound(headers, packet_len - payload.len(), packet_len).ok_or(DropReason::Ipv6Malformed)?;
     match protocol {
+        _ if is_later_fragment(headers, payload)? => Ok(()),
         protocol::ICMPV6 => icmp::v6(headers, packet.hop_limit(), payload),
         protocol::ICMP => Err(DropReason::IcmpMalformed),
         _ => transport(headers, payload),
-    }
+    }?;
+    // Hosts ignore neighbour discovery with a fragment header, atomic or not (RFC 6980 §5).
+    let is_discovery = matches!(headers.kind, Kind::Nd(_));
+    if is_discovery && chain.has_fragment_header { Err(DropReason::NdMalformed) } else { Ok(()) }
 }
 
-/// The protocol behind the extension headers, and its bytes; none behind "no next header".
+/// What an IPv6 packet's extension headers lead to.
+struct Chain<'a> {
+    /// The protocol behind them; of a later fragment, what its fragment header claims.
+    protocol: u8,
+    /// Its bytes; none behind "no next header".
+    payload: &'a [u8],
+    /// Set if the packet is a part of a larger one.
+    fragment: Option<Fragment>,
+    /// Whether there is a fragment header, which an atomic fragment has too.
+    has_fragment_header: bool,
+}
+
+/// Walks the extension headers, of a later fragment up to its fragment header.
 ///
 /// Hop-by-hop options stand first or not at all (RFC 8200 §4.1). The chain is bounded in headers
 /// and bytes, so a frame cannot make this loop long. Headers that can change who the packet is
 /// from or to, or that make the rest unreadable to us but not to the receiver (routing,
 /// authentication, mobility, HIP, Shim6), are refused; ESP is a protocol like any other, its
-/// payload is never ours to read.
-fn skip_extensions<'a>(packet: &ipv6::Packet<'a>) -> Result<(u8, &'a [u8]), DropReason> {
+/// payload is never ours to read. A second fragment header would make fragments of fragments.
+fn skip_extensions<'a>(packet: &ipv6::Packet<'a>) -> Result<Chain<'a>, DropReason> {
     use protocol::{
         AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, HOST_IDENTITY, MOBILITY,
         NO_NEXT_HEADER, ROUTING, SHIM6,
     };
     let (mut next, mut rest) = (packet.next_header(), packet.payload());
+    let (mut fragment, mut has_fragment_header) = (None, false);
     for position in 0..=MAX_EXTENSIONS {
+        let chain = |payload| Chain { protocol: next, payload, fragment, has_fragment_header };
         match next {
             HOP_BY_HOP if position > 0 => return Err(DropReason::Ipv6Extension),
             HOP_BY_HOP | DESTINATION_OPTIONS if position < MAX_EXTENSIONS => {
-                let (header, behind) =
-                    ipv6::OptionsHeader::new_checked(rest).ok_or(DropReason::Ipv6Malformed)?;
+                let cut = match fragment {
+                    Some(_) => DropReason::FragmentTiny,
+                    None => DropReason::Ipv6Malformed,
+                };
+                let (header, behind) = ipv6::OptionsHeader::new_checked(rest).ok_or(cut)?;
                 if packet.payload().len() - behind.len() > MAX_EXTENSION_BYTES {
                     return Err(DropReason::Ipv6Extension);
                 }
                 refuse_address_options(header.options())?;
                 (next, rest) = (header.next_header(), behind);
             }
-            FRAGMENT => return Err(DropReason::Fragment),
-            DESTINATION_OPTIONS | ROUTING | AUTHENTICATION | MOBILITY | HOST_IDENTITY | SHIM6 => {
+            FRAGMENT if position < MAX_EXTENSIONS && !has_fragment_header => {
+                let (header, behind) =
+                    ipv6::FragmentHeader::new_checked(rest).ok_or(DropReason::Ipv6Malformed)?;
+                has_fragment_header = true;
+                fragment = part_v6(&header, packet.payload().len() - rest.len(), behind)?;
+                (next, rest) = (header.next_header(), behind);
+                if header.offset() > 0 {
+                    return Ok(Chain {
+                        protocol: next,
+                        payload: rest,
+                        fragment,
+                        has_fragment_header,
+                    });
+                }
+            }
+            DESTINATION_OPTIONS | FRAGMENT | ROUTING | AUTHENTICATION | MOBILITY
+            | HOST_IDENTITY | SHIM6 => {
                 return Err(DropReason::Ipv6Extension);
             }
-            NO_NEXT_HEADER => return Ok((next, &[])),
-            _ => return Ok((next, rest)),
+            NO_NEXT_HEADER => return Ok(chain(&[])),
+            _ => return Ok(chain(rest)),
         }
     }
     Err(DropReason::Ipv6Extension)
+}
+
+/// `before` are the bytes of extension headers that stand before the fragment header, and so are in
+/// every fragment and in the whole packet.
+fn part_v6(
+    header: &ipv6::FragmentHeader<'_>,
+    before: usize,
+    payload: &[u8],
+) -> Result<Option<Fragment>, DropReason> {
+    if header.is_atomic() {
+        return Ok(None);
+    }
+    let fragment = Fragment {
+        id: header.identification(),
+        offset: header.offset(),
+        len: length(payload),
+        more: header.has_more(),
+    };
+    fragment.checked(before, DropReason::Ipv6Malformed).map(Some)
+}
+
+/// Whether this is a fragment without transport header, which ends reading here. Of a first one that
+/// has not all of it, and of a later one that begins where every first one still has it, nothing
+/// good can come.
+fn is_later_fragment(headers: &mut Headers, payload: &[u8]) -> Result<bool, DropReason> {
+    let Some(fragment) = headers.fragment else { return Ok(false) };
+    let (protocol, first) = (headers.key.protocol, fragment.is_first());
+    let is_tiny = if first {
+        payload.len() < transport_len(protocol, payload)
+    } else {
+        usize::from(fragment.offset) < transport_len(protocol, &[])
+    };
+    if is_tiny {
+        return Err(DropReason::FragmentTiny);
+    }
+    if !first {
+        headers.kind = Kind::LaterFragment;
+    }
+    Ok(!first)
+}
+
+/// Bytes of transport header that `payload` begins with; if it is too short to tell, the fewest
+/// that the protocol has. 0 for protocols that are judged by their addresses alone.
+fn transport_len(protocol: u8, payload: &[u8]) -> usize {
+    match protocol {
+        protocol::TCP => {
+            let data_offset = payload.get(tcp::field::DATA_OFFSET).map_or(0, |byte| byte >> 4);
+            tcp::HEADER_LEN.max(usize::from(data_offset) * 4)
+        }
+        protocol::UDP => udp::HEADER_LEN,
+        protocol::SCTP => sctp::HEADER_LEN,
+        protocol::ICMP | protocol::ICMPV6 => crate::wire::icmp::HEADER_LEN,
+        _ => 0,
+    }
+}
+
+/// The bytes of a packet's payload, as its own length field counts them.
+fn length(payload: &[u8]) -> u16 {
+    u16::try_from(payload.len()).unwrap_or(u16::MAX)
 }
 
 fn refuse_address_options(options: ipv6::Options<'_>) -> Result<(), DropReason> {
@@ -372,7 +529,10 @@ fn transmission_control(headers: &mut Headers, payload: &[u8]) -> Option<()> {
 }
 
 fn user_datagram(headers: &mut Headers, payload: &[u8]) -> Option<()> {
-    let datagram = udp::Datagram::new_checked(payload)?;
+    let datagram = match headers.fragment {
+        None => udp::Datagram::new_checked(payload)?,
+        Some(_) => udp::Datagram::new_first_fragment(payload)?,
+    };
     let (source, destination) = (datagram.source_port(), datagram.destination_port());
     if destination == 0 {
         return None;

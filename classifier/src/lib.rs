@@ -15,7 +15,8 @@
 //! 4. [`classify`]: on a miss, MAC table, tags and [ACL](acl) give a verdict and the
 //!    mask of what was consulted.
 //!
-//! [`Pipeline::judge`](pipeline::Pipeline::judge) is that line. [`oracle`] holds the slow and
+//! [`Pipeline::judge`](pipeline::Pipeline::judge) is that line. The [`fragments`] of a packet take it
+//! with their first. [`oracle`] holds the slow and
 //! obvious reference that every fast path is tested against.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -31,6 +32,7 @@ pub mod extract;
 pub mod fdb;
 #[cfg(test)]
 mod fixture;
+pub mod fragments;
 mod hash;
 pub mod key;
 pub mod mac;

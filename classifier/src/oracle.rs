@@ -190,6 +190,7 @@ impl Oracle {
             }
             Kind::IcmpError(_) => self.deliver_icmp_error(frame, findings),
             Kind::NonIp => self.deliver_non_ip(frame, findings),
+            Kind::LaterFragment => refuse(DropReason::FragmentExpired),
             Kind::Plain if to_group => self.deliver_group(frame, findings),
             Kind::Plain => {
                 let from = self.source_tag(frame, findings)?;

@@ -430,6 +430,7 @@ fn as_first(original: FlowKey) -> Headers {
         end: 0,
         tcp: TcpFields::default(),
         kind: Kind::Plain,
+        fragment: None,
     }
 }
 

@@ -77,7 +77,7 @@ fn may_be_answered(headers: &Headers) -> bool {
         && !key.src_addr().is_unspecified()
         && !key.eth_dst.is_multicast()
         && key.eth_dst != MacAddr::ZERO
-        && !matches!(headers.kind, Kind::IcmpError(_) | Kind::Nd(_))
+        && !matches!(headers.kind, Kind::IcmpError(_) | Kind::Nd(_) | Kind::LaterFragment)
 }
 
 /// The RST that a host without such a connection sends (RFC 9293 §3.10.7.1). If the segment

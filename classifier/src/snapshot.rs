@@ -100,6 +100,11 @@ pub struct Settings {
     pub mirror_per_sec: u32,
     /// Bytes of each denied frame that are kept in the capture.
     pub mirror_snaplen: u16,
+    /// Bound on fragments that wait for the first of their packet, per worker; a port may have a
+    /// quarter of them.
+    pub max_fragments: u32,
+    /// Seconds that a fragmented packet is followed from its earliest fragment on.
+    pub fragment_timeout_secs: u32,
 }
 
 impl Settings {
@@ -122,6 +127,8 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             mirror_per_sec: 1_000,
             mirror_snaplen: 256,
+            max_fragments: 64,
+            fragment_timeout_secs: 30,
         }
     }
 }

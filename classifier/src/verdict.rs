@@ -152,13 +152,21 @@ drop_reasons! {
     IcmpMalformed = "icmp-malformed", Malformed, "the ICMP message is malformed";
     /// Neighbour discovery with a bad hop limit, code, option or target (RFC 4861 §7.1).
     NdMalformed = "nd-malformed", Malformed, "the neighbour discovery message is malformed";
+    /// A first fragment without all of its packet's headers, or a later one that would stand in them
+    /// (RFC 1858 §3, RFC 3128, RFC 7112 §5).
+    FragmentTiny = "fragment-tiny", Malformed, "its packet's headers are not all in the first fragment";
+    /// A fragment that reaches beyond 65,535 bytes of packet.
+    FragmentTooLong = "fragment-too-long", Malformed, "the fragment reaches beyond the longest packet there is";
+    /// A fragment that repeats, overlaps or contradicts another one, or whose packet has such
+    /// (RFC 1858 §4, RFC 5722).
+    FragmentOverlap = "fragment-overlap", Malformed, "it overlaps or contradicts another fragment of its packet";
     /// The source address is multicast, broadcast or loopback.
     SourceInvalid = "source-invalid", Malformed, "the source address is not one that can send";
 
     /// Neither ARP, IPv4 nor IPv6, nor an ethertype that a rule names.
     UnknownEtherType = "unknown-ethertype", Unjudged, "the ethertype is none that policy speaks of";
-    /// A fragment of an IPv4 or IPv6 packet.
-    Fragment = "fragment", Unjudged, "it is a fragment of a packet";
+    /// A fragment whose first did not come, or was judged by a policy that is no longer in force.
+    FragmentExpired = "fragment-expired", Unjudged, "no first fragment came in time to judge its packet by";
     /// IPv4 source routing (RFC 7126 §4.3, §4.4).
     Ipv4SourceRoute = "ipv4-source-route", Unjudged, "it asks for IPv4 source routing";
     /// An extension header chain that is too long, out of order, or has a routing header.
@@ -213,6 +221,8 @@ drop_reasons! {
     ConnectionsFull = "connections-full", Limit, "the connection table is full";
     /// It needs an upcall, and its port has had as many as it may.
     UpcallLimit = "upcall-limit", Limit, "its port begins more than upcalls_per_sec allows";
+    /// Too many fragments wait for the first of their packet.
+    FragmentsFull = "fragments-full", Limit, "too many fragments wait for the first of their packet";
     /// No frame was left in the umem for a copy.
     NoFrame = "no-frame", Limit, "the umem had no free frame";
     /// The output port's queue is full.

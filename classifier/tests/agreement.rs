@@ -315,7 +315,8 @@ fn plain(is_v6: bool) -> BoxedStrategy<Headers> {
                 dst_port,
             };
             let tcp = TcpFields::default();
-            Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind: Kind::Plain }
+            let kind = Kind::Plain;
+            Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind, fragment: None }
         })
         .boxed()
 }
@@ -674,7 +675,8 @@ proptest! {
                 ingress: PortId(n), vlan: 0, eth_src: mac(n), eth_dst: mac(1 + n % 6), dst, ..random
             };
             let tcp = TcpFields::default();
-            let headers = Headers { key, vlan_tags: 0, l3: 14, l4: 34, end: 54, tcp, kind: Kind::Plain };
+            let (vlan_tags, kind, fragment) = (0, Kind::Plain, None);
+            let headers = Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind, fragment };
             pipeline.judge(&headers, 64, Nanos::from_secs(1));
             prop_assert!(pipeline.masks() <= MASKS);
         }

@@ -276,6 +276,10 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
             .number("mirror_per_sec", 0, 1_000_000)
             .unwrap_or(default.mirror_per_sec),
         mirror_snaplen: table.number("mirror_snaplen", 64, 2_048).unwrap_or(default.mirror_snaplen),
+        max_fragments: table.number("max_fragments", 0, 65_536).unwrap_or(default.max_fragments),
+        fragment_timeout_secs: table
+            .number("fragment_timeout_secs", 1, 120)
+            .unwrap_or(default.fragment_timeout_secs),
     };
     Some(Switch { name: name?.value, mode, settings })
 }

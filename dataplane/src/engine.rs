@@ -19,6 +19,7 @@ use firedoor_classifier::snapshot::{Lane, Snapshot, Workload};
 use firedoor_classifier::{DropReason, Pipeline, Policy, PortId};
 
 use crate::counters::WorkerCounters;
+use crate::fragments::Fragmented;
 use crate::handoff::{Doorstep, Peers};
 use crate::mirror::{Mirror, MirrorSender};
 use crate::outbox::Outbox;
@@ -231,6 +232,7 @@ impl Engine {
             ),
             peers: Peers::new(index, Arc::clone(doorsteps)),
             burst: Burst::default(),
+            fragments: Fragmented::new(settings, self.umem.frames()),
         };
         let cell = Arc::clone(&self.policy);
         let worker = Worker::new(path, cell, Arc::clone(&epoch), inbox, self.clock);

@@ -4,6 +4,10 @@
 //! symmetric hash of its addresses and ports names, so both directions meet at one table and
 //! nothing is shared or locked (docs/adr/0003). Frames travel by bounded queues, one per receiving
 //! worker; a full queue drops the frame under its own reason.
+//!
+//! Later fragments have no ports. All fragments of a packet go by way of the worker that a hash of
+//! their addresses and identification names, which has seen where the first went
+//! ([`fragments`](firedoor_classifier::fragments)).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -22,7 +26,9 @@ const DEPTH: usize = 4096;
 /// A frame on its way to another worker.
 #[derive(Debug)]
 pub enum Parcel {
-    /// To be judged there.
+    /// A fragment, to be put in order there.
+    Order(Frame, Headers),
+    /// To be judged there; of a fragmented packet, behind its first fragment.
     Judge(Frame, Headers),
     /// Judged; to be sent by that port.
     Transmit(Frame, PortId),
@@ -32,7 +38,7 @@ impl Parcel {
     /// The frame, whatever was to happen to it.
     pub fn into_frame(self) -> Frame {
         match self {
-            Self::Judge(frame, _) | Self::Transmit(frame, _) => frame,
+            Self::Order(frame, _) | Self::Judge(frame, _) | Self::Transmit(frame, _) => frame,
         }
     }
 }
@@ -139,18 +145,44 @@ impl Peers {
 
     /// The worker that judges this frame, if it is another one. With one worker, costs a compare.
     pub fn judge_of(&self, headers: &Headers) -> Option<&Doorstep> {
+        self.other(self.owner_of(headers))
+    }
+
+    /// The number of the worker that judges this frame: this one, for frames that make no connection.
+    pub fn owner_of(&self, headers: &Headers) -> u16 {
+        self.named_by(|| connection_hash(headers))
+    }
+
+    /// The worker that puts the fragments of this one's packet in order, if it is another one.
+    pub fn order_of(&self, headers: &Headers) -> Option<&Doorstep> {
+        self.other(self.named_by(|| packet_hash(headers)))
+    }
+
+    /// A worker by its number, if it is another one.
+    pub fn other(&self, worker: u16) -> Option<&Doorstep> {
+        if worker == self.me { None } else { self.of(worker) }
+    }
+
+    fn named_by(&self, hash: impl FnOnce() -> Option<u64>) -> u16 {
         let workers = self.doorsteps.len() as u64;
         if workers == 1 {
-            return None;
+            return self.me;
         }
-        let owner = (connection_hash(headers)? % workers) as u16;
-        (owner != self.me).then(|| &*self.doorsteps[owner as usize])
+        hash().map_or(self.me, |hash| (hash % workers) as u16)
     }
 
     /// Another worker's doorstep.
     pub fn of(&self, worker: u16) -> Option<&Doorstep> {
         self.doorsteps.get(worker as usize).map(|doorstep| &**doorstep)
     }
+}
+
+/// A hash that all fragments of a packet share, and none but a fragment has. The protocol is not part
+/// of it: IPv6's later fragments may claim any.
+fn packet_hash(headers: &Headers) -> Option<u64> {
+    let id = u64::from(headers.fragment?.id);
+    let addresses = headers.key.src ^ headers.key.dst;
+    Some(spread((addresses >> 64) as u64 ^ addresses as u64 ^ id << 24))
 }
 
 /// A hash that both directions of a connection share; `None` for frames that make no connection,
@@ -171,10 +203,15 @@ fn connection_hash(headers: &Headers) -> Option<u64> {
         Kind::Arp { .. } | Kind::Nd(_) | Kind::DhcpClient | Kind::DhcpServer | Kind::NonIp => {
             return None;
         }
+        // It goes where its first went, which a hash of its own could not tell.
+        Kind::LaterFragment => return None,
     };
     let addresses = src ^ dst;
-    let folded = (addresses >> 64) as u64 ^ addresses as u64 ^ ports << 8 ^ u64::from(protocol);
-    Some(folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32)
+    Some(spread((addresses >> 64) as u64 ^ addresses as u64 ^ ports << 8 ^ u64::from(protocol)))
+}
+
+fn spread(folded: u64) -> u64 {
+    folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 fn fold_ports(protocol: u8, src: u16, dst: u16) -> u64 {

@@ -1,7 +1,8 @@
 //! The path of a frame, in eight steps.
 //!
 //! 1. [`Port::receive`](crate::port::Port::receive): rx ring to a batch of frames.
-//! 2. [`extract`]: bytes to headers; malformed, to a drop reason.
+//! 2. [`extract`]: bytes to headers; malformed, to a drop reason. [Fragments](crate::fragments) are
+//!    put in order, behind the first of their packet.
 //! 3. [`Connections::lookup`](firedoor_classifier::connections::Connections::lookup): the exact
 //!    entry, either direction.
 //! 4. [`FlowCache::lookup`](firedoor_classifier::cache::FlowCache::lookup): the tuple space.
@@ -17,13 +18,14 @@
 use std::sync::Arc;
 
 use firedoor_classifier::checksum::complete_partial;
-use firedoor_classifier::extract::{Headers, extract};
+use firedoor_classifier::extract::{Headers, Kind, extract};
 use firedoor_classifier::reply::{MAX_REPLY, refuse};
 use firedoor_classifier::snapshot::Mode;
 use firedoor_classifier::verdict::{Action, DropGroup, Verdict};
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
 
 use crate::counters::{PortCells, WorkerCounters};
+use crate::fragments::Fragmented;
 use crate::frame::Frame;
 use crate::handoff::{Parcel, Peers};
 use crate::mirror::MirrorSender;
@@ -51,6 +53,8 @@ pub struct Path {
     pub peers: Peers,
     /// Frames that wait to be judged together.
     pub burst: Burst,
+    /// Packets of which not all fragments have come.
+    pub fragments: Fragmented,
 }
 
 /// Frames whose headers were read, in the order in which they came.
@@ -91,6 +95,9 @@ impl Path {
                 return self.pool.give(frame);
             }
         };
+        if headers.fragment.is_some() {
+            return self.order(frame, headers, now);
+        }
         match self.peers.judge_of(headers) {
             None => self.burst.push(frame, headers),
             Some(owner) => {
@@ -107,7 +114,10 @@ impl Path {
         let Burst { mut frames, mut headers } = std::mem::take(&mut self.burst);
         self.pipeline.prepare(&mut headers);
         for (at, (frame, headers)) in frames.drain(..).zip(&headers).enumerate() {
-            let verdict = self.pipeline.judge_next(headers, at, frame.len(), now);
+            let verdict = match headers.fragment {
+                None => self.pipeline.judge_next(headers, at, frame.len(), now),
+                Some(_) => self.judge_fragment(headers, at, frame.len(), now),
+            };
             self.apply(frame, headers, &verdict, now);
         }
         headers.clear();
@@ -116,8 +126,12 @@ impl Path {
 
     /// Step 6: does what the verdict says.
     fn apply(&mut self, mut frame: Frame, headers: &Headers, verdict: &Verdict, now: Nanos) {
-        if verdict.denied().is_some() {
-            self.record_denial(&frame, &headers.key, verdict, now);
+        match (verdict.denied(), headers.kind) {
+            (None, _) => {}
+            (Some(reason), Kind::LaterFragment) => {
+                self.count_denial(reason, headers.key.ingress, verdict);
+            }
+            (Some(_), _) => self.record_denial(&frame, &headers.key, verdict, now),
         }
         match verdict.action {
             Action::Drop(reason) => {
@@ -140,12 +154,7 @@ impl Path {
     /// Counts a denial and mirrors it, if its kind is mirrored in this mode.
     fn record_denial(&mut self, frame: &Frame, key: &FlowKey, verdict: &Verdict, now: Nanos) {
         let Some(reason) = verdict.denied() else { return };
-        let dropped = !verdict.is_forwarded();
-        if dropped {
-            self.count_drop(reason, key.ingress);
-        } else {
-            self.counters.would_drop(reason);
-        }
+        self.count_denial(reason, key.ingress, verdict);
         let snapshot = self.pipeline.policy().snapshot();
         let wanted = matches!(reason.group(), DropGroup::Policy | DropGroup::Spoofed)
             && snapshot.mode != Mode::Learn;
@@ -157,10 +166,19 @@ impl Path {
             record.key = *key;
             record.cause = verdict.cause;
             record.reason = reason;
-            record.dropped = dropped;
+            record.dropped = !verdict.is_forwarded();
         });
         let count = if taken { &self.counters.mirrored } else { &self.counters.mirror_lost };
         count.add(1);
+    }
+
+    /// Counts a frame that was dropped for this reason, or would have been.
+    fn count_denial(&self, reason: DropReason, ingress: PortId, verdict: &Verdict) {
+        if verdict.is_forwarded() {
+            self.counters.would_drop(reason);
+        } else {
+            self.count_drop(reason, ingress);
+        }
     }
 
     /// Counts a frame that leaves the path without being sent.
@@ -194,17 +212,25 @@ impl Path {
 
     /// Queues a copy for each receiver; the last one gets the frame itself.
     fn flood(&mut self, frame: Frame, headers: &Headers) {
-        let count = self.pipeline.receivers().len();
+        let count = self.receivers(headers).len();
         for i in 0..count.saturating_sub(1) {
-            let output = self.pipeline.receivers()[i];
+            let output = self.receivers(headers)[i];
             match self.pool.duplicate(&frame) {
                 Some(copy) => self.send(copy, headers, output),
                 None => self.count_drop(DropReason::NoFrame, headers.key.ingress),
             }
         }
-        match self.pipeline.receivers().last() {
+        match self.receivers(headers).last() {
             Some(&output) => self.send(frame, headers, output),
             None => self.discard(frame, DropReason::NoReceiver, headers.key.ingress),
+        }
+    }
+
+    /// The ports that the frame that was judged last is flooded to.
+    fn receivers(&self, headers: &Headers) -> &[PortId] {
+        match headers.kind {
+            Kind::LaterFragment => self.fragments.receivers(),
+            _ => self.pipeline.receivers(),
         }
     }
 
@@ -252,6 +278,7 @@ impl Path {
             let Some(parcel) = self.peers.own().take() else { break };
             count += 1;
             match parcel {
+                Parcel::Order(frame, headers) => self.order(frame, &headers, now),
                 Parcel::Judge(frame, headers) => {
                     self.burst.push(frame, &headers);
                     if self.burst.is_full() {
@@ -270,19 +297,19 @@ impl Path {
         count
     }
 
-    fn discard(&mut self, frame: Frame, reason: DropReason, ingress: PortId) {
+    pub(crate) fn discard(&mut self, frame: Frame, reason: DropReason, ingress: PortId) {
         self.count_drop(reason, ingress);
         self.pool.give(frame);
     }
 
-    fn discard_parcel(&mut self, parcel: Parcel) {
+    pub(crate) fn discard_parcel(&mut self, parcel: Parcel) {
         self.counters.dropped(DropReason::HandoffFull);
         self.pool.give(parcel.into_frame());
     }
 }
 
 impl Burst {
-    fn push(&mut self, frame: Frame, headers: &Headers) {
+    pub(crate) fn push(&mut self, frame: Frame, headers: &Headers) {
         self.frames.push(frame);
         self.headers.push(*headers);
     }

@@ -233,6 +233,7 @@ impl Worker {
     /// Timers, and totals for readers.
     fn tick(&mut self, now: Nanos) {
         self.path.pipeline.tick(now);
+        self.path.expire_fragments(now);
         let pipeline = &self.path.pipeline;
         self.path.counters.publish(pipeline.stats(), pipeline.connections());
     }
@@ -255,6 +256,7 @@ impl Worker {
         let epoch = snapshot.epoch;
         let settings = &snapshot.settings;
         self.path.mirror.configure(settings.mirror_per_sec, settings.mirror_snaplen);
+        self.path.renew_fragments(settings);
         self.path.pipeline.set_policy(policy);
         self.epoch.store(epoch, Ordering::Release);
     }
@@ -336,6 +338,7 @@ impl Worker {
     }
 
     fn remove_port(&mut self, id: PortId, poll: Option<&Poll>) -> Vec<Box<dyn Port>> {
+        self.path.forget_fragments(id);
         for frame in self.path.outbox.remove(id) {
             self.path.pool.give(frame);
         }
@@ -359,6 +362,7 @@ impl Worker {
             self.path.pool.give(parcel.into_frame());
         }
         self.path.outbox.clear(&mut self.path.pool);
+        self.path.fragments.clear(&mut self.path.pool);
         self.tick(self.clock.now());
         self.path.pool.flush();
         std::mem::take(&mut self.queues).into_iter().map(|queue| queue.port).collect()

@@ -8,6 +8,7 @@ use crossbeam::channel::{Sender, unbounded};
 use firedoor_classifier::snapshot::{Snapshot, Workload};
 use firedoor_classifier::{DropReason, Nanos, Pipeline, Policy};
 use firedoor_dataplane::counters::WorkerCounters;
+use firedoor_dataplane::fragments::Fragmented;
 use firedoor_dataplane::handoff::{Doorstep, Peers};
 use firedoor_dataplane::mirror::{Mirror, MirrorSender, Record};
 use firedoor_dataplane::outbox::Outbox;
@@ -132,6 +133,7 @@ impl Fabric {
             mirror: MirrorSender::new(Arc::clone(&mirror), rate, snaplen),
             peers,
             burst: Burst::default(),
+            fragments: Fragmented::new(settings, self.umem.frames()),
         };
         let (cell, epoch) = (Arc::clone(&self.policy), Arc::<AtomicU64>::default());
         let worker = Worker::new(path, cell, epoch, inbox, Clock::default());

@@ -58,7 +58,8 @@ fn frames() -> Vec<(DropReason, Vec<u8>)> {
         (R::NdMalformed, bad_hop_limit),
         (R::SourceInvalid, syn((1, "224.0.0.1"), API, 8080)),
         (R::UnknownEtherType, build::ethernet(mac(1), mac(2), 0x88cc, &[0; 46])),
-        (R::Fragment, fragment(four)),
+        (R::FragmentTiny, build::fragment(&good, 1, 8..16)),
+        (R::FragmentTooLong, long_fragment(four)),
         (R::Ipv4SourceRoute, source_routed(four)),
         (R::Ipv6Extension, build::ip(six, 43, &[6, 0, 0, 0, 0, 0, 0, 0])),
         (R::VlanNotAllowed, build::tagged(good.clone(), &[5])),
@@ -99,6 +100,9 @@ fn scenes() -> Vec<(DropReason, fn() -> u64)> {
         (DropReason::NoFrame, a_copy_without_a_free_frame),
         (DropReason::TxFull, a_receiver_that_does_not_take),
         (DropReason::HandoffFull, a_worker_that_does_not_take),
+        (DropReason::FragmentOverlap, fragments_that_overlap),
+        (DropReason::FragmentExpired, a_fragment_whose_first_never_comes),
+        (DropReason::FragmentsFull, more_waiting_fragments_than_may),
     ]
 }
 
@@ -200,9 +204,38 @@ fn a_worker_that_does_not_take() -> u64 {
     counted(fabric, DropReason::HandoffFull)
 }
 
-fn fragment(ends: Ends) -> Vec<u8> {
+/// The first fragment has passed when the second one begins within it.
+fn fragments_that_overlap() -> u64 {
+    let mut fabric = Fabric::new(CONFIG);
+    let whole = build::udp(ends(WEB, API), 1, 53, &[0; 64]);
+    assert_eq!(fabric.send("web", &build::fragment(&whole, 1, 0..32)).len(), 1);
+    assert_eq!(fabric.send("web", &build::fragment(&whole, 1, 24..72)), []);
+    counted(fabric, DropReason::FragmentOverlap)
+}
+
+fn a_fragment_whose_first_never_comes() -> u64 {
+    let mut fabric = Fabric::new(CONFIG);
+    let whole = build::udp(ends(WEB, API), 1, 53, &[0; 64]);
+    fabric.send("web", &build::fragment(&whole, 1, 32..72));
+    assert_eq!(fabric.drops(), [], "it waits");
+    fabric.wait(30);
+    counted(fabric, DropReason::FragmentExpired)
+}
+
+fn more_waiting_fragments_than_may() -> u64 {
+    let mut small = snapshot(CONFIG);
+    small.settings.max_fragments = 8;
+    let mut fabric = Fabric::of(small);
+    let whole = build::udp(ends(WEB, API), 1, 53, &[0; 64]);
+    for id in 0..3 {
+        fabric.send("web", &build::fragment(&whole, id, 32..72));
+    }
+    counted(fabric, DropReason::FragmentsFull)
+}
+
+fn long_fragment(ends: Ends) -> Vec<u8> {
     let mut frame = build::udp(ends, 1, 53, &[0; 64]);
-    frame[20] = 0x20;
+    frame[20..22].copy_from_slice(&[0x1f, 0xff]);
     rechecksum(&mut frame);
     frame
 }

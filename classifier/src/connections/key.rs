@@ -54,11 +54,15 @@ pub(super) struct Direction {
 
 impl FrameKey {
     /// The key of a frame. `None` if no connection is kept for its kind: what is not IP, neighbour
-    /// discovery, ICMP errors, and ICMP messages that are neither query nor reply.
+    /// discovery, ICMP errors, ICMP messages that are neither query nor reply, and later fragments.
     pub(super) fn of_frame(headers: &Headers) -> Option<Self> {
         match headers.kind {
             Kind::Plain | Kind::DhcpClient | Kind::DhcpServer => {}
-            Kind::Arp { .. } | Kind::Nd(_) | Kind::IcmpError(_) | Kind::NonIp => return None,
+            Kind::Arp { .. }
+            | Kind::Nd(_)
+            | Kind::IcmpError(_)
+            | Kind::NonIp
+            | Kind::LaterFragment => return None,
         }
         let key = &headers.key;
         let direction = Direction {

@@ -863,7 +863,17 @@ mod tests {
         let control = |flags: TcpFlags| {
             let key = crate::FlowKey { tcp_flags: flags.bits(), ..Default::default() };
             let (tcp, kind) = (TcpFields::default(), Kind::Plain);
-            Segment::of(&Headers { key, vlan_tags: 0, l3: 14, l4: 34, end: 54, tcp, kind }).control
+            Segment::of(&Headers {
+                key,
+                vlan_tags: 0,
+                l3: 14,
+                l4: 34,
+                end: 54,
+                tcp,
+                kind,
+                fragment: None,
+            })
+            .control
         };
         let (fin, syn, rst, ack) = (TcpFlags::FIN, TcpFlags::SYN, TcpFlags::RST, TcpFlags::ACK);
         for others in [TcpFlags::empty(), TcpFlags::PSH, TcpFlags::URG | TcpFlags::CWR] {

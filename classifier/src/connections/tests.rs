@@ -42,7 +42,7 @@ fn frame(protocol: u8, hosts: (u16, u16), src_port: u16, dst_port: u16) -> Heade
         dst_port,
     };
     let tcp = TcpFields::default();
-    Headers { key, vlan_tags: 0, l3: 14, l4: 34, end: 60, tcp, kind: Kind::Plain }
+    Headers { key, vlan_tags: 0, l3: 14, l4: 34, end: 60, tcp, kind: Kind::Plain, fragment: None }
 }
 
 fn mac(host: u16) -> MacAddr {

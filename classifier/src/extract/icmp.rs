@@ -3,15 +3,22 @@
 //! An error is worth what it quotes: the switch passes it only if the quoted packet belongs to a
 //! live connection, so the quote is read by the same rules as a packet, except that its payload may
 //! be cut off. What the switch would have refused, it cannot have forwarded, and an error about it
-//! is about nothing: a later fragment (which has no ports), an IPv4-mapped address, an error quoted
-//! in an error (which RFC 1122 §3.2.2 forbids). All make the error malformed.
+//! is about nothing: an IPv4-mapped address, an error quoted in an error (which RFC 1122 §3.2.2
+//! forbids). All make the error malformed. A quoted later fragment has no ports to know its
+//! connection by. It is read as having [some that no connection has](NO_PORTS), so the error is
+//! about no live connection, unless the protocol has no ports at all.
 
-use super::{Embedded, Headers, Kind, is_v4_mapped, nd, skip_extensions};
+use super::{Chain, Embedded, Headers, Kind, is_v4_mapped, nd, skip_extensions};
 use crate::verdict::DropReason;
 use crate::wire::{icmp, icmpv6, ipv4, ipv6, protocol};
 
 /// Transport bytes that every error quotes at least (RFC 792 "64 bits of data").
 const QUOTED_TRANSPORT: usize = 8;
+
+/// Ports, or identifier, type and code, that no connection has: port 0 is never a destination, and
+/// there is no query of type 255.
+const NO_PORTS: (u16, u16) = (0, 0);
+const NO_QUERY: (u16, u16) = (0, u16::MAX);
 
 /// Reads an ICMP message.
 pub(super) fn v4(headers: &mut Headers, payload: &[u8]) -> Result<(), DropReason> {
@@ -49,12 +56,10 @@ pub(super) fn v6(headers: &mut Headers, hop_limit: u8, payload: &[u8]) -> Result
 /// behind the switch, and has ports; it is accepted.
 fn quoted_v4(bytes: &[u8]) -> Option<Embedded> {
     let packet = ipv4::Packet::new_cut(bytes)?;
-    if packet.is_later_fragment() {
-        return None;
-    }
     let (src_port, dst_port) = match packet.protocol() {
-        protocol::ICMP => quoted_query(packet.payload(), is_query_v4)?,
         protocol::ICMPV6 => return None,
+        other if packet.fragment_offset() > 0 => ports_of_later(other),
+        protocol::ICMP => quoted_query(packet.payload(), is_query_v4)?,
         other => quoted_ports(other, packet.payload())?,
     };
     Some(Embedded {
@@ -72,14 +77,23 @@ fn quoted_v6(bytes: &[u8]) -> Option<Embedded> {
     if is_v4_mapped(source) || is_v4_mapped(destination) {
         return None;
     }
-    let (protocol, payload) = skip_extensions(&packet).ok()?;
+    let Chain { protocol, payload, fragment, .. } = skip_extensions(&packet).ok()?;
     let (src_port, dst_port) = match protocol {
-        protocol::ICMPV6 => quoted_query(payload, is_query_v6)?,
         protocol::ICMP => return None,
+        other if fragment.is_some_and(|fragment| !fragment.is_first()) => ports_of_later(other),
+        protocol::ICMPV6 => quoted_query(payload, is_query_v6)?,
         other => quoted_ports(other, payload)?,
     };
     let (src, dst) = (source.to_bits(), destination.to_bits());
     Some(Embedded { protocol, src, dst, src_port, dst_port })
+}
+
+/// What stands for the ports of a quoted later fragment.
+fn ports_of_later(protocol: u8) -> (u16, u16) {
+    match protocol {
+        protocol::ICMP | protocol::ICMPV6 => NO_QUERY,
+        _ => NO_PORTS,
+    }
 }
 
 /// Source and destination port; zeroes for protocols without.

@@ -218,15 +218,75 @@ mod ipv4_packets {
         assert_eq!(why(&[1, 1, 1, 7]), Some(DropReason::Ipv4Malformed));
     }
 
+    /// A frame of 24 bytes of payload, cut as `word` says.
+    fn part(protocol: u8, word: u16) -> Result<Headers, DropReason> {
+        let payload = [0x9c, 0x40, 0, 53, 0, 99, 0, 0, 0, 0, 0, 0, 0x60, 0x10, 0, 0, 0, 0, 0, 0]
+            .iter()
+            .copied()
+            .chain([0; 4])
+            .collect::<Vec<_>>();
+        let frame = with_v4(build::ip(ENDS, protocol, &payload), 4, &[0xab, 0xcd]);
+        extract(&with_v4(frame, 6, &word.to_be_bytes()), PORT)
+    }
+
     #[test]
-    fn fragments_are_refused() {
-        let frame = build::udp(ENDS, 1000, 53, b"query");
-        let fragment = |word: u16| reason(&with_v4(frame.clone(), 6, &word.to_be_bytes()));
-        assert_eq!(fragment(0x0000), None);
-        assert_eq!(fragment(0x4000), None, "don't fragment");
-        for word in [0x2000, 0x0001, 0x2001, 0x1fff, 0x6000] {
-            assert_eq!(fragment(word), Some(DropReason::Fragment), "{word:04x}");
+    fn a_first_fragment_has_ports_and_a_later_one_none() {
+        for (word, more) in [(0x2000, true), (0x6000, true)] {
+            let first = part(17, word).unwrap();
+            let fragment = Fragment { id: 0xabcd, offset: 0, len: 24, more };
+            assert_eq!((first.kind, first.fragment), (Kind::Plain, Some(fragment)));
+            assert_eq!((first.key.src_port, first.key.dst_port), (40_000, 53));
         }
+        for (word, offset, more) in [(3, 24, false), (0x2003, 24, true), (0x1ff0, 65_408, false)] {
+            let later = part(17, word).unwrap();
+            let fragment = Fragment { id: 0xabcd, offset, len: 24, more };
+            assert_eq!((later.kind, later.fragment), (Kind::LaterFragment, Some(fragment)));
+            assert_eq!((later.key.protocol, later.key.src_port, later.key.dst_port), (17, 0, 0));
+            assert_eq!((later.l4, later.end), (34, 58));
+        }
+        let whole = headers(&build::udp(ENDS, 1000, 53, b"query"));
+        assert_eq!(whole.fragment, None);
+    }
+
+    #[test]
+    fn fragments_in_or_before_the_end_of_the_transport_header_are_tiny() {
+        let tiny = Some(DropReason::FragmentTiny);
+        assert_eq!(part(6, 0x2000).err(), None, "24 bytes of TCP header, and no payload");
+        for (protocol, shortest) in [(6, 24), (17, 8), (1, 8), (132, 16), (47, 8)] {
+            for len in [8, 16, 24] {
+                let frame = build::ip(
+                    ENDS,
+                    protocol,
+                    &build::tcp(ENDS, 9, 7, TcpFlags::ACK)[34..][..len.min(20)],
+                );
+                let mut frame = frame;
+                frame.resize(34 + len, 0x50);
+                let total = (20 + len) as u16;
+                let frame = with_v4(with_v4(frame, 2, &total.to_be_bytes()), 6, &[0x20, 0]);
+                assert_eq!(reason(&frame) == tiny, len < shortest, "{protocol}: {len} bytes");
+            }
+            for units in 1..4 {
+                let offset = usize::from(units) * 8;
+                assert_eq!(
+                    part(protocol, units).err() == tiny,
+                    offset < shortest,
+                    "{protocol}: {offset}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_must_have_a_possible_place_and_length() {
+        let malformed = Some(DropReason::Ipv4Malformed);
+        let frame = build::ip(ENDS, 47, &[1, 2, 3, 4]);
+        let cut = |word: u16| reason(&with_v4(frame.clone(), 6, &word.to_be_bytes()));
+        assert_eq!(cut(0x2000), malformed, "four bytes, and more to come");
+        assert_eq!(cut(0x2001), malformed, "likewise");
+        assert_eq!(cut(0x0001), None, "the last may be of any length");
+        assert_eq!(reason(&with_v4(build::ip(ENDS, 47, &[]), 6, &[0, 1])), malformed, "empty");
+        assert_eq!(part(17, 0x1ffa).err(), None, "65,488, 24, and 20 of header: 65,532");
+        assert_eq!(part(17, 0x1ffb).err(), Some(DropReason::FragmentTooLong), "8 more");
     }
 
     #[test]
@@ -331,14 +391,78 @@ mod ipv6_packets {
         assert_eq!(reason(&with_chain(60, &[17, 0, 5, 9, 0, 0, 0, 0])), malformed);
     }
 
+    /// A fragment header before an empty UDP datagram.
+    const fn cut(next: u8, offset_and_more: [u8; 2]) -> [u8; 8] {
+        [next, 0, offset_and_more[0], offset_and_more[1], 1, 2, 3, 4]
+    }
+
     #[test]
-    fn all_fragments_are_refused() {
-        for offset_and_more in [[0, 0], [0, 1], [0, 8], [0xff, 0xf8]] {
-            let fragment = [17, 0, offset_and_more[0], offset_and_more[1], 0, 0, 0, 1];
-            assert_eq!(reason(&with_chain(44, &fragment)), Some(DropReason::Fragment));
-            let behind = [padding(44), fragment].concat();
-            assert_eq!(reason(&with_chain(0, &behind)), Some(DropReason::Fragment));
+    fn a_first_fragment_has_ports_and_a_later_one_none() {
+        let id = 0x0102_0304;
+        let behind = |fragment: [u8; 8]| [padding(44), fragment].concat();
+        for (first, chain, l4) in
+            [(44, cut(17, [0, 1]).to_vec(), 62), (0, behind(cut(17, [0, 1])), 70)]
+        {
+            let headers = headers(&with_chain(first, &chain));
+            let fragment = Fragment { id, offset: 0, len: 8, more: true };
+            assert_eq!((headers.kind, headers.fragment), (Kind::Plain, Some(fragment)));
+            assert_eq!((headers.key.dst_port, headers.l4), (53, l4));
         }
+        for (offset_and_more, offset, more) in [([0, 8], 8, false), ([5, 0xa9], 1448, true)] {
+            let headers = headers(&with_chain(0, &behind(cut(17, offset_and_more))));
+            let fragment = Fragment { id, offset, len: 8, more };
+            assert_eq!((headers.kind, headers.fragment), (Kind::LaterFragment, Some(fragment)));
+            assert_eq!((headers.key.protocol, headers.key.dst_port, headers.l4), (17, 0, 70));
+        }
+    }
+
+    #[test]
+    fn an_atomic_fragment_is_a_whole_packet_but_not_of_discovery() {
+        let headers = headers(&with_chain(44, &cut(17, [0, 6])));
+        assert_eq!((headers.fragment, headers.kind, headers.key.dst_port), (None, Kind::Plain, 53));
+        let ends = Ends { src: LINK_LOCAL.into(), ..ENDS_V6 };
+        let plain = build::neighbor_advertisement(ends, LINK_LOCAL);
+        let message = [&cut(58, [0, 0])[..], &plain[54..]].concat();
+        let hidden = with(build::ip(ends, 44, &message), 14 + 7, &[255]);
+        assert_eq!(reason(&hidden), Some(DropReason::NdMalformed), "RFC 6980");
+    }
+
+    #[test]
+    fn all_headers_stand_in_the_first_fragment() {
+        let tiny = Some(DropReason::FragmentTiny);
+        let first = |next, rest: &[u8]| {
+            reason(&build::ip(ENDS_V6, 44, &[&cut(next, [0, 1]), rest].concat()))
+        };
+        let segment = build::tcp(ENDS_V6, 1, 2, TcpFlags::SYN);
+        assert_eq!(first(6, &segment[54..70]), tiny);
+        assert_eq!(first(60, &[17, 1, 1, 4, 0, 0, 0, 0]), tiny, "cut in the options");
+        assert_eq!(first(60, &padding(17)), tiny, "cut behind them");
+        assert_eq!(first(58, &[128, 0, 0, 0, 0, 7, 0, 1]), None);
+        let later = [&cut(6, [0, 16])[..], &[0; 8]].concat();
+        assert_eq!(reason(&build::ip(ENDS_V6, 44, &later)), tiny, "in the header's place");
+    }
+
+    #[test]
+    fn fragments_of_fragments_and_impossible_ones_are_refused() {
+        let twice = [cut(44, [0, 0]), cut(17, [0, 0])].concat();
+        assert_eq!(reason(&with_chain(44, &twice)), Some(DropReason::Ipv6Extension));
+        let late = [padding(60), padding(60), padding(60), padding(44), cut(17, [0, 0])].concat();
+        assert_eq!(reason(&with_chain(60, &late)), Some(DropReason::Ipv6Extension), "the fifth");
+        let malformed = Some(DropReason::Ipv6Malformed);
+        assert_eq!(reason(&build::ip(ENDS_V6, 44, &cut(17, [0, 8])[..7])), malformed, "cut");
+        assert_eq!(reason(&build::ip(ENDS_V6, 44, &cut(17, [0, 8]))), malformed, "empty");
+        let odd = [&cut(17, [0, 9])[..], &[0; 12]].concat();
+        assert_eq!(reason(&build::ip(ENDS_V6, 44, &odd)), malformed, "12 bytes, and more to come");
+        let long = |before: usize| {
+            let chain = [&vec![padding(60); before].concat()[..], &cut(17, [0xff, 0xf0]), &[0; 15]];
+            let mut bytes = chain.concat();
+            if before > 0 {
+                bytes[before * 8 - 8] = 44;
+            }
+            reason(&build::ip(ENDS_V6, if before > 0 { 60 } else { 44 }, &bytes))
+        };
+        assert_eq!(long(0), None, "65,535 bytes in all");
+        assert_eq!(long(1), Some(DropReason::FragmentTooLong), "with a header that all have");
     }
 
     #[test]
@@ -526,8 +650,6 @@ mod icmp_messages {
         let datagram = build::udp(ENDS, 1000, 53, b"query");
         let fragment = |word: u16| with_v4(datagram.clone(), 6, &word.to_be_bytes());
         assert_eq!(about_v4(&fragment(0x2000)), None, "first fragment");
-        assert_eq!(about_v4(&fragment(0x2001)), malformed, "later fragment");
-        assert_eq!(about_v6(&with_chain(44, &[17, 0, 0, 1, 0, 0, 0, 1])), malformed, "fragment");
         assert_eq!(about_v6(&with_chain(43, &padding(17))), malformed, "routing header");
         assert_eq!(about_v6(&with_chain(60, &padding(17))), None, "options");
         let error = build::icmp_error(ENDS, 3, 0, packet(&datagram));
@@ -537,6 +659,36 @@ mod icmp_messages {
         assert_eq!(about_v6(&build::udp(mapped, 1, 2, &[])), malformed, "mapped address");
         assert_eq!(about_v4(&build::ip(ENDS, 58, &[128, 0, 0, 0, 0, 0, 0, 0])), malformed);
         assert_eq!(about_v6(&build::ip(ENDS_V6, 1, &[8, 0, 0, 0, 0, 0, 0, 0])), malformed);
+    }
+}
+
+mod quoted_fragments {
+    use super::*;
+
+    fn quoted(frame: &[u8]) -> (u8, u16, u16) {
+        match headers(frame).kind {
+            Kind::IcmpError(embedded) => (embedded.protocol, embedded.src_port, embedded.dst_port),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_first_one_has_ports_and_a_later_one_those_of_no_connection() {
+        let datagram = build::udp(ENDS, 1000, 53, b"query");
+        let about = |frame: &[u8], word: u16| {
+            let part = with_v4(frame.to_vec(), 6, &word.to_be_bytes());
+            quoted(&build::icmp_error(ENDS, 3, 4, &part[14..]))
+        };
+        assert_eq!(about(&datagram, 0x2000), (17, 1000, 53));
+        assert_eq!(about(&datagram, 0x2001), (17, 0, 0));
+        assert_eq!(about(&build::echo_request(ENDS, 7, 1), 0x0001), (1, 0, 0xffff));
+        let about = |next, offset_and_more: [u8; 2]| {
+            let fragment = [next, 0, offset_and_more[0], offset_and_more[1], 0, 0, 0, 1];
+            quoted(&build::icmp_error(ENDS_V6, 2, 0, &with_chain(44, &fragment)[14..]))
+        };
+        assert_eq!(about(17, [0, 1]), (17, 1000, 53));
+        assert_eq!(about(17, [0, 8]), (17, 0, 0));
+        assert_eq!(about(58, [0, 8]), (58, 0, 0xffff));
     }
 }
 
@@ -679,16 +831,23 @@ mod neighbour_discovery {
     }
 }
 
-/// What another parser, smoltcp's, reads in the same frame: protocol, addresses and ports.
+/// What another parser, smoltcp's, reads in the same frame: protocol, addresses, and ports or, for a
+/// fragment, its place: identification, offset, whether more follow.
 mod second_opinion {
     use smoltcp::wire::{
         ArpPacket, EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6ExtHeader,
-        Ipv6Packet, TcpPacket, UdpPacket,
+        Ipv6FragmentHeader, Ipv6Packet, TcpPacket, UdpPacket,
     };
 
     use super::*;
 
-    pub(super) type Tuple = (u8, IpAddr, IpAddr, u16, u16);
+    pub(super) type Tuple = (u8, IpAddr, IpAddr, Rest);
+
+    #[derive(Debug, PartialEq)]
+    pub(super) enum Rest {
+        Ports(u16, u16),
+        Place(u32, u16, bool),
+    }
 
     pub(super) fn tuple(frame: &[u8]) -> Option<Tuple> {
         let mut untagged = frame.to_vec();
@@ -703,30 +862,48 @@ mod second_opinion {
                 let sender = <[u8; 4]>::try_from(arp.source_protocol_addr()).ok()?;
                 let target = <[u8; 4]>::try_from(arp.target_protocol_addr()).ok()?;
                 let operation = u16::from(arp.operation()) as u8;
-                Some((operation, sender.into(), target.into(), 0, 0))
+                Some((operation, sender.into(), target.into(), Rest::Ports(0, 0)))
             }
             EthernetProtocol::Ipv4 => {
                 let ip = Ipv4Packet::new_checked(packet).ok()?;
                 assert!(ip.verify_checksum());
-                let (protocol, from, to) = ports(ip.next_header(), ip.payload())?;
-                Some((protocol, ip.src_addr().into(), ip.dst_addr().into(), from, to))
+                let rest = match (ip.frag_offset(), ip.more_frags()) {
+                    (0, false) => ports(ip.next_header(), ip.payload())?,
+                    (offset, more) => Rest::Place(ip.ident().into(), offset, more),
+                };
+                Some((ip.next_header().into(), ip.src_addr().into(), ip.dst_addr().into(), rest))
             }
             EthernetProtocol::Ipv6 => {
                 let ip = Ipv6Packet::new_checked(packet).ok()?;
                 let (mut next, mut rest) = (ip.next_header(), ip.payload());
-                while matches!(next, IpProtocol::HopByHop | IpProtocol::Ipv6Opts) {
-                    let header = Ipv6ExtHeader::new_checked(rest).ok()?;
-                    let len = (usize::from(header.header_len()) + 1) * 8;
-                    (next, rest) = (header.next_header(), &rest[len..]);
+                let mut place = None;
+                while place.is_none_or(|(_, offset, _)| offset == 0) {
+                    let len = match next {
+                        IpProtocol::HopByHop | IpProtocol::Ipv6Opts => {
+                            let header = Ipv6ExtHeader::new_checked(rest).ok()?;
+                            (usize::from(header.header_len()) + 1) * 8
+                        }
+                        IpProtocol::Ipv6Frag => {
+                            let header = Ipv6FragmentHeader::new_checked(rest.get(2..)?).ok()?;
+                            let (offset, more) = (header.frag_offset() * 8, header.more_frags());
+                            place = (offset > 0 || more).then_some((header.ident(), offset, more));
+                            8
+                        }
+                        _ => break,
+                    };
+                    (next, rest) = (rest[0].into(), &rest[len..]);
                 }
-                let (protocol, from, to) = ports(next, rest)?;
-                Some((protocol, ip.src_addr().into(), ip.dst_addr().into(), from, to))
+                let rest = match place {
+                    None => ports(next, rest)?,
+                    Some((id, offset, more)) => Rest::Place(id, offset, more),
+                };
+                Some((next.into(), ip.src_addr().into(), ip.dst_addr().into(), rest))
             }
             EthernetProtocol::Unknown(_) => None,
         }
     }
 
-    fn ports(protocol: IpProtocol, payload: &[u8]) -> Option<(u8, u16, u16)> {
+    fn ports(protocol: IpProtocol, payload: &[u8]) -> Option<Rest> {
         let (from, to) = match protocol {
             IpProtocol::Tcp => {
                 let tcp = TcpPacket::new_checked(payload).ok()?;
@@ -738,18 +915,20 @@ mod second_opinion {
             }
             _ => (0, 0),
         };
-        Some((protocol.into(), from, to))
+        Some(Rest::Ports(from, to))
     }
 
     /// The same of ours, where smoltcp has an opinion: its ports are those of TCP and UDP.
     pub(super) fn ours(headers: &Headers) -> Tuple {
         let key = &headers.key;
-        let ports = match (key.ether_type, key.protocol) {
-            (ether_type::ARP, _) => (0, 0),
-            (_, protocol::TCP | protocol::UDP) => (key.src_port, key.dst_port),
-            _ => (0, 0),
+        let rest = match (headers.fragment, key.ether_type, key.protocol) {
+            (Some(Fragment { id, offset, more, .. }), ..) => Rest::Place(id, offset, more),
+            (_, ether_type::IPV4 | ether_type::IPV6, protocol::TCP | protocol::UDP) => {
+                Rest::Ports(key.src_port, key.dst_port)
+            }
+            _ => Rest::Ports(0, 0),
         };
-        (key.protocol, key.src_addr(), key.dst_addr(), ports.0, ports.1)
+        (key.protocol, key.src_addr(), key.dst_addr(), rest)
     }
 }
 
@@ -757,6 +936,11 @@ fn valid_frames() -> impl Strategy<Value = Vec<u8>> {
     let mut frames: Vec<_> = one_of_each().into_iter().map(|(_, frame)| frame).collect();
     frames.push(with_options(&[148, 4, 0, 0]));
     frames.push(with_chain(0, &[padding(60), padding(17)].concat()));
+    for ends in [ENDS, ENDS_V6] {
+        let datagram = build::udp(ends, 1000, 53, &[0; 64]);
+        frames.extend([0..16, 16..48, 48..72].map(|part| build::fragment(&datagram, 7, part)));
+    }
+    frames.push(with_chain(44, &[17, 0, 0, 0, 0, 0, 0, 1]));
     let tags = prop_oneof![Just(&[][..]), Just(&[10][..]), Just(&[10, 20][..])];
     (proptest::sample::select(frames), tags).prop_map(|(frame, tags)| build::tagged(frame, tags))
 }

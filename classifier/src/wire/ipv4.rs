@@ -20,6 +20,8 @@ pub mod field {
     pub const VERSION_IHL: usize = 0;
     /// Bytes of header and payload.
     pub const TOTAL_LEN: Range<usize> = 2..4;
+    /// Names the packet that a fragment is of, for its source, destination and protocol.
+    pub const IDENTIFICATION: Range<usize> = 4..6;
     /// Reserved (1 bit), don't fragment, more fragments, offset in 8-byte units (13 bits).
     pub const FRAGMENT: Range<usize> = 6..8;
     /// Routers left to pass.
@@ -38,7 +40,7 @@ pub mod field {
 pub const HEADER_LEN: usize = 20;
 
 const DONT_FRAGMENT: u16 = 0x4000;
-const MORE_FRAGMENTS: u16 = 0x2000;
+pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET_MASK: u16 = 0x1fff;
 
 /// View of a packet: version 4, and 20 ≤ header length ≤ total length.
@@ -96,9 +98,19 @@ impl<'a> Packet<'a> {
         u16_at(self.header, field::FRAGMENT) & (MORE_FRAGMENTS | OFFSET_MASK) != 0
     }
 
-    /// True for a fragment whose payload does not begin with the transport header.
-    pub fn is_later_fragment(&self) -> bool {
-        u16_at(self.header, field::FRAGMENT) & OFFSET_MASK != 0
+    /// Bytes of the whole packet's payload before this one's: 0..=65,528, a multiple of 8.
+    pub fn fragment_offset(&self) -> u16 {
+        (u16_at(self.header, field::FRAGMENT) & OFFSET_MASK) * 8
+    }
+
+    /// True if more of the whole packet's payload follows this one's.
+    pub fn has_more_fragments(&self) -> bool {
+        u16_at(self.header, field::FRAGMENT) & MORE_FRAGMENTS != 0
+    }
+
+    /// Which packet a fragment is of.
+    pub fn identification(&self) -> u16 {
+        u16_at(self.header, field::IDENTIFICATION)
     }
 
     /// Protocol of the payload.
@@ -228,6 +240,21 @@ mod tests {
         assert_eq!((packet.source(), packet.destination()), (REPR.source, REPR.destination));
         assert_eq!((packet.protocol(), packet.payload()), (6, &[1, 2, 3, 4][..]));
         assert!(packet.checksum_is_right() && !packet.is_fragment());
+    }
+
+    #[test]
+    fn fragments_say_where_they_stand() {
+        let mut bytes = packet();
+        bytes[field::IDENTIFICATION].copy_from_slice(&[0xab, 0xcd]);
+        for (word, offset, more) in
+            [(0x2000_u16, 0, true), (0x0001, 8, false), (0x6002, 16, true), (0x1fff, 65_528, false)]
+        {
+            bytes[field::FRAGMENT].copy_from_slice(&word.to_be_bytes());
+            let packet = Packet::new_checked(&bytes).unwrap();
+            assert!(packet.is_fragment());
+            assert_eq!((packet.fragment_offset(), packet.has_more_fragments()), (offset, more));
+            assert_eq!(packet.identification(), 0xabcd);
+        }
     }
 
     #[test]

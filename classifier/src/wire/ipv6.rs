@@ -1,4 +1,4 @@
-//! IPv6 and its option-carrying extension headers (RFC 8200 §3, §4).
+//! IPv6, its option-carrying extension headers, and the fragment header (RFC 8200 §3, §4).
 //!
 //! ```text
 //!  version, class, flow label (4) | payload length (2) | next header (1) | hop limit (1)
@@ -7,7 +7,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::{bytes_at, put, u16_at};
+use super::{bytes_at, put, u16_at, u32_at};
 
 /// Byte ranges of the header.
 pub mod field {
@@ -112,6 +112,52 @@ impl<'a> OptionsHeader<'a> {
     /// The options, in order.
     pub fn options(&self) -> Options<'a> {
         Options(self.options)
+    }
+}
+
+/// Bytes of a fragment header.
+pub const FRAGMENT_LEN: usize = 8;
+
+/// View of a fragment header (RFC 8200 §4.5).
+///
+/// ```text
+///  next header (1) | reserved (1) | offset in 8-byte units (13 bits), reserved (2), more (1)
+///  identification (4)
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct FragmentHeader<'a>(&'a [u8; FRAGMENT_LEN]);
+
+impl<'a> FragmentHeader<'a> {
+    /// A view of the header that `bytes` begin with, and the bytes behind; `None` if it is cut.
+    pub fn new_checked(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (header, rest) = bytes.split_first_chunk()?;
+        Some((Self(header), rest))
+    }
+
+    /// Protocol of what the whole packet's fragmentable part begins with. Only the first fragment's
+    /// word counts.
+    pub fn next_header(&self) -> u8 {
+        self.0[0]
+    }
+
+    /// Bytes of the fragmentable part before this piece of it: 0..=65,528, a multiple of 8.
+    pub fn offset(&self) -> u16 {
+        u16_at(self.0, 2..4) & !7
+    }
+
+    /// True if more of the fragmentable part follows.
+    pub fn has_more(&self) -> bool {
+        u16_at(self.0, 2..4) & 1 != 0
+    }
+
+    /// Which packet the fragment is of, for its source and destination.
+    pub fn identification(&self) -> u32 {
+        u32_at(self.0, 4..8)
+    }
+
+    /// True if the fragment is all of its packet (RFC 6946).
+    pub fn is_atomic(&self) -> bool {
+        self.offset() == 0 && !self.has_more()
     }
 }
 
@@ -223,6 +269,18 @@ mod tests {
         assert_eq!((header.next_header(), rest.len()), (6, 4));
         assert!(OptionsHeader::new_checked(&bytes[..15]).is_none());
         assert!(OptionsHeader::new_checked(&bytes[..1]).is_none());
+    }
+
+    #[test]
+    fn a_fragment_header_says_where_its_piece_stands() {
+        let bytes = [17, 0, 0x05, 0xa9, 1, 2, 3, 4, 9];
+        let (header, rest) = FragmentHeader::new_checked(&bytes).unwrap();
+        assert_eq!((header.next_header(), header.offset(), header.has_more()), (17, 1448, true));
+        assert_eq!((header.identification(), rest), (0x0102_0304, &[9][..]));
+        assert!(!header.is_atomic());
+        assert!(FragmentHeader::new_checked(&bytes[..7]).is_none());
+        let (atomic, _) = FragmentHeader::new_checked(&[17, 0, 0, 6, 0, 0, 0, 0]).unwrap();
+        assert!(atomic.is_atomic(), "reserved bits do not count");
     }
 
     #[test]

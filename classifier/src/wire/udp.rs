@@ -35,7 +35,7 @@ pub mod port {
     pub const DHCPV6_SERVER: u16 = 547;
 }
 
-/// View of a datagram: 8 ≤ length ≤ the bytes there are.
+/// View of a datagram: 8 ≤ length ≤ the bytes there are, or will be when all fragments are.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a>(&'a [u8; HEADER_LEN]);
 
@@ -45,6 +45,13 @@ impl<'a> Datagram<'a> {
     pub fn new_checked(bytes: &'a [u8]) -> Option<Self> {
         let datagram = Self(bytes.first_chunk()?);
         (HEADER_LEN..=bytes.len()).contains(&datagram.length()).then_some(datagram)
+    }
+
+    /// A view of the datagram that a first fragment begins with: its length may reach beyond.
+    /// `None` if its header is short or its length impossible.
+    pub fn new_first_fragment(bytes: &'a [u8]) -> Option<Self> {
+        let datagram = Self(bytes.first_chunk()?);
+        (datagram.length() >= HEADER_LEN).then_some(datagram)
     }
 
     /// Source port.

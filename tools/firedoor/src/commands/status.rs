@@ -271,19 +271,20 @@ fn show_settings(settings: &Settings, out: &mut Output) -> anyhow::Result<()> {
     writeln!(
         out,
         "limits       {} flows cached, {} upcalls/s a port, and {} frames/s mirrored\n             \
-         per worker, {} bytes of each frame",
+         per worker, {} bytes of each frame; {} fragments wait per worker",
         Count(settings.max_flows.into()),
         Count(settings.upcalls_per_sec.into()),
         Count(settings.mirror_per_sec.into()),
-        settings.mirror_snaplen
+        settings.mirror_snaplen,
+        Count(settings.max_fragments.into())
     )?;
     writeln!(
         out,
         "timeouts     tcp {tcp_handshake} s handshake, {tcp_established} s established, \
          {tcp_closing} s closing,\n             {tcp_time_wait} s time-wait, {tcp_reset} s reset; \
          udp {udp_single} s one way, {udp_both} s both ways;\n             icmp {icmp} s; \
-         other {other} s; MAC address {} s",
-        settings.mac_ageing_secs
+         other {other} s; MAC address {} s; fragments {} s",
+        settings.mac_ageing_secs, settings.fragment_timeout_secs
     )?;
     Ok(())
 }
