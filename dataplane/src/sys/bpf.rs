@@ -98,7 +98,7 @@ impl Drop for Attached {
 }
 
 /// The `errno` behind an error of aya's, or the error itself if there is none.
-fn kernel_error(error: impl Error + Send + Sync + 'static) -> io::Error {
+pub(super) fn kernel_error(error: impl Error + Send + Sync + 'static) -> io::Error {
     let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
     while let Some(current) = cause {
         let errno = current.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);

@@ -6,9 +6,12 @@
 pub mod affinity;
 pub(crate) mod bpf;
 mod ifreq;
+pub mod live_frames;
 pub(crate) mod mmap;
+pub mod packet;
 pub(crate) mod promiscuous;
 pub(crate) mod ring;
+pub mod tally;
 pub mod tap;
 pub mod umem;
 pub(crate) mod xsk;

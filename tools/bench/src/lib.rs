@@ -2,7 +2,7 @@
 //!
 //! Each module is one command: [`classify`] the ACL on rules and headers from files, [`flows`] the
 //! connection table, [`tse`] the flow cache under tuple space explosion,
-//! [`compare`] whole switches side by side. A measurement is a function
+//! [`compare`] whole switches side by side, with [`traffic`] of our own. A measurement is a function
 //! from its options to a report that serializes; printing is the command line's. Whatever takes long
 //! reports to a [`Progress`].
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@ pub mod classify;
 pub mod compare;
 pub mod flows;
 mod progress;
+pub mod traffic;
 pub mod tse;
 
 pub use progress::Progress;
