@@ -13,6 +13,7 @@ mod connection;
 mod rules;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::extract::{Headers, Kind, Nd, NdMessage};
 use crate::key::FlowKey;
@@ -43,7 +44,7 @@ impl Ruling {
 /// A whole switch, as lists.
 #[derive(Clone, Debug)]
 pub struct Oracle {
-    snapshot: Snapshot,
+    snapshot: Arc<Snapshot>,
     learned: Vec<Learned>,
     connections: Vec<Connection>,
 }
@@ -113,12 +114,12 @@ fn refuse<T>(reason: DropReason) -> Result<T, Refusal> {
 impl Oracle {
     /// A switch that has seen nothing yet.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot, learned: Vec::new(), connections: Vec::new() }
+        Self { snapshot: Arc::new(snapshot), learned: Vec::new(), connections: Vec::new() }
     }
 
     /// Puts another snapshot in force.
     pub fn install(&mut self, snapshot: Snapshot) {
-        self.snapshot = snapshot;
+        self.snapshot = Arc::new(snapshot);
         let mut learned = std::mem::take(&mut self.learned);
         learned.retain(|entry| self.may_learn(entry.port, entry.vlan, entry.mac));
         self.learned = learned;
@@ -126,7 +127,7 @@ impl Oracle {
 
     /// Judges one frame.
     pub fn judge(&mut self, headers: &Headers, now: Nanos) -> Ruling {
-        let snapshot = self.snapshot.clone();
+        let snapshot = Arc::clone(&self.snapshot);
         let key = headers.key;
         let Some(sender) = snapshot.workloads.iter().find(|w| w.port == key.ingress) else {
             return Ruling::drop(DropReason::NoPolicy);
