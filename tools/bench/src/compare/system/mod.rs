@@ -2,6 +2,9 @@
 
 mod bridge;
 mod firedoor;
+mod forwarder;
+mod in_kernel;
+mod open_vswitch;
 
 use std::any::Any;
 use std::path::Path;
@@ -96,7 +99,16 @@ fn need(programs: &[(&'static str, &'static str)]) -> Result<(), Missing> {
 }
 
 /// Every system, in the order of the tables: what people use today, the floors, and Firedoor.
-pub static ALL: [&dyn System; 3] = [&bridge::Bridge, &bridge::Nft, &firedoor::Firedoor];
+pub static ALL: [&dyn System; 8] = [
+    &bridge::Bridge,
+    &bridge::Nft,
+    &open_vswitch::Switch,
+    &open_vswitch::Firewall,
+    &forwarder::Forwarder,
+    &in_kernel::XdpRedirect,
+    &in_kernel::TcxRedirect,
+    &firedoor::Firedoor,
+];
 
 /// The systems that a name on the command line stands for.
 pub fn named(name: &str) -> Vec<&'static dyn System> {

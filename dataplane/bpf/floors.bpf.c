@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What forwarding costs the kernel itself, for `firedoor bench compare`: each frame leaves by the
+// other port, and nobody looks at it. One program does so before the kernel makes an skb, the other
+// one where tc sees it.
+//
+// Compiled by `cargo xtask bpf`; the object is committed beside this file.
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+
+// By interface index, the interface that its frames leave by. The loader fills both.
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u32);
+} peers SEC(".maps");
+
+SEC("xdp")
+int floor_xdp(struct xdp_md *ctx)
+{
+	return bpf_redirect_map(&devices, ctx->ingress_ifindex, XDP_DROP);
+}
+
+SEC("classifier")
+int floor_tcx(struct __sk_buff *skb)
+{
+	__u32 from = skb->ifindex;
+	__u32 *to = bpf_map_lookup_elem(&peers, &from);
+	if (!to)
+		return TC_ACT_SHOT;
+	return bpf_redirect_peer(*to, 0);
+}
+
+char LICENSE[] SEC("license") = "Apache-2.0";

@@ -1,0 +1,152 @@
+//! Redirection inside the kernel, without any lookup: the floors of whatever forwards there.
+
+use std::any::Any;
+use std::error::Error;
+use std::io;
+
+use aya::maps::HashMap;
+use aya::maps::xdp::DevMapHash;
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::xdp::XdpMode;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use firedoor_dataplane::link::Netlink;
+
+use super::{Missing, Site, System, Up, need};
+use crate::compare::error::{BuildError, building};
+use crate::compare::machine;
+use crate::compare::tool::tool;
+use crate::compare::topology::Topology;
+
+/// dataplane/bpf/floors.bpf.c, compiled by `cargo xtask bpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../../dataplane/bpf/floors.bpf.o");
+
+/// An XDP program that redirects by a device map.
+pub(super) struct XdpRedirect;
+
+impl System for XdpRedirect {
+    fn name(&self) -> &'static str {
+        "xdp"
+    }
+
+    fn about(&self) -> &'static str {
+        "floor: an XDP program that redirects every frame to the other port"
+    }
+
+    fn version(&self) -> Result<String, Missing> {
+        need(&[("ethtool", "ethtool")])?;
+        Ok(format!("Linux {}", machine::kernel()))
+    }
+
+    fn takes_policy(&self) -> bool {
+        false
+    }
+
+    fn max_ports(&self) -> usize {
+        2
+    }
+
+    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
+        site.topology.complete_checksums()?;
+        receive_redirected(site.topology)?;
+        let attached = site.topology.switch.run(|| attach_xdp(site.topology))?;
+        Ok(Up::new(building("attach the XDP program", attached)?))
+    }
+}
+
+/// A tcx program that redirects to the other host.
+pub(super) struct TcxRedirect;
+
+impl System for TcxRedirect {
+    fn name(&self) -> &'static str {
+        "tcx"
+    }
+
+    fn about(&self) -> &'static str {
+        "floor: a tcx program that redirects every packet to the other host"
+    }
+
+    fn version(&self) -> Result<String, Missing> {
+        Ok(format!("Linux {}", machine::kernel()))
+    }
+
+    fn takes_policy(&self) -> bool {
+        false
+    }
+
+    fn max_ports(&self) -> usize {
+        2
+    }
+
+    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
+        let attached = site.topology.switch.run(|| attach_tcx(site.topology))?;
+        Ok(Up::new(building("attach the tcx program", attached)?))
+    }
+}
+
+/// Lets the hosts take frames that were redirected to the other end of their wire: a veth does so
+/// only where its far end polls (NAPI), which generic receive offload turns on.
+fn receive_redirected(topology: &Topology) -> Result<(), BuildError> {
+    for (position, host) in topology.hosts.iter().enumerate() {
+        let inside = topology.inside(position);
+        tool(inside, "ethtool", ["-K", &host.ifname, "gro", "on"])?;
+    }
+    Ok(())
+}
+
+/// The two ports' interface indices, in the calling thread's namespace.
+fn indices(topology: &Topology) -> io::Result<[u32; 2]> {
+    let mut netlink = Netlink::open()?;
+    let mut index = |position: usize| {
+        let port = &topology.hosts[position].port;
+        netlink.link(port).map(|link| link.index).map_err(io::Error::other)
+    };
+    Ok([index(0)?, index(1)?])
+}
+
+fn load() -> io::Result<Ebpf> {
+    // The kernel's own type information is large, and nothing here needs it.
+    EbpfLoader::new().btf(None).load(OBJECT).map_err(told)
+}
+
+fn attach_xdp(topology: &Topology) -> io::Result<Box<dyn Any + Send>> {
+    let [one, other] = indices(topology)?;
+    let mut object = load()?;
+    let map = object.take_map("devices").ok_or(io::ErrorKind::InvalidData)?;
+    let mut devices = DevMapHash::try_from(map).map_err(told)?;
+    devices.insert(one, other, None, 0).map_err(told)?;
+    devices.insert(other, one, None, 0).map_err(told)?;
+    let program = object.program_mut("floor_xdp").ok_or(io::ErrorKind::InvalidData)?;
+    let program: &mut Xdp = program.try_into().map_err(told)?;
+    program.load().map_err(told)?;
+    for index in [one, other] {
+        program.attach_to_if_index(index, XdpMode::Driver).map_err(told)?;
+    }
+    Ok(Box::new((object, devices)))
+}
+
+fn attach_tcx(topology: &Topology) -> io::Result<Box<dyn Any + Send>> {
+    let [one, other] = indices(topology)?;
+    let mut object = load()?;
+    let map = object.take_map("peers").ok_or(io::ErrorKind::InvalidData)?;
+    let mut peers = HashMap::<_, u32, u32>::try_from(map).map_err(told)?;
+    peers.insert(one, other, 0).map_err(told)?;
+    peers.insert(other, one, 0).map_err(told)?;
+    let program = object.program_mut("floor_tcx").ok_or(io::ErrorKind::InvalidData)?;
+    let program: &mut SchedClassifier = program.try_into().map_err(told)?;
+    program.load().map_err(told)?;
+    for host in &topology.hosts {
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        program.attach_with_options(&host.port, TcAttachType::Ingress, first).map_err(told)?;
+    }
+    Ok(Box::new((object, peers)))
+}
+
+/// An error of aya's with its innermost cause, which is the kernel's answer.
+fn told(error: impl Error + Send + Sync + 'static) -> io::Error {
+    let mut innermost: &dyn Error = &error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    io::Error::other(format!("{error}: {innermost}"))
+}

@@ -1,0 +1,187 @@
+//! Open vSwitch with AF_XDP ports: its userspace datapath, its daemons run from a private directory.
+//!
+//! One PMD thread on the last processor polls all ports, as one worker of Firedoor's does; all else
+//! is as Debian's package has it.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::{Missing, Site, System, Up, need};
+use crate::compare::error::{BuildError, building};
+use crate::compare::policy::Policy;
+use crate::compare::tool::{Daemon, command, tool, tool_with_input};
+use crate::compare::topology::Topology;
+
+/// The bridge's name, and that of its own tap.
+const BRIDGE: &str = "fdbr0";
+/// Where Debian's package has the schema of the database.
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+/// How long a daemon may take to listen.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to add ports, and flows, in seconds.
+const CONFIGURE_SECONDS: &str = "--timeout=60";
+/// Programs, and the packages that bring them.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("ovs-vswitchd", "openvswitch-switch"),
+    ("ovsdb-server", "openvswitch-switch"),
+    ("ovsdb-tool", "openvswitch-common"),
+    ("ovs-vsctl", "openvswitch-switch"),
+    ("ovs-ofctl", "openvswitch-common"),
+    ("ethtool", "ethtool"),
+];
+
+/// Open vSwitch as a learning switch.
+pub(super) struct Switch;
+
+impl System for Switch {
+    fn name(&self) -> &'static str {
+        "ovs-afxdp"
+    }
+
+    fn about(&self) -> &'static str {
+        "Open vSwitch, AF_XDP ports, one PMD thread, no policy"
+    }
+
+    fn version(&self) -> Result<String, Missing> {
+        version()
+    }
+
+    fn takes_policy(&self) -> bool {
+        false
+    }
+
+    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
+        up(site, "actions=NORMAL\n")
+    }
+}
+
+/// Open vSwitch with connection tracking and the rules.
+pub(super) struct Firewall;
+
+impl System for Firewall {
+    fn name(&self) -> &'static str {
+        "ovs-afxdp+ct"
+    }
+
+    fn about(&self) -> &'static str {
+        "Open vSwitch, AF_XDP ports, one PMD thread, a stateful policy"
+    }
+
+    fn version(&self) -> Result<String, Missing> {
+        version()
+    }
+
+    fn takes_policy(&self) -> bool {
+        true
+    }
+
+    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
+        up(site, &Policy::open_vswitch(site.policy, site.topology))
+    }
+}
+
+fn version() -> Result<String, Missing> {
+    need(&PROGRAMS)?;
+    let said = tool(None, "ovs-vswitchd", ["--version"]).unwrap_or_default();
+    let version = said.lines().next().and_then(|line| line.split_whitespace().last());
+    Ok(version.unwrap_or("of unknown version").to_owned())
+}
+
+/// Starts both daemons, adds every port, and loads the flows.
+fn up(site: &Site<'_>, flows: &str) -> Result<Up, BuildError> {
+    // Open vSwitch forwards partial checksums as they are.
+    site.topology.complete_checksums()?;
+    let ovs = OpenVswitch { directory: site.directory, topology: site.topology };
+    let database = ovs.start_database()?;
+    let switch = ovs.start_switch()?;
+    ovs.add_ports()?;
+    ovs.load(flows)?;
+    // The switch ends before its database.
+    let mut up = Up::new(switch);
+    up.keep(database);
+    Ok(up)
+}
+
+struct OpenVswitch<'a> {
+    directory: &'a Path,
+    topology: &'a Topology,
+}
+
+impl OpenVswitch<'_> {
+    fn path(&self, name: &str) -> String {
+        self.directory.join(name).to_string_lossy().into_owned()
+    }
+
+    /// A command that knows none but its private directory.
+    fn daemon(&self, program: &str) -> Command {
+        let mut command = command(Some(&self.topology.switch), program);
+        for variable in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
+            command.env(variable, self.directory);
+        }
+        command
+    }
+
+    fn start_database(&self) -> Result<Daemon, BuildError> {
+        let (database, socket) = (self.path("conf.db"), self.directory.join("db.sock"));
+        tool(None, "ovsdb-tool", ["create", &database, SCHEMA])?;
+        let mut server = self.daemon("ovsdb-server");
+        server.arg(&database).arg(format!("--remote=punix:{}", socket.display()));
+        server.arg(format!("--unixctl={}", self.path("ovsdb.ctl")));
+        let log = self.directory.join("ovsdb-server.log");
+        let mut server = Daemon::start("ovsdb-server", server, log)?;
+        server.wait_until(START_PATIENCE, || socket.exists())?;
+        self.vsctl(["--no-wait", "init"])?;
+        // A mask of processors, in hexadecimal.
+        let mask = 1_u128 << last_processor().min(127);
+        let mask = format!("other_config:pmd-cpu-mask=0x{mask:x}");
+        self.vsctl(["--no-wait", "set", "Open_vSwitch", ".", &mask])?;
+        Ok(server)
+    }
+
+    fn start_switch(&self) -> Result<Daemon, BuildError> {
+        let control = self.directory.join("vswitchd.ctl");
+        let mut switch = self.daemon("ovs-vswitchd");
+        switch.arg(format!("unix:{}", self.path("db.sock")));
+        switch.arg(format!("--unixctl={}", control.display()));
+        let log = self.directory.join("ovs-vswitchd.log");
+        let mut switch = Daemon::start("ovs-vswitchd", switch, log)?;
+        switch.wait_until(START_PATIENCE, || control.exists())?;
+        Ok(switch)
+    }
+
+    fn add_ports(&self) -> Result<(), BuildError> {
+        let mut words = vec![CONFIGURE_SECONDS, "add-br", BRIDGE, "--", "set", "bridge", BRIDGE];
+        words.extend(["datapath_type=netdev", "fail-mode=secure"]);
+        for host in &self.topology.hosts {
+            words.extend(["--", "add-port", BRIDGE, &host.port, "--", "set", "interface"]);
+            words.extend([&host.port, "type=afxdp"]);
+        }
+        self.vsctl(words)?;
+        // A port that cannot be opened is no error of `ovs-vsctl`.
+        let errors = self.vsctl(["--bare", "--columns=name,error", "list", "interface"])?;
+        match errors.lines().find(|line| line.contains("could not") || line.contains("error")) {
+            None => Ok(()),
+            Some(line) => building("add ports to Open vSwitch", Err(std::io::Error::other(line))),
+        }
+    }
+
+    /// Loads flows in OpenFlow's words.
+    fn load(&self, flows: &str) -> Result<(), BuildError> {
+        let bridge = format!("unix:{}", self.path(&format!("{BRIDGE}.mgmt")));
+        let words = [CONFIGURE_SECONDS, "--bundle", "add-flows", &bridge, "-"];
+        tool_with_input(None, "ovs-ofctl", words, flows)?;
+        Ok(())
+    }
+
+    fn vsctl<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Result<String, BuildError> {
+        let database = format!("--db=unix:{}", self.path("db.sock"));
+        let words = words.into_iter().map(str::to_owned);
+        Ok(tool(None, "ovs-vsctl", std::iter::once(database).chain(words))?)
+    }
+}
+
+/// The processor that the PMD thread runs on: not the one that a lone generator takes.
+fn last_processor() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from) - 1
+}
