@@ -16,6 +16,7 @@ pub mod counters;
 pub mod daemon;
 mod describe;
 pub mod engine;
+pub mod express;
 pub mod fragments;
 pub mod frame;
 pub mod handoff;

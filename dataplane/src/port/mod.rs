@@ -11,7 +11,7 @@ use crate::pool::FramePool;
 
 pub mod memory;
 pub mod pcap;
-mod silence;
+pub(crate) mod silence;
 pub mod xdp;
 
 /// Most frames that [`Port::receive`] returns at once.

@@ -24,7 +24,7 @@ const SETTINGS: [(&str, &str, &str); 4] = [
 
 /// The host's stack is off the interface while this lives.
 #[derive(Debug)]
-pub(super) struct Silence {
+pub(crate) struct Silence {
     ifname: String,
     index: u32,
     was_up: bool,
@@ -34,7 +34,7 @@ pub(super) struct Silence {
 impl Silence {
     /// Silences the stack on `link`. A setting that does not exist, because the kernel has no IPv6
     /// for instance, needs no silencing.
-    pub(super) fn of(link: &Link) -> Self {
+    pub(crate) fn of(link: &Link) -> Self {
         let before = SETTINGS
             .into_iter()
             .filter_map(|(family, setting, value)| {

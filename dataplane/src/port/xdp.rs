@@ -14,7 +14,7 @@
 //! that [`close`](Port::close) finds them all, whatever happened to the interface meanwhile.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,8 @@ const LAST_FRAMES: Duration = Duration::from_millis(100);
 /// How a port is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XdpOptions {
-    /// Frames kept with the kernel for receiving, per queue. The rings are the next power of two.
+    /// Frames kept with the kernel for receiving, per queue; 0 to receive nothing. The rings are the
+    /// next power of two.
     pub fill: u32,
     /// Frames that may be with the kernel for sending, per queue; rounded up to a power of two.
     pub tx: u32,
@@ -257,6 +258,21 @@ pub fn open(
     Ok(Opened { queues, mode, notices, mtu: link.mtu, index: link.index })
 }
 
+/// A port that only sends, through the first queue of the interface: no program is attached and nothing
+/// is received, so the interface keeps all its offloads. The umem knows it as `owner`.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) fn open_sender(
+    umem: &Arc<Umem>,
+    owner: u16,
+    link: &Link,
+    tx: u32,
+) -> Result<XdpPort, OpenError> {
+    let options = XdpOptions { fill: 0, tx, force_copy: true, ..XdpOptions::default() };
+    XdpPort::bind(umem, owner, link, 0, &options).map_err(|error| socket_refused(link, 0, error))
+}
+
 /// How many queues to try: those the interface has room for, as far as allowed and as owner numbers
 /// reach.
 fn queue_count(link: &Link, owner_base: u16, options: &XdpOptions) -> u32 {
@@ -430,8 +446,8 @@ impl XdpPort {
     ) -> Result<Self, SocketError> {
         // The rx ring is as long as the fill ring, and the completion ring as the tx ring, so that
         // neither can overflow.
-        let fill = options.fill.clamp(1, LONGEST_RING);
-        let rx = fill.next_power_of_two();
+        let fill = options.fill.min(LONGEST_RING);
+        let rx = fill.max(1).next_power_of_two();
         let tx = options.tx.clamp(1, LONGEST_RING).next_power_of_two();
         let sizes = RingSizes { fill: rx, rx, tx, completion: tx };
         Ok(Self {
@@ -456,6 +472,12 @@ impl XdpPort {
         self.queue
     }
 
+    /// Another descriptor of its socket, to wait on. The chunks it has are its own until this one is
+    /// closed too.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.duplicate()
+    }
+
     /// The kernel's counters of this queue's socket; zero if the kernel does not say.
     pub fn statistics(&self) -> Statistics {
         self.socket.statistics().unwrap_or_default()
@@ -477,6 +499,11 @@ impl XdpPort {
         if self.socket.fill.needs_wakeup() {
             self.socket.wake_receive();
         }
+    }
+
+    /// Whether it should receive, and the kernel has nothing to receive into.
+    fn is_deaf(&self) -> bool {
+        self.filled == 0 && self.fill > 0
     }
 
     /// Makes the kernel send what is in the tx ring. Ends when all is sent or a call sends nothing;
@@ -541,7 +568,7 @@ impl Port for XdpPort {
 
     fn reclaim(&mut self, pool: &mut FramePool) {
         self.unsendable.drain(..).for_each(|frame| pool.give(frame));
-        if self.filled == 0 {
+        if self.is_deaf() {
             self.refill(pool);
         }
         if self.sending == 0 {
@@ -570,7 +597,7 @@ impl Port for XdpPort {
     /// Also while the kernel has nothing to receive into, because then the descriptor does not
     /// become readable: the next reclaim tries the pool again.
     fn is_busy(&self) -> bool {
-        (self.sending > 0 && !self.stalled) || !self.unsendable.is_empty() || self.filled == 0
+        (self.sending > 0 && !self.stalled) || !self.unsendable.is_empty() || self.is_deaf()
     }
 
     /// Takes the program off if this is the interface's last port, closes the socket, and takes back

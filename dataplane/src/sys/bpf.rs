@@ -21,7 +21,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/redirect.bpf.o");
 
 /// Made once, because making it reads and parses the kernel's own type information (5 MB), which
 /// this program does not need.
-static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+pub(super) static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
     Mutex::new(loader)

@@ -23,6 +23,12 @@ impl Mapping {
         Self::map(len, libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), offset)
     }
 
+    /// Maps the first `len` bytes of a BPF array's values (`BPF_F_MMAPABLE`), shared with the
+    /// programs that use it.
+    pub(crate) fn of_map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
+        Self::map(len, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+    }
+
     /// Maps `len` bytes of fresh memory, all zero.
     #[cfg(test)]
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {

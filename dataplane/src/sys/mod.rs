@@ -5,6 +5,8 @@
 
 pub mod affinity;
 pub(crate) mod bpf;
+pub(crate) mod ethtool;
+pub mod express;
 mod ifreq;
 pub mod live_frames;
 pub(crate) mod mmap;

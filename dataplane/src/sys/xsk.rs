@@ -116,6 +116,11 @@ impl Socket {
         self.zerocopy
     }
 
+    /// Another descriptor of the socket.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Makes the kernel send what is in the tx ring. In copy mode it does that during this call.
     ///
     /// # Errors

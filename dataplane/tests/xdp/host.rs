@@ -153,7 +153,7 @@ impl Workload {
     }
 
     /// Runs `work` in the workload's namespace.
-    fn inside<T: Send>(
+    pub(crate) fn inside<T: Send>(
         &self,
         work: impl FnOnce() -> Result<T, Failed> + Send,
     ) -> Result<T, Failed> {

@@ -5,6 +5,7 @@
 //! every test is reported as ignored, with the reason.
 #![forbid(unsafe_code)]
 
+mod express;
 mod host;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -33,6 +34,7 @@ fn main() {
     }
     let trials = TESTS
         .iter()
+        .chain(&express::TESTS)
         .map(|(name, test)| {
             Trial::test(*name, move || host::run(test)).with_ignored_flag(obstacle.is_some())
         })

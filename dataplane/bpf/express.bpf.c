@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The express lane: on the ingress of a port, a frame of a conversation that the switch has judged is
+// redirected by that verdict, whole, as the workload's stack sent it: segmentation and checksums stay
+// with the receiver's device. Every other frame is a miss and goes into the punt device under a tag
+// that names its port; what is not known to be safe is a miss. Nothing ever reaches the host's stack.
+//
+// Layouts are shared with dataplane/src/sys/express.rs. Compiled by `cargo xtask bpf`; the object is
+// committed beside this file.
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+// Longest headers that can hit: Ethernet, IPv6, TCP without options.
+#define HEADERS (sizeof(struct ethhdr) + sizeof(struct ipv6hdr) + sizeof(struct tcphdr))
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+#define TCP_URG 0x20
+
+#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
+
+// What is the same in every frame of one direction of a conversation. The ingress interface is part
+// of it, so nobody can use what was judged for another.
+struct flow_key {
+	__u32 ingress;		// interface index
+	__u8 src[16];		// IPv4 as ::ffff:a.b.c.d
+	__u8 dst[16];
+	__be16 src_port;
+	__be16 dst_port;
+	__u32 protocol;
+};
+
+// How a frame leaves.
+enum egress_kind {
+	EGRESS_TRANSMIT,	// through the device
+	EGRESS_PEER,		// at the device's peer in another namespace, without passing its queue
+};
+
+// A verdict and what came of it. The first part is written by the data plane and only read here.
+struct flow {
+	struct flow_key key;
+	__u8 eth_dst[6];
+	__u8 eth_src[6];
+	__u64 epoch;
+	__u32 egress;		// interface index
+	__u16 kind;
+	__u16 max_frame;	// longest frame that the egress takes, Ethernet header included
+	__u32 rule;
+	__u16 mark;		// added to the tag of what is punted, so that it is counted
+	__u16 reserved0;
+	__u32 passed;		// of the punted, how many have left the switch
+
+	__u32 punted;		// frames sent the long way, as they count after segmentation
+	__u32 seq;		// TCP: after the last byte sent
+	__u32 ack;		// TCP: after the last byte acknowledged
+	__u32 window;		// TCP: as in the header, unscaled
+	__u32 reserved2;
+	__u64 packets;		// redirected, as they would count after segmentation
+	__u64 bytes;		// likewise
+	__u64 reserved1;
+};
+
+// Written by the data plane.
+struct control {
+	__u64 epoch;		// of the policy in force
+	__u64 open_until;	// CLOCK_MONOTONIC, in nanoseconds; later the door is shut
+	__u32 punt;		// interface index
+	__u32 reserved;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct control);
+} express_control SEC(".maps");
+
+// The tag of each port, by interface index.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u32);
+} express_ports SEC(".maps");
+
+// Where in express_flows a flow is. The loader sets the size.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct flow_key);
+	__type(value, __u32);
+} express_index SEC(".maps");
+
+// The loader sets the size.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow);
+} express_flows SEC(".maps");
+
+// A frame's headers, as far as they were understood.
+struct headers {
+	struct flow_key key;
+	__u8 eth_dst[6];
+	__u8 eth_src[6];
+	__u32 end;		// of the packet, in bytes from the frame's start
+	__u32 payload;		// where TCP's or UDP's data begin
+	__u32 seq;
+	__u32 ack;
+	__u32 window;
+	__u8 special;		// moves its connection's state: for the switch to see
+};
+
+static __always_inline int same(const void *a, const void *b, int words)
+{
+	const __u32 *one = a, *two = b;
+	__u32 difference = 0;
+#pragma unroll
+	for (int i = 0; i < words; i++)
+		difference |= one[i] ^ two[i];
+	return !difference;
+}
+
+// RFC 1071, over the header's twenty bytes.
+static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
+{
+	const __u16 *words = (const void *)ip;
+	__u32 sum = 0;
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		sum += words[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
+}
+
+// The transport header at `l4`, behind which the packet ends at headers->end.
+static __always_inline int parse_transport(struct headers *headers, const void *l4, __u32 at,
+					   const void *end)
+{
+	if (headers->key.protocol == IPPROTO_TCP) {
+		const struct tcphdr *tcp = l4;
+		__u8 flags;
+
+		if ((const void *)(tcp + 1) > end || tcp->doff < 5)
+			return 0;
+		flags = ((const __u8 *)l4)[13];
+		headers->key.src_port = tcp->source;
+		headers->key.dst_port = tcp->dest;
+		headers->payload = at + tcp->doff * 4;
+		headers->seq = bpf_ntohl(tcp->seq) + headers->end - headers->payload;
+		headers->ack = bpf_ntohl(tcp->ack_seq);
+		headers->window = bpf_ntohs(tcp->window);
+		headers->special = (flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK | TCP_URG)) != TCP_ACK;
+	} else {
+		const struct udphdr *udp = l4;
+
+		if ((const void *)(udp + 1) > end)
+			return 0;
+		if (bpf_ntohs(udp->len) != headers->end - at)
+			return 0;
+		headers->key.src_port = udp->source;
+		headers->key.dst_port = udp->dest;
+		headers->payload = at + sizeof(*udp);
+	}
+	return headers->payload <= headers->end;
+}
+
+// Fills `headers`, if the frame is one whose verdict can be here at all.
+static __always_inline int parse(struct __sk_buff *skb, struct headers *headers)
+{
+	const void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	const struct ethhdr *eth = data;
+
+	if (skb->vlan_present || (const void *)(eth + 1) > end)
+		return 0;
+	__builtin_memcpy(headers->eth_dst, eth->h_dest, 6);
+	__builtin_memcpy(headers->eth_src, eth->h_source, 6);
+	headers->key.ingress = skb->ifindex;
+	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+		const struct iphdr *ip = (const void *)(eth + 1);
+
+		if ((const void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || !ip->ttl)
+			return 0;
+		// Any fragment: more to come, or an offset. Also the reserved bit.
+		if (ip->frag_off & bpf_htons(0xbfff))
+			return 0;
+		if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
+			return 0;
+		if (!ipv4_checksum_is_right(ip))
+			return 0;
+		headers->key.protocol = ip->protocol;
+		headers->key.src[10] = headers->key.src[11] = 0xff;
+		headers->key.dst[10] = headers->key.dst[11] = 0xff;
+		__builtin_memcpy(&headers->key.src[12], &ip->saddr, 4);
+		__builtin_memcpy(&headers->key.dst[12], &ip->daddr, 4);
+		headers->end = sizeof(*eth) + bpf_ntohs(ip->tot_len);
+		if (headers->end > skb->len)
+			return 0;
+		return parse_transport(headers, ip + 1, sizeof(*eth) + sizeof(*ip), end);
+	}
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		const struct ipv6hdr *ip = (const void *)(eth + 1);
+
+		if ((const void *)(ip + 1) > end || ip->version != 6 || !ip->hop_limit)
+			return 0;
+		if (ip->nexthdr != IPPROTO_TCP && ip->nexthdr != IPPROTO_UDP)
+			return 0;
+		headers->key.protocol = ip->nexthdr;
+		__builtin_memcpy(headers->key.src, &ip->saddr, 16);
+		__builtin_memcpy(headers->key.dst, &ip->daddr, 16);
+		headers->end = sizeof(*eth) + sizeof(*ip) + bpf_ntohs(ip->payload_len);
+		if (headers->end > skb->len)
+			return 0;
+		return parse_transport(headers, ip + 1, sizeof(*eth) + sizeof(*ip), end);
+	}
+	return 0;
+}
+
+// The flow's entry, if its verdict is of the policy in force and for these very addresses.
+static __always_inline struct flow *find(const struct headers *headers, __u64 epoch)
+{
+	__u32 *index = bpf_map_lookup_elem(&express_index, &headers->key);
+	struct flow *flow;
+
+	if (!index)
+		return NULL;
+	flow = bpf_map_lookup_elem(&express_flows, index);
+	if (!flow || READ_ONCE(flow->epoch) != epoch)
+		return NULL;
+	// The index may be of an entry that was replaced a moment ago: the entry itself says whose
+	// it is.
+	if (!same(&flow->key, &headers->key, sizeof(struct flow_key) / 4))
+		return NULL;
+	return same(flow->eth_dst, headers->eth_dst, 3) ? flow : NULL;
+}
+
+// Frames on the wire that this one becomes.
+static __always_inline __u32 frames_of(const struct __sk_buff *skb, const struct headers *headers)
+{
+	__u32 size = skb->gso_size;
+
+	if (!size || headers->end <= headers->payload)
+		return 1;
+	return (headers->end - headers->payload + size - 1) / size;
+}
+
+// Sends the frame to the switch, under its port's tag. `flow` is what it belongs to, if known.
+static __always_inline int punt(struct __sk_buff *skb, const struct control *control,
+				struct flow *flow, __u32 frames)
+{
+	__u32 ingress = skb->ifindex;
+	__u32 *port = bpf_map_lookup_elem(&express_ports, &ingress);
+	__u16 tag;
+
+	if (!port)
+		return TC_ACT_SHOT;
+	tag = *port;
+	if (flow) {
+		__sync_fetch_and_add(&flow->punted, frames);
+		tag |= flow->mark;
+	}
+	// The outermost tag is always this one; a tag of the workload's own stays within.
+	if (bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), tag))
+		return TC_ACT_SHOT;
+	return bpf_redirect(control->punt, 0);
+}
+
+// Whether the frame, or each segment of it, fits the egress.
+static __always_inline int fits(const struct __sk_buff *skb, const struct headers *headers,
+				const struct flow *flow)
+{
+	__u32 size = skb->gso_size;
+
+	return (size ? headers->payload + size : headers->end) <= flow->max_frame;
+}
+
+static __always_inline int is_after(__u32 a, __u32 b)
+{
+	return (__s32)(a - b) > 0;
+}
+
+static __always_inline void count(struct flow *flow, const struct headers *headers, __u32 frames)
+{
+	__u32 overhead = (frames - 1) * headers->payload;
+
+	if (headers->key.protocol == IPPROTO_TCP) {
+		int first = !READ_ONCE(flow->packets);
+
+		if (first || is_after(headers->seq, flow->seq))
+			flow->seq = headers->seq;
+		if (first || !is_after(flow->ack, headers->ack)) {
+			flow->ack = headers->ack;
+			flow->window = headers->window;
+		}
+	}
+	__sync_fetch_and_add(&flow->bytes, headers->end + overhead);
+	__sync_fetch_and_add(&flow->packets, frames);
+}
+
+SEC("classifier")
+int express(struct __sk_buff *skb)
+{
+	__u32 zero = 0, frames;
+	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
+	struct headers headers = {};
+	struct flow *flow;
+
+	if (!control || bpf_ktime_get_coarse_ns() > READ_ONCE(control->open_until))
+		return TC_ACT_SHOT;
+	// Headers may lie outside the linear part, where programs cannot read them.
+	if ((void *)(long)skb->data + HEADERS > (void *)(long)skb->data_end)
+		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);
+	if (!parse(skb, &headers))
+		return punt(skb, control, NULL, 0);
+	flow = find(&headers, READ_ONCE(control->epoch));
+	if (!flow)
+		return punt(skb, control, NULL, 0);
+	frames = frames_of(skb, &headers);
+	// Until the switch has sent on what was punted, later frames follow by the same way, or they
+	// would arrive first.
+	if (headers.special || !READ_ONCE(flow->punted) ||
+	    READ_ONCE(flow->punted) != READ_ONCE(flow->passed) || !fits(skb, &headers, flow))
+		return punt(skb, control, flow, frames);
+	// What stands behind the packet is padding at best.
+	if (skb->len > headers.end && bpf_skb_change_tail(skb, headers.end, 0))
+		return punt(skb, control, flow, frames);
+	count(flow, &headers, frames);
+	if (flow->kind != EGRESS_PEER)
+		return bpf_redirect(flow->egress, 0);
+	// The frame's type was told by the MAC address of the port; the receiver's own is another.
+	bpf_skb_change_type(skb, PACKET_HOST);
+	return bpf_redirect_peer(flow->egress, 0);
+}
+
+char LICENSE[] SEC("license") = "Apache-2.0";

@@ -1,0 +1,404 @@
+//! The long way: what the express lane's program does not know reaches the switch through one device
+//! pair, and leaves it through a socket on its own port.
+//!
+//! The program sends a miss into the near end of a veth pair, under a VLAN tag that names its port.
+//! The pair has no offloads to offer, so the kernel cuts large frames into segments, completes
+//! checksums and writes the tag into the frame; at the far end an AF_XDP socket receives plain
+//! frames. The tag is the outermost in any case, since the program pushes it last, so no workload can
+//! claim another's port, whatever tags it sends.
+//!
+//! All ports share the pair. Whoever asks for frames empties the socket and sorts them into the ports'
+//! inboxes; so a worker sees a port like any other. See docs/adr/0004.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use super::table::{COUNTED, Slot};
+use super::{ExpressError, Kernel};
+use crate::frame::Frame;
+use crate::link::{Link, LinkError, Netlink, VethEnd};
+use crate::pool::FramePool;
+use crate::port::silence::Silence;
+use crate::port::xdp::{self, MAX_VETH_PEER_MTU, XdpOptions, XdpPort, open_sender};
+use crate::port::{BURST, Port};
+use crate::sys::ethtool;
+use crate::sys::express::{Attached, FlowId};
+use crate::sys::umem::Umem;
+
+/// Largest MTU of a port: its frames under two VLAN tags fit the pair.
+pub const MAX_MTU: u32 = MAX_VETH_PEER_MTU - 4;
+
+/// Number under which the umem knows the pair's socket: above those of all ports.
+const OWNER: u16 = u16::MAX;
+
+/// Most frames kept with the kernel for receiving.
+const FILL: u32 = 2048;
+
+/// Bytes of the two MAC addresses that begin a frame, and of a VLAN tag behind them.
+const MACS: usize = 12;
+const TAG: usize = 4;
+/// The tag protocol that the program pushes (802.1Q), and the part of the tag that names the port.
+const TPID: [u8; 2] = [0x81, 0x00];
+const PORT: u16 = 0x0fff;
+
+/// The device pair, its socket, and what was received and not asked for yet.
+pub(super) struct Punt {
+    near: Link,
+    _near_silence: Silence,
+    port: XdpPort,
+    /// By tag.
+    inboxes: Vec<Option<Inbox>>,
+    received: Vec<Frame>,
+}
+
+/// Frames of one port.
+struct Inbox {
+    ifindex: u32,
+    frames: VecDeque<(Frame, Option<Slot>)>,
+}
+
+impl Punt {
+    /// Makes the pair in the calling thread's namespace. `seed`, an interface of this switch, names
+    /// it; a pair that a killed process left under that name is replaced.
+    pub(super) fn open(
+        umem: &Arc<Umem>,
+        seed: &str,
+        fill: u32,
+        pool: &mut FramePool,
+    ) -> Result<Self, ExpressError> {
+        let mut hasher = DefaultHasher::new();
+        seed.hash(&mut hasher);
+        let stem = format!("fdp{:08x}", hasher.finish() as u32);
+        let (near, far) = (format!("{stem}a"), format!("{stem}b"));
+        let mut netlink = Netlink::open().map_err(ExpressError::Netlink)?;
+        match netlink.delete(&near) {
+            Ok(()) | Err(LinkError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let end = |name| VethEnd { mtu: Some(MAX_VETH_PEER_MTU), ..VethEnd::new(name) };
+        netlink.create_veth(end(&near), end(&far), 1)?;
+        let opened = Self::open_ends(umem, &mut netlink, [&near, &far], fill, pool);
+        if opened.is_err() {
+            let _ = netlink.delete(&near);
+        }
+        opened
+    }
+
+    fn open_ends(
+        umem: &Arc<Umem>,
+        netlink: &mut Netlink,
+        [near, far]: [&str; 2],
+        fill: u32,
+        pool: &mut FramePool,
+    ) -> Result<Self, ExpressError> {
+        ethtool::transmit_offloads_off(near)
+            .map_err(|source| ExpressError::Offloads { ifname: near.to_owned(), source })?;
+        let fill = fill.min(FILL);
+        let options = XdpOptions { fill, tx: 1, max_queues: 1, ..XdpOptions::default() };
+        let link = netlink.link(near)?;
+        let silence = Silence::of(&link);
+        let opened = xdp::open(umem, OWNER, far, &options, pool)?;
+        netlink.set_up(near, true)?;
+        let port = opened.queues.into_iter().next().ok_or(ExpressError::NoQueue)?;
+        Ok(Self {
+            near: link,
+            _near_silence: silence,
+            port,
+            inboxes: Vec::new(),
+            received: Vec::with_capacity(BURST),
+        })
+    }
+
+    /// Index of the interface that the program sends misses to.
+    pub(super) fn ifindex(&self) -> u32 {
+        self.near.index
+    }
+
+    fn add(&mut self, tag: u16, ifindex: u32) {
+        let at = usize::from(tag);
+        if self.inboxes.len() <= at {
+            self.inboxes.resize_with(at + 1, || None);
+        }
+        self.inboxes[at] = Some(Inbox { ifindex, frames: VecDeque::new() });
+    }
+
+    /// Whether there are ports left.
+    fn remove(&mut self, tag: u16, pool: &mut FramePool) -> bool {
+        let inbox = self.inboxes.get_mut(usize::from(tag)).and_then(Option::take);
+        for (frame, _) in inbox.into_iter().flat_map(|inbox| inbox.frames) {
+            pool.give(frame);
+        }
+        self.inboxes.iter().any(Option::is_some)
+    }
+
+    /// Empties the socket into the inboxes.
+    fn sort(&mut self, kernel: &Kernel, pool: &mut FramePool) {
+        let Self { port, inboxes, received, .. } = self;
+        while port.receive(pool, received) > 0 {
+            for mut frame in received.drain(..) {
+                let tag = untag(pool.umem(), &mut frame);
+                let inbox = tag.and_then(|tag| inboxes.get_mut(usize::from(tag & PORT))?.as_mut());
+                let (Some(tag), Some(inbox)) = (tag, inbox) else {
+                    // Of a port that was just closed, or from the host's own stack.
+                    pool.give(frame);
+                    continue;
+                };
+                let slot = (tag & COUNTED != 0)
+                    .then(|| flow_of(pool.umem().bytes(&frame), inbox.ifindex))
+                    .flatten()
+                    .and_then(|id| kernel.flows.counted(&id, tag));
+                inbox.frames.push_back((frame, slot));
+            }
+        }
+    }
+
+    /// Gives everything back and removes the pair.
+    fn close(self, pool: &mut FramePool) {
+        let Self { near, port, inboxes, received, .. } = self;
+        let waiting = inboxes.into_iter().flatten().flat_map(|inbox| inbox.frames);
+        waiting.map(|(frame, _)| frame).chain(received).for_each(|frame| pool.give(frame));
+        Box::new(port).close(pool);
+        let removed = Netlink::open().map(|mut netlink| netlink.delete(&near.name));
+        if !matches!(removed, Ok(Ok(()) | Err(LinkError::NotFound { .. }))) {
+            tracing::warn!(interface = near.name, "cannot remove the express lane's device pair");
+        }
+    }
+}
+
+/// Takes the outermost VLAN tag off a frame and returns it.
+fn untag(umem: &Umem, frame: &mut Frame) -> Option<u16> {
+    let bytes = umem.bytes_mut(frame);
+    let [high, low] = *bytes.get(MACS + 2..)?.first_chunk()?;
+    if bytes.get(MACS..MACS + 2)? != TPID {
+        return None;
+    }
+    bytes.copy_within(..MACS, TAG);
+    let (offset, len) = (usize::from(frame.offset()), frame.len());
+    frame.set_span(offset + TAG, len - TAG);
+    Some(u16::from_be_bytes([high, low]))
+}
+
+/// The flow of a frame that the program has taken apart: TCP or UDP right behind an IP header without
+/// options or extension headers.
+fn flow_of(frame: &[u8], ingress: u32) -> Option<FlowId> {
+    let ether_type = frame.get(MACS..)?.first_chunk::<2>()?;
+    let packet = frame.get(MACS + 2..)?;
+    let mapped = |at: usize| {
+        let mut address = [0; 16];
+        address[10..12].fill(0xff);
+        address[12..].copy_from_slice(packet.get(at..at + 4)?);
+        Some(address)
+    };
+    let (protocol, src, dst, transport) = match ether_type {
+        [0x08, 0x00] => (*packet.get(9)?, mapped(12)?, mapped(16)?, packet.get(20..)?),
+        [0x86, 0xdd] => (
+            *packet.get(6)?,
+            *packet.get(8..)?.first_chunk()?,
+            *packet.get(24..)?.first_chunk()?,
+            packet.get(40..)?,
+        ),
+        _ => return None,
+    };
+    let [a, b, c, d] = *transport.first_chunk()?;
+    let protocol = protocol.into();
+    Some(FlowId { ingress, src, dst, src_port: [a, b], dst_port: [c, d], protocol })
+}
+
+/// A port of the express lane. It receives what the program punts, and sends through a socket of its
+/// own.
+pub struct ExpressPort {
+    kernel: Arc<Kernel>,
+    tag: u16,
+    link: Link,
+    sender: XdpPort,
+    /// Counted frames that were received last: once the next are asked for, these have left.
+    leaving: Vec<Slot>,
+    /// Becomes readable when the pair's socket does.
+    wakeup: OwnedFd,
+    attached: Attached,
+    silence: Silence,
+}
+
+impl ExpressPort {
+    /// Attaches the program to an interface, and makes the device pair if this is the first port.
+    pub(super) fn open(
+        kernel: &Arc<Kernel>,
+        umem: &Arc<Umem>,
+        owner: u16,
+        tag: u16,
+        link: Link,
+        fill: u32,
+        pool: &mut FramePool,
+    ) -> Result<Self, ExpressError> {
+        let silence = Silence::of(&link);
+        let sender = open_sender(umem, owner, &link, fill)?;
+        let wakeup = kernel.join(umem, &link, tag, fill, pool)?;
+        let attached = kernel
+            .program
+            .set_port(link.index, tag)
+            .and_then(|()| kernel.program.attach(&link.name));
+        let attached = match attached {
+            Ok(attached) => attached,
+            Err(source) => {
+                drop(wakeup);
+                kernel.leave(tag, link.index, pool);
+                Box::new(sender).close(pool);
+                return Err(ExpressError::Attach { ifname: link.name, source });
+            }
+        };
+        let port = Self {
+            kernel: Arc::clone(kernel),
+            tag,
+            link,
+            sender,
+            leaving: Vec::with_capacity(BURST),
+            wakeup,
+            attached,
+            silence,
+        };
+        // Up only now, with the program attached.
+        let up = Netlink::open().map_err(ExpressError::Netlink).and_then(|mut netlink| {
+            netlink.set_up(&port.link.name, true).map_err(ExpressError::Link)
+        });
+        match up {
+            Ok(()) => Ok(port),
+            Err(error) => {
+                Box::new(port).close(pool);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Port for ExpressPort {
+    fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
+        self.leaving.drain(..).for_each(|slot| self.kernel.flows.pass(slot));
+        let mut punt = self.kernel.punt.lock();
+        let Some(punt) = &mut *punt else { return 0 };
+        punt.sort(&self.kernel, pool);
+        let inbox = punt.inboxes.get_mut(usize::from(self.tag)).and_then(Option::as_mut);
+        let Some(Inbox { frames, .. }) = inbox else { return 0 };
+        let count = frames.len().min(BURST);
+        for (frame, slot) in frames.drain(..count) {
+            batch.push(frame);
+            self.leaving.extend(slot);
+        }
+        count
+    }
+
+    fn transmit(&mut self, frames: &mut Vec<Frame>) -> usize {
+        self.sender.transmit(frames)
+    }
+
+    fn reclaim(&mut self, pool: &mut FramePool) {
+        self.sender.reclaim(pool);
+    }
+
+    fn fd(&self) -> Option<RawFd> {
+        Some(self.wakeup.as_raw_fd())
+    }
+
+    fn max_frame(&self) -> usize {
+        self.sender.max_frame()
+    }
+
+    fn is_busy(&self) -> bool {
+        let is_deaf = |punt: &Punt| punt.port.is_busy();
+        self.sender.is_busy()
+            || !self.leaving.is_empty()
+            || self.kernel.punt.lock().as_ref().is_some_and(is_deaf)
+    }
+
+    /// Takes the program off, with the interface down if it was found so, and gives every frame back;
+    /// the last port removes the device pair.
+    fn close(self: Box<Self>, pool: &mut FramePool) {
+        let Self { kernel, tag, link, sender, attached, silence, wakeup, .. } = *self;
+        drop(silence);
+        drop(attached);
+        // It is the device pair's socket too, which must be gone before its chunks are used again.
+        drop(wakeup);
+        kernel.leave(tag, link.index, pool);
+        Box::new(sender).close(pool);
+    }
+}
+
+impl Kernel {
+    /// A port begins to use the device pair, which is made if it is the first. Returns what becomes
+    /// readable when frames arrive.
+    fn join(
+        &self,
+        umem: &Arc<Umem>,
+        link: &Link,
+        tag: u16,
+        fill: u32,
+        pool: &mut FramePool,
+    ) -> Result<OwnedFd, ExpressError> {
+        let mut punt = self.punt.lock();
+        let punt = match &mut *punt {
+            Some(punt) => punt,
+            none => none.insert(Punt::open(umem, &link.name, fill.saturating_mul(4), pool)?),
+        };
+        self.program.set_punt(punt.ifindex());
+        punt.add(tag, link.index);
+        punt.port.duplicate().map_err(|source| ExpressError::Descriptor { source })
+    }
+
+    /// A port stops to use the device pair, which goes with the last.
+    fn leave(&self, tag: u16, ifindex: u32, pool: &mut FramePool) {
+        self.program.remove_port(ifindex);
+        let mut punt = self.punt.lock();
+        if punt.as_mut().is_some_and(|punt| !punt.remove(tag, pool))
+            && let Some(punt) = punt.take()
+        {
+            punt.close(pool);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn the_tag_comes_off_and_the_rest_stays() {
+        let (umem, mut frames) = Umem::new(1).unwrap();
+        let mut frame = frames.pop().unwrap();
+        let mut bytes: Vec<u8> = (0..12).collect();
+        bytes.extend([0x81, 0, 0xf0, 0x2a, 0x81, 0, 0, 7, 1, 2, 3]);
+        frame.set_span(256, bytes.len());
+        umem.bytes_mut(&mut frame).copy_from_slice(&bytes);
+        assert_eq!(untag(&umem, &mut frame), Some(0xf02a));
+        bytes.drain(12..16);
+        assert_eq!(umem.bytes(&frame), bytes, "the workload's own tag is still there");
+        assert_eq!(untag(&umem, &mut frame), Some(7));
+        assert_eq!(untag(&umem, &mut frame), None, "no tag");
+        frame.set_span(256, 15);
+        assert_eq!(untag(&umem, &mut frame), None, "too short");
+        frame.release();
+    }
+
+    #[test]
+    fn flows_are_read_where_the_program_reads_them() {
+        let mut v4 = vec![0; 12];
+        v4.extend([8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        v4.extend([0x12, 0x34, 0, 53, 0, 8, 0, 0]);
+        let [one, two]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+        assert_eq!(flow_of(&v4, 9), Some(FlowId::new(9, 17, (one, 0x1234), (two, 53))));
+        let mut v6 = vec![0; 12];
+        v6.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, 6, 64]);
+        let [one, two]: [IpAddr; 2] = ["fd00::1", "fd00::2"].map(|ip| ip.parse().unwrap());
+        for address in [one, two] {
+            let IpAddr::V6(address) = address else { unreachable!() };
+            v6.extend(address.octets());
+        }
+        v6.extend([0, 80, 0x12, 0x34]);
+        assert_eq!(flow_of(&v6, 9), Some(FlowId::new(9, 6, (one, 80), (two, 0x1234))));
+        for end in 0..v6.len() {
+            assert_eq!(flow_of(&v6[..end], 9), None);
+        }
+    }
+}

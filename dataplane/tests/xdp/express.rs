@@ -1,0 +1,511 @@
+//! The express lane on real interfaces: its program, with verdicts written by hand, and the long way
+//! of what has none.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use firedoor_dataplane::express::punt::ExpressPort;
+use firedoor_dataplane::express::{FlowId, FlowVerdict, InstallError, Lane, Slot, egress_of};
+use firedoor_dataplane::frame::Frame;
+use firedoor_dataplane::link::{Link, Netlink};
+use firedoor_dataplane::port::Port;
+use firedoor_dataplane::sys::packet::PacketSender;
+use firedoor_dataplane::sys::tap;
+use libtest_mimic::Failed;
+use socket2::{Domain, Socket, Type};
+
+use crate::Test;
+use crate::host::{self, Host, Workload};
+
+pub(crate) const TESTS: [(&str, Test); 9] = [
+    ("express_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_express),
+    ("express_tcp_without_verdicts_takes_the_long_way", tcp_punted),
+    ("express_datagrams_are_counted_and_keep_their_order", order),
+    ("express_verdicts_are_nobody_elses", borrowed),
+    ("express_doubtful_frames_take_the_long_way", doubtful),
+    ("express_misses_name_their_port_whatever_tags_they_bear", tags),
+    ("express_a_shut_door_drops_everything", shut),
+    ("express_a_full_table_refuses_and_has_room_again", full),
+    ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
+];
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SERVER: u16 = 7000;
+const CLIENT: u16 = 40_000;
+
+/// Two workloads behind veths, both ports on the express lane, epoch 1 in force, the door open.
+struct Scene {
+    lane: Lane,
+    workloads: [Workload; 2],
+    ports: Vec<ExpressPort>,
+    links: [Link; 2],
+    macs: [[u8; 6]; 2],
+}
+
+impl Scene {
+    fn new(host: &mut Host) -> Result<Self, Failed> {
+        let workloads =
+            [Workload::new("10.99.0.1", "fd1", 1)?, Workload::new("10.99.0.2", "fd2", 1)?];
+        for workload in &workloads {
+            // What they would say by themselves is not asked for.
+            let quiet = || Ok(std::fs::write("/proc/sys/net/ipv6/conf/fd0/disable_ipv6", "1")?);
+            workload.inside(quiet)?;
+        }
+        let lane = Lane::load(64)?;
+        lane.set_epoch(1);
+        lane.keep_open();
+        let one = open(host, &lane, 1, "fd1")?;
+        let two = open(host, &lane, 2, "fd2")?;
+        let mac = |workload: &Workload| workload.inside(|| Ok(Netlink::open()?.link("fd0")?.mac));
+        let macs = [mac(&workloads[0])?, mac(&workloads[1])?];
+        Ok(Self { lane, workloads, ports: vec![one.0, two.0], links: [one.1, two.1], macs })
+    }
+
+    fn address(&self, workload: usize, port: u16) -> SocketAddr {
+        (self.workloads[workload].address, port).into()
+    }
+
+    /// The flow from that workload to the other one.
+    fn flow(&self, from: usize, protocol: u8, src_port: u16, dst_port: u16) -> FlowId {
+        let [src, dst] = [from, 1 - from].map(|at| IpAddr::V4(self.workloads[at].address));
+        FlowId::new(self.links[from].index, protocol, (src, src_port), (dst, dst_port))
+    }
+
+    fn verdict(&self, from: usize) -> FlowVerdict {
+        let to = 1 - from;
+        FlowVerdict {
+            eth_dst: self.macs[to],
+            eth_src: self.macs[from],
+            egress: egress_of(&self.links[to]),
+            max_frame: self.links[to].mtu as u16 + 14,
+            rule: 0,
+            epoch: 1,
+        }
+    }
+
+    fn install(&self, from: usize, id: &FlowId) -> Result<Slot, InstallError> {
+        self.lane.flows().install(id, &self.verdict(from))
+    }
+
+    /// Both directions of the conversation between the client's and the server's port.
+    fn install_both(&self, protocol: u8) -> Result<[Slot; 2], InstallError> {
+        Ok([
+            self.install(0, &self.flow(0, protocol, CLIENT, SERVER))?,
+            self.install(1, &self.flow(1, protocol, SERVER, CLIENT))?,
+        ])
+    }
+
+    /// Sends what comes in at one port out of the other, until `done`. Returns how many frames came
+    /// from each.
+    fn hub(&mut self, host: &mut Host, done: impl Fn() -> bool) -> [usize; 2] {
+        let mut counts = [0; 2];
+        let mut batch: Vec<Frame> = Vec::new();
+        while !done() {
+            for (from, count) in counts.iter_mut().enumerate() {
+                *count += self.ports[from].receive(&mut host.pool, &mut batch);
+                self.ports[1 - from].transmit(&mut batch);
+                self.ports[1 - from].reclaim(&mut host.pool);
+                batch.drain(..).for_each(|frame| host.pool.give(frame));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        counts
+    }
+
+    /// Frames that port receives next, until `count` came or nothing more does.
+    fn received(&mut self, host: &mut Host, port: usize, count: usize) -> Vec<Vec<u8>> {
+        let mut batch = Vec::new();
+        let _ = host::wait_for(|| {
+            self.ports[port].receive(&mut host.pool, &mut batch);
+            batch.len() >= count
+        });
+        let bytes = batch.iter().map(|frame| host.umem.bytes(frame).to_vec()).collect();
+        batch.into_iter().for_each(|frame| host.pool.give(frame));
+        bytes
+    }
+
+    /// Asks that port for frames, which says that those it gave before have left, and takes none.
+    fn settle(&mut self, host: &mut Host, port: usize) {
+        let mut batch = Vec::new();
+        assert_eq!(self.ports[port].receive(&mut host.pool, &mut batch), 0);
+    }
+
+    fn close(self, host: &mut Host) {
+        for port in self.ports {
+            Box::new(port).close(&mut host.pool);
+        }
+        host.assert_conserved();
+    }
+}
+
+fn open(
+    host: &mut Host,
+    lane: &Lane,
+    tag: u16,
+    ifname: &str,
+) -> Result<(ExpressPort, Link), Failed> {
+    let umem = Arc::clone(&host.umem);
+    let opened = lane.open(&umem, tag, tag, ifname, 256, &mut host.pool)?;
+    Ok((opened.port, opened.link))
+}
+
+/// Sends `len` bytes over TCP from the first workload to the second, while the test plays the switch.
+/// Returns how many frames took the long way, from each.
+fn transfer(scene: &mut Scene, host: &mut Host, len: usize) -> Result<[usize; 2], Failed> {
+    let sent: Vec<u8> = (0..len).map(|at| ((at * 31) >> 7) as u8).collect();
+    let (from, to) = (scene.address(0, CLIENT), scene.address(1, SERVER));
+    let listener = scene.workloads[1].inside(|| Ok(TcpListener::bind(to)?))?;
+    let stream = scene.workloads[0].inside(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&from.into())?;
+        Ok(socket)
+    })?;
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| -> std::io::Result<()> {
+            stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+            stream.connect_timeout(&to.into(), Duration::from_secs(5))?;
+            (&stream).write_all(&sent)?;
+            stream.shutdown(std::net::Shutdown::Write)
+        });
+        let receiver = scope.spawn(|| -> std::io::Result<Vec<u8>> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received)?;
+            Ok(received)
+        });
+        let counts = scene.hub(host, || sender.is_finished() && receiver.is_finished());
+        sender.join().map_err(|_| "the sender panicked")??;
+        let received = receiver.join().map_err(|_| "the receiver panicked")??;
+        assert!(received == sent, "{} of {len} bytes came as they were sent", received.len());
+        Ok(counts)
+    })
+}
+
+fn tcp_express(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host)?;
+    let [forward, back] = scene.install_both(TCP)?;
+    let len = 64 << 20;
+    let long_way = transfer(&mut scene, host, len)?;
+    let [there, home] = [forward, back].map(|slot| scene.lane.flows().progress(slot));
+    assert!(there.bytes as usize > len * 9 / 10, "{there:?}, and the long way {long_way:?}");
+    assert!(home.frames > 0, "{home:?}");
+    assert!(long_way[0] >= 2, "SYN and FIN are for the switch to see");
+    assert!(long_way[0] + (there.frames as usize) > len / 1460, "counted as on the wire");
+    let acknowledged_since = home.ack.wrapping_sub(there.seq);
+    assert!(acknowledged_since < 1 << 20, "only what went with the FIN: {there:?} {home:?}");
+    let features = scene.workloads[0].inside(|| {
+        Ok(String::from_utf8(Command::new("ethtool").args(["-k", "fd0"]).output()?.stdout)?)
+    })?;
+    for feature in ["tcp-segmentation-offload: on", "tx-checksumming: on"] {
+        assert!(features.contains(feature), "{features}");
+    }
+    scene.close(host);
+    Ok(())
+}
+
+fn tcp_punted(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host)?;
+    let len = 2 << 20;
+    let [there, _] = transfer(&mut scene, host, len)?;
+    assert!(there > len / 1460, "segments of the MTU's size");
+    scene.close(host);
+    Ok(())
+}
+
+/// Numbered datagrams in one stream while its way changes: the switch dawdles, so that some are on
+/// the long way when the verdict is there.
+fn order(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host)?;
+    resolve(&mut scene, host)?;
+    let (from, to) = (scene.address(0, CLIENT), scene.address(1, SERVER));
+    let receiver = scene.workloads[1].inside(|| Ok(UdpSocket::bind(to)?))?;
+    receiver.set_nonblocking(true)?;
+    let sender = scene.workloads[0].inside(|| Ok(UdpSocket::bind(from)?))?;
+    sender.connect(to)?;
+    let mut slot = None;
+    let mut waiting: Vec<Frame> = Vec::new();
+    let mut came = Vec::new();
+    for number in 0_u32..2_000 {
+        sender.send(&number.to_be_bytes())?;
+        if number == 20 {
+            slot = Some(scene.install(0, &scene.flow(0, UDP, CLIENT, SERVER))?);
+        }
+        // Asks for frames now and then, so that datagrams of before and after are on the way.
+        let turns = if number < 1_000 { usize::from(number % 16 == 0) } else { 2 };
+        for _ in 0..turns {
+            scene.ports[1].transmit(&mut waiting);
+            scene.ports[0].receive(&mut host.pool, &mut waiting);
+        }
+        let mut bytes = [0; 4];
+        while receiver.recv(&mut bytes).is_ok() {
+            came.push(u32::from_be_bytes(bytes));
+        }
+        scene.ports[1].reclaim(&mut host.pool);
+    }
+    waiting.into_iter().for_each(|frame| host.pool.give(frame));
+    let progress = scene.lane.flows().progress(slot.ok_or("the verdict was installed")?);
+    assert!(progress.frames > 0, "some took the short way");
+    assert!(came.is_sorted(), "{came:?}");
+    assert!(came.len() > 1_900 && came.last() == Some(&1_999), "{} came", came.len());
+    scene.close(host);
+    Ok(())
+}
+
+fn borrowed(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host)?;
+    resolve(&mut scene, host)?;
+    let id = scene.flow(0, UDP, CLIENT, SERVER);
+    // Of another port, another epoch, another MAC address.
+    scene.install(0, &FlowId { ingress: scene.links[1].index, ..id })?;
+    datagrams_are_punted(&mut scene, host, "the port's")?;
+    let verdict = scene.verdict(0);
+    for (verdict, whose) in [
+        (FlowVerdict { epoch: 2, ..verdict }, "the epoch's"),
+        (FlowVerdict { eth_src: [2, 0, 0, 0, 0, 9], ..verdict }, "the sender's"),
+        (FlowVerdict { eth_dst: [2, 0, 0, 0, 0, 9], ..verdict }, "the receiver's"),
+        (FlowVerdict { max_frame: 40, ..verdict }, "the egress's"),
+    ] {
+        scene.lane.flows().install(&id, &verdict)?;
+        datagrams_are_punted(&mut scene, host, whose)?;
+    }
+    let slot = scene.lane.flows().install(&id, &verdict)?;
+    let sender = scene.workloads[0].inside(|| Ok(UdpSocket::bind(("0.0.0.0", CLIENT))?))?;
+    let to = scene.address(1, SERVER);
+    sender.send_to(b"the first takes the long way", to)?;
+    assert_eq!(scene.received(host, 0, 1).len(), 1);
+    scene.settle(host, 0);
+    sender.send_to(b"the next does not", to)?;
+    assert_eq!(scene.lane.flows().progress(slot).frames, 1);
+    // One store ends every verdict.
+    scene.lane.set_epoch(2);
+    sender.send_to(b"judged again", to)?;
+    assert_eq!(scene.received(host, 0, 1).len(), 1);
+    scene.lane.flows().remove(&id, slot);
+    assert!(scene.lane.flows().len() == 1, "the other port's");
+    scene.close(host);
+    Ok(())
+}
+
+fn datagrams_are_punted(scene: &mut Scene, host: &mut Host, whose: &str) -> Result<(), Failed> {
+    let sender = scene.workloads[0].inside(|| Ok(UdpSocket::bind(("0.0.0.0", CLIENT))?))?;
+    for _ in 0..3 {
+        sender.send_to(b"judge me", scene.address(1, SERVER))?;
+        assert_eq!(scene.received(host, 0, 1).len(), 1, "a verdict is only {whose}");
+    }
+    scene.settle(host, 0);
+    Ok(())
+}
+
+/// Lets the workloads find each other's MAC addresses.
+fn resolve(scene: &mut Scene, host: &mut Host) -> Result<(), Failed> {
+    let address = scene.workloads[1].address;
+    let [one, _] = &scene.workloads;
+    let mut ports = std::mem::take(&mut scene.ports);
+    let answers = std::thread::scope(|scope| {
+        let pings = scope.spawn(|| one.ping(address, &[8]));
+        let mut batch = Vec::new();
+        while !pings.is_finished() {
+            for from in 0..2 {
+                ports[from].receive(&mut host.pool, &mut batch);
+                ports[1 - from].transmit(&mut batch);
+                ports[1 - from].reclaim(&mut host.pool);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        pings.join()
+    });
+    assert_eq!(answers.map_err(|_| "the ping panicked")??, 1);
+    scene.ports = ports;
+    Ok(())
+}
+
+/// An Ethernet frame with an IPv4 packet of the client's flow.
+fn packet(scene: &Scene, protocol: u8, transport: &[u8]) -> Vec<u8> {
+    let [eth_src, eth_dst] = scene.macs;
+    let mut bytes: Vec<u8> = eth_dst.into_iter().chain(eth_src).chain([8, 0]).collect();
+    let len = 20 + transport.len() as u16;
+    let mut header = vec![0x45, 0];
+    header.extend(len.to_be_bytes());
+    header.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
+    header.extend(scene.workloads[0].address.octets());
+    header.extend(scene.workloads[1].address.octets());
+    bytes.extend(header);
+    bytes.extend(transport);
+    checksum(&mut bytes);
+    bytes
+}
+
+fn checksum(frame: &mut [u8]) {
+    frame[24..26].fill(0);
+    let sum: u32 =
+        frame[14..34].chunks(2).map(|two| u32::from(u16::from_be_bytes([two[0], two[1]]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+}
+
+fn udp(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = CLIENT.to_be_bytes().to_vec();
+    bytes.extend(SERVER.to_be_bytes());
+    bytes.extend((8 + payload.len() as u16).to_be_bytes());
+    bytes.extend([0, 0]);
+    bytes.extend(payload);
+    bytes
+}
+
+fn tcp(flags: u8) -> Vec<u8> {
+    let mut bytes = CLIENT.to_be_bytes().to_vec();
+    bytes.extend(SERVER.to_be_bytes());
+    bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+    bytes
+}
+
+/// Sends frames as the first workload, byte for byte.
+fn inject(scene: &Scene, frames: &[Vec<u8>]) -> Result<(), Failed> {
+    scene.workloads[0].inside(|| {
+        let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+        let sender = PacketSender::open(Netlink::open()?.link("fd0")?.index)?;
+        assert_eq!(sender.send(&frames)?, frames.len());
+        Ok(())
+    })
+}
+
+/// Every frame that is not plain goes the long way though there is a verdict for its flow, and
+/// arrives there as it was; a plain one does not.
+fn doubtful(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host)?;
+    let slots =
+        [TCP, UDP].map(|protocol| scene.install(0, &scene.flow(0, protocol, CLIENT, SERVER)));
+    let plain = [packet(&scene, TCP, &tcp(0x10)), packet(&scene, UDP, &udp(&[7; 20]))];
+    inject(&scene, &plain)?;
+    assert_eq!(scene.received(host, 0, 2), plain, "the first of each takes the long way");
+    scene.settle(host, 0);
+
+    let altered = |at: usize, to: u8| {
+        let mut bytes = plain[1].clone();
+        bytes[at] = to;
+        checksum(&mut bytes);
+        bytes
+    };
+    let mut doubtful: Vec<Vec<u8>> = [0x02, 0x12, 0x11, 0x14, 0x00, 0x30, 0x29]
+        .into_iter()
+        .map(|flags| packet(&scene, TCP, &tcp(flags)))
+        .collect();
+    doubtful.push(altered(14, 0x46)); // an option
+    doubtful.push(altered(14, 0x65)); // another version
+    doubtful.push(altered(17, 47)); // shorter than UDP says
+    doubtful.push(altered(17, 200)); // longer than the frame
+    doubtful.push(altered(20, 0x20)); // more fragments
+    doubtful.push(altered(21, 0x01)); // not the first fragment
+    doubtful.push(altered(20, 0x80)); // the reserved bit
+    doubtful.push(altered(22, 0)); // lived too long
+    doubtful.push(altered(23, 132)); // another protocol
+    doubtful.push(altered(38, 1)); // longer than the packet
+    let mut wrong = plain[1].clone();
+    wrong[25] ^= 1; // the header's checksum
+    doubtful.push(wrong);
+    let mut cut = plain[0].clone();
+    cut[46] = 0xf0; // TCP options that are not there
+    doubtful.push(cut);
+    doubtful.push(plain[0][..14].to_vec());
+    inject(&scene, &doubtful)?;
+    let came = scene.received(host, 0, doubtful.len());
+    assert_eq!(came.len(), doubtful.len());
+    assert_eq!(came, doubtful);
+    scene.settle(host, 0);
+
+    let mut padded = plain[1].clone();
+    padded.extend([0xee; 30]);
+    inject(&scene, &[plain[0].clone(), plain[1].clone(), padded])?;
+    let frames = slots.map(|slot| slot.map(|slot| scene.lane.flows().progress(slot).frames));
+    assert!(matches!(frames, [Ok(1), Ok(2)]), "{frames:?}");
+    scene.close(host);
+    Ok(())
+}
+
+fn tags(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host)?;
+    let plain = packet(&scene, UDP, &udp(&[7; 20]));
+    let tagged = |tags: &[[u8; 4]]| {
+        let mut bytes = plain[..12].to_vec();
+        bytes.extend(tags.concat());
+        bytes.extend(&plain[12..]);
+        bytes
+    };
+    let frames = vec![
+        plain.clone(),
+        // The other port's tag, once and twice, and with the bit that says counted.
+        tagged(&[[0x81, 0, 0, 2]]),
+        tagged(&[[0x81, 0, 0, 2], [0x81, 0, 0, 2]]),
+        tagged(&[[0x88, 0xa8, 0, 2], [0x81, 0, 0, 2]]),
+        tagged(&[[0x81, 0, 0xf0, 2]]),
+    ];
+    inject(&scene, &frames)?;
+    assert_eq!(scene.received(host, 0, frames.len()), frames);
+    let mut batch = Vec::new();
+    assert_eq!(scene.ports[1].receive(&mut host.pool, &mut batch), 0);
+    scene.close(host);
+    Ok(())
+}
+
+fn shut(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host)?;
+    let frame = packet(&scene, UDP, &udp(&[7; 20]));
+    scene.lane.shut();
+    inject(&scene, &vec![frame.clone(); 5])?;
+    scene.lane.keep_open();
+    inject(&scene, std::slice::from_ref(&frame))?;
+    assert_eq!(scene.received(host, 0, 1), [frame], "the five before it are gone");
+    scene.close(host);
+    Ok(())
+}
+
+fn full(host: &mut Host) -> Result<(), Failed> {
+    let scene = Scene::new(host)?;
+    let id = |port| scene.flow(0, UDP, port, SERVER);
+    let slots: Vec<Slot> =
+        (0..64).map(|port| scene.install(0, &id(port))).collect::<Result<_, _>>()?;
+    assert!(matches!(scene.install(0, &id(64)), Err(InstallError::Full(64))));
+    scene.lane.flows().remove(&id(3), slots[3]);
+    assert_eq!(scene.lane.flows().len(), 63);
+    assert!(scene.install(0, &id(64)).is_err(), "its slot rests");
+    host::wait_for(|| scene.install(0, &id(64)).is_ok())?;
+    scene.lane.flows().remove(&id(3), slots[3]);
+    assert_eq!(scene.lane.flows().len(), 64, "a handle of before ends nothing");
+    scene.close(host);
+    Ok(())
+}
+
+fn come_and_go(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let lane = Lane::load(64)?;
+    for _ in 0..3 {
+        let (port, link) = open(host, &lane, 1, "fd1")?;
+        let mut holder = tap::open("fd3")?;
+        let (mut second, _) = open(host, &lane, 2, "fd3")?;
+        assert!(host.link("fd1")?.up && !link.up);
+        lane.keep_open();
+        holder.write_all(&[0xff; 60])?;
+        let mut batch = Vec::new();
+        host::wait_for(|| second.receive(&mut host.pool, &mut batch) == 1)?;
+        second.transmit(&mut batch);
+        assert!(holder.read(&mut [0; 100])? == 60);
+        Box::new(port).close(&mut host.pool);
+        assert!(!host.link("fd1")?.up, "down, as it was found");
+        holder.write_all(&[0xff; 60])?;
+        host::wait_for(|| second.receive(&mut host.pool, &mut batch) == 1)?;
+        batch.into_iter().for_each(|frame| host.pool.give(frame));
+        drop(holder);
+        Box::new(second).close(&mut host.pool);
+        host.assert_conserved();
+        let names: Vec<String> =
+            Netlink::open()?.links()?.into_iter().map(|link| link.name).collect();
+        assert!(!names.iter().any(|name| name.starts_with("fdp")), "{names:?}");
+    }
+    Ok(())
+}
