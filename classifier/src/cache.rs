@@ -4,24 +4,45 @@
 //!
 //! A verdict holds for every key that agrees with the judged one on the bits of its [`Mask`]. An
 //! entry is a masked key and its verdict; entries that share a mask are a subtable. A lookup masks
-//! the frame's key once per subtable in use and probes for the result. Entries of one epoch never
-//! disagree on a key (the essay of [`mask`](crate::mask) says why), so the first hit decides.
+//! the frame's key once per subtable and probes for the result. Entries of one epoch never disagree
+//! on a key (the essay of [`mask`](crate::mask) says why), so the first hit decides.
 //! Source: Srinivasan et al., "Packet Classification using Tuple Space Search", SIGCOMM '99; Pfaff
 //! et al., "The Design and Implementation of Open vSwitch", NSDI '15.
 //!
 //! # Cost
 //!
-//! At most [`MASKS`] probes, each one hash and one cache line of fingerprints. Subtables are probed
-//! in the order of their recent hits, so that common traffic takes one or two. No allocation after
-//! [`FlowCache::new`], and no rehashing.
+//! Every mask covers the ingress port, so each port has subtables of its own, and frames of one port
+//! never probe for another's. A lookup probes
+//!
+//! 1. the mask that answered this frame's kind last: a byte in a small table that is indexed by a
+//!    keyed hash of all that masks may cover (a port with one subtable has no need of that);
+//! 2. the port's other subtables, those with the most recent hits first: at most [`MASKS`] in all.
+//!
+//! The first step keeps a flow's cost what it is when somebody behind the same port fills all
+//! subtables and ranks them at will. He may overwrite a flow's byte by chance, of which there is one
+//! in [`PREDICTIONS`] per frame; the flow's next frame then takes the second step and writes it back.
+//!
+//! One probe is one [hash](TupleHash), whose expensive parts are computed once for all masks, one
+//! line of fingerprints, and the entry if a fingerprint matches. [`FlowCache::prepare`] takes these
+//! steps for a whole burst ahead, so that the waits for memory overlap. Nothing is allocated but when
+//! a port's first entry comes, and nothing is rehashed.
 //!
 //! # Bounds
 //!
 //! All subtables share one array of sets with [`WAYS`] entries each. A masked key can stand in one
-//! set only, chosen by a [keyed hash](crate::hash), so nobody can aim at a set. Half of a set's ways
-//! are for verdicts that forward and half for drops: however many refused flows a scan makes, it
-//! evicts refused flows only. Within its half, an entry is evicted by second chance: first what is
-//! stale, then what was not hit since the last eviction looked at it.
+//! set only, chosen by a keyed hash, so nobody can aim at a set. Half of a set's ways are for
+//! verdicts that forward and half for drops: however many refused flows a scan makes, it evicts
+//! refused flows only. Within a half, what is stale goes first. Else
+//!
+//! - a port that holds [`SHARE`] ways evicts one of its own;
+//! - a port that holds fewer evicts from ports that hold more than [`SHARE`], or if there is none,
+//!   from all alike;
+//!
+//! and among these by second chance: what was not hit since the last eviction looked at it, the
+//! longest unused first. So whatever one port sends, it takes a flow from another port only while it
+//! holds less than its share of that set, and then holds one more: a scan costs others at most
+//! [`SHARE`] entries of a half set, once, and none of them if they hold no more than theirs. How fast
+//! a port may insert is bounded besides, by the [pressure](crate::pressure) it may put.
 //!
 //! # When an entry counts
 //!
@@ -29,52 +50,76 @@
 //! still say the same. Entries that fail are dropped when a lookup meets them.
 
 use crate::fdb::Fdb;
-use crate::hash::KeyedHash;
+use crate::hash::TupleHash;
 use crate::key::{FlowKey, KEY_WORDS};
 use crate::mask::{MASKS, Mask};
 use crate::snapshot::PortId;
 use crate::time::Nanos;
-use crate::verdict::Verdict;
+use crate::verdict::{DropReason, Verdict};
 
 /// Entries that may stand in one set: half of them forward, half drop.
 const WAYS: usize = 8;
+/// Ways of a half set that a port may take from others.
+const SHARE: usize = WAYS / 4;
+/// Masks that are remembered to have answered.
+const PREDICTIONS: usize = 65_536;
+/// Lookups of a port between two rankings of its subtables.
+const RANKING_INTERVAL: u16 = 1_024;
 
-/// Lookups between two rankings of the subtables.
-const RANKING_INTERVAL: u32 = 4_096;
+/// Most frames that [`FlowCache::prepare`] looks ahead.
+pub const BATCH: usize = 64;
 
 /// Verdicts by masked key. Bounded in entries and, by construction, in masks.
 pub struct FlowCache {
-    hash: KeyedHash,
-    /// A few bits of each entry's hash, never 0; 0 marks a free way.
-    fingerprints: Vec<[u32; WAYS]>,
+    hash: TupleHash,
+    sets: Vec<Set>,
     entries: Vec<Entry>,
-    subtables: [Subtable; MASKS],
+    /// By ingress port.
+    ports: Vec<Subtables>,
+    /// The mask that last answered for keys of this hash.
+    predictions: Vec<Mask>,
+    /// Entries by mask, of all ports.
+    counts: [u32; MASKS],
+}
+
+/// Some bits of the hash of each entry of a set, never 0; 0 marks a free way. Four to a word, way 0
+/// in the lowest bits.
+#[derive(Clone, Copy, Default)]
+#[repr(align(16))]
+struct Set([u64; WAYS / LANES]);
+
+/// Fingerprints in a word.
+const LANES: usize = 4;
+/// Bits of a fingerprint.
+const LANE: usize = 16;
+/// A one in each lane of a word.
+const ONES: u64 = 0x0001_0001_0001_0001;
+
+/// One port's subtables.
+#[derive(Clone)]
+struct Subtables {
     /// Masks in use, most often hit first.
     ranking: Vec<Mask>,
-    until_ranking: u32,
-}
-
-/// What the entries of one mask have in common.
-#[derive(Clone, Copy, Default)]
-struct Subtable {
-    entries: u32,
+    entries: [u32; MASKS],
     /// Hits, halved at each ranking.
-    hits: u32,
+    hits: [u32; MASKS],
+    until_ranking: u16,
 }
 
+/// Two cache lines, the first of which decides whether it is the one.
 #[derive(Clone, Copy)]
+#[repr(align(128))]
 struct Entry {
-    /// The masked key, in words.
+    /// The masked key, and the mask's number where the key has its TCP flags, which no mask covers.
     words: [u64; KEY_WORDS],
-    mask: Mask,
+    epoch: u64,
     verdict: Verdict,
     /// The port that the MAC table named for the destination, if it was asked.
     learned: Option<PortId>,
-    epoch: u64,
-    frames: u64,
-    last: Nanos,
     /// Hit since an eviction last looked at it.
     referenced: bool,
+    frames: u64,
+    last: Nanos,
 }
 
 /// A verdict to remember.
@@ -105,18 +150,48 @@ pub struct FlowInfo {
     pub last: Nanos,
 }
 
+/// Where the entries of a burst's frames are, as far as [`FlowCache::prepare`] found them.
+///
+/// A hint stays right whatever happens to the cache in between: it saves time or nothing.
+pub struct FlowHints([Option<FlowHint>; BATCH]);
+
+/// Where one frame's entry is.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowHint {
+    mask: Mask,
+    position: u32,
+}
+
+impl FlowHints {
+    /// No hints.
+    pub const fn new() -> Self {
+        Self([None; BATCH])
+    }
+
+    /// The hint for the frame that stood at this place of the burst.
+    pub fn get(&self, at: usize) -> Option<FlowHint> {
+        self.0.get(at).copied().flatten()
+    }
+}
+
+impl Default for FlowHints {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl FlowCache {
     /// An empty cache of at most `max` entries (but room for one set, at least).
     pub fn new(max: u32) -> Self {
         let sets = (max as usize / WAYS).max(1);
         let sets = if sets.is_power_of_two() { sets } else { sets.next_power_of_two() / 2 };
         Self {
-            hash: KeyedHash::random(),
-            fingerprints: vec![[0; WAYS]; sets],
+            hash: TupleHash::random(),
+            sets: vec![Set::default(); sets],
             entries: vec![Entry::FREE; sets * WAYS],
-            subtables: [Subtable::default(); MASKS],
-            ranking: Vec::with_capacity(MASKS),
-            until_ranking: RANKING_INTERVAL,
+            ports: Vec::new(),
+            predictions: vec![Mask::WIDEST; PREDICTIONS],
+            counts: [0; MASKS],
         }
     }
 
@@ -124,56 +199,112 @@ impl FlowCache {
     ///
     /// Cost: one hash and one set per subtable probed; no allocation.
     pub fn lookup(&mut self, key: &FlowKey, epoch: u64, fdb: &Fdb, now: Nanos) -> Option<Verdict> {
-        self.rank();
+        let port = usize::from(key.ingress.0);
+        self.ports.get_mut(port)?.rank();
         let words = key.words();
-        let mut rank = 0;
-        while let Some(&mask) = self.ranking.get(rank) {
-            if let Some(at) = self.find(mask, &mask.apply(&words)) {
-                if self.is_current(at, key, epoch, fdb, now) {
-                    return Some(self.hit(at, now));
-                }
-                self.free(at);
-                if self.ranking.get(rank) != Some(&mask) {
-                    continue; // Its subtable is empty now, and the next one stands in its place.
-                }
-            }
-            rank += 1;
+        let first = self.first(port, &words)?;
+        let current = |entry: &Entry| entry.is_current(key, epoch, fdb, now);
+        let at = self
+            .probe(first, self.hash.of(first, &words), &words, current)
+            .or_else(|| self.probe_others(port, first, &words, current))?;
+        Some(self.hit(at, now))
+    }
+
+    /// Looks up to [`BATCH`] frames ahead, for [`FlowCache::lookup_hinted`]; `None` stands for a
+    /// frame that will not ask. Reads only.
+    pub fn prepare<'a>(
+        &self,
+        frames: impl IntoIterator<Item = Option<&'a FlowKey>>,
+        hints: &mut FlowHints,
+    ) {
+        let mut probes = [(None, 0); BATCH];
+        let mut count = 0;
+        for (probe, key) in probes.iter_mut().zip(frames) {
+            *probe = key
+                .and_then(|key| self.first_probe(key))
+                .map_or((None, 0), |(mask, hash)| (Some(mask), hash));
+            count += 1;
         }
-        None
+        for (hint, &(mask, hash)) in hints.0.iter_mut().zip(&probes[..count]) {
+            *hint = mask.and_then(|mask| {
+                let position = self.candidates(hash).next()?;
+                Some(FlowHint { mask, position: position as u32 })
+            });
+        }
+        for hint in &mut hints.0[..count] {
+            *hint = hint.filter(|hint| self.entries[hint.position as usize].mask() == hint.mask);
+        }
+        hints.0[count..].fill(None);
+    }
+
+    /// [`FlowCache::lookup`] of a key that [`FlowCache::prepare`] was shown: the same answer, whatever
+    /// was installed and dropped since.
+    pub fn lookup_hinted(
+        &mut self,
+        key: &FlowKey,
+        hint: Option<FlowHint>,
+        epoch: u64,
+        fdb: &Fdb,
+        now: Nanos,
+    ) -> Option<Verdict> {
+        if let Some(FlowHint { mask, position }) = hint {
+            let at = position as usize;
+            if self.is_used(at)
+                && self.entries[at].covers(mask, &key.words())
+                && self.entries[at].is_current(key, epoch, fdb, now)
+            {
+                self.ports[usize::from(key.ingress.0)].rank();
+                return Some(self.hit(at, now));
+            }
+        }
+        self.lookup(key, epoch, fdb, now)
     }
 
     /// Remembers that every key equal to `key` under the mask has this verdict.
     pub fn install(&mut self, key: &FlowKey, flow: Cacheable, now: Nanos) {
         let Cacheable { mask, verdict, learned, epoch } = flow;
-        let words = mask.apply(&key.words());
-        if let Some(old) = self.find(mask, &words) {
+        let key_words = key.words();
+        let words = tuple(mask, &key_words);
+        let hash = self.hash.of(mask, &key_words);
+        if let Some(old) =
+            self.candidates(hash).find(|&at| self.entries[at].covers(mask, &key_words))
+        {
             self.free(old);
         }
-        let hash = self.hash.hash(&words, mask.index() as u64);
-        let at = self.claim(self.set(hash), verdict.is_forwarded(), epoch);
-        self.fingerprints[at / WAYS][at % WAYS] = fingerprint(hash);
+        let at = self.claim(hash, verdict.is_forwarded(), key.ingress, epoch);
+        self.sets[at / WAYS].put(at % WAYS, fingerprint(hash));
         self.entries[at] =
-            Entry { words, mask, verdict, learned, epoch, frames: 1, last: now, referenced: false };
-        let subtable = &mut self.subtables[mask.index()];
-        subtable.entries += 1;
-        if subtable.entries == 1 {
-            self.ranking.push(mask);
+            Entry { words, epoch, verdict, learned, referenced: false, frames: 1, last: now };
+        self.counts[mask.index()] += 1;
+        let port = usize::from(key.ingress.0);
+        if self.ports.len() <= port {
+            self.ports.resize(port + 1, Subtables::new());
         }
+        self.ports[port].count(mask);
     }
 
-    /// Distinct masks in use: what a lookup that misses has to probe.
+    /// Distinct masks in use: no lookup that misses has to probe more.
     pub fn masks(&self) -> usize {
-        self.ranking.len()
+        self.counts.iter().filter(|&&count| count > 0).count()
     }
 
     /// Entries, stale ones that no lookup has met yet included.
     pub fn len(&self) -> usize {
-        self.subtables.iter().map(|subtable| subtable.entries as usize).sum()
+        self.counts.iter().map(|&count| count as usize).sum()
     }
 
     /// Whether nothing is cached.
     pub fn is_empty(&self) -> bool {
-        self.ranking.is_empty()
+        self.len() == 0
+    }
+
+    /// Memory that it holds, in bytes.
+    pub fn bytes(&self) -> usize {
+        let subtables = |port: &Subtables| size_of::<Subtables>() + port.ranking.capacity();
+        size_of_val(&*self.sets)
+            + size_of_val(&*self.entries)
+            + size_of_val(&*self.predictions)
+            + self.ports.iter().map(subtables).sum::<usize>()
     }
 
     /// Up to `limit` flows of `epoch` from position `from`. Returns them and the position to go on
@@ -186,23 +317,79 @@ impl FlowCache {
             }
             let entry = &self.entries[at];
             if self.is_used(at) && entry.epoch == epoch {
-                let Entry { words, mask, verdict, frames, last, .. } = *entry;
-                flows.push(FlowInfo {
-                    key: FlowKey::from_words(&words),
-                    mask,
-                    verdict,
-                    frames,
-                    last,
-                });
+                let Entry { verdict, frames, last, .. } = *entry;
+                let (key, mask) = (entry.key(), entry.mask());
+                flows.push(FlowInfo { key, mask, verdict, frames, last });
             }
         }
         (flows, None)
     }
 
-    /// Whether the entry may still be given out for `key`.
-    fn is_current(&self, at: usize, key: &FlowKey, epoch: u64, fdb: &Fdb, now: Nanos) -> bool {
-        let Entry { learned, epoch: judged, .. } = self.entries[at];
-        judged == epoch && (learned.is_none() || learned == fdb.port(key.vlan, key.eth_dst, now))
+    /// The mask to probe first for a frame of `port`; `None` if nothing is cached for the port.
+    fn first(&self, port: usize, words: &[u64; KEY_WORDS]) -> Option<Mask> {
+        let subtables = self.ports.get(port)?;
+        match *subtables.ranking.as_slice() {
+            [] => None,
+            [mask] => Some(mask),
+            [mask, ..] => {
+                let predicted = self.predictions[self.prediction(words)];
+                let is_used = subtables.entries[predicted.index()] > 0;
+                Some(if is_used { predicted } else { mask })
+            }
+        }
+    }
+
+    /// The first probe that a lookup will make: the mask, and the hash under it.
+    fn first_probe(&self, key: &FlowKey) -> Option<(Mask, u64)> {
+        let words = key.words();
+        let mask = self.first(key.ingress.0.into(), &words)?;
+        Some((mask, self.hash.of(mask, &words)))
+    }
+
+    /// Probes a port's subtables but the first mask's, most often hit first, and remembers which one
+    /// answered.
+    fn probe_others(
+        &mut self,
+        port: usize,
+        first: Mask,
+        words: &[u64; KEY_WORDS],
+        current: impl Fn(&Entry) -> bool,
+    ) -> Option<usize> {
+        if self.ports[port].ranking == [first] {
+            return None;
+        }
+        let sums = self.hash.sums(words);
+        let mut rank = 0;
+        while let Some(&mask) = self.ports[port].ranking.get(rank) {
+            if mask == first {
+                rank += 1;
+                continue;
+            }
+            if let Some(at) = self.probe(mask, self.hash.of_sums(mask, &sums), words, &current) {
+                let prediction = self.prediction(words);
+                self.predictions[prediction] = mask;
+                return Some(at);
+            }
+            // If its last entry was stale, the next mask stands in its place now.
+            rank += usize::from(self.ports[port].entries[mask.index()] > 0);
+        }
+        None
+    }
+
+    /// The entry with this mask that covers the key, if it is current. One that is not goes.
+    fn probe(
+        &mut self,
+        mask: Mask,
+        hash: u64,
+        words: &[u64; KEY_WORDS],
+        current: impl Fn(&Entry) -> bool,
+    ) -> Option<usize> {
+        let at = self.candidates(hash).find(|&at| self.entries[at].covers(mask, words))?;
+        if current(&self.entries[at]) {
+            return Some(at);
+        }
+        self.free(at);
+        None
     }
 
     /// Counts a hit and gives out the verdict.
@@ -211,74 +398,141 @@ impl FlowCache {
         entry.frames += 1;
         entry.last = now;
         entry.referenced = true;
-        let subtable = &mut self.subtables[entry.mask.index()];
-        subtable.hits = subtable.hits.saturating_add(1);
+        let hits = &mut self.ports[usize::from(entry.port().0)].hits[entry.mask().index()];
+        *hits = hits.saturating_add(1);
         entry.verdict
     }
 
-    /// Position of the entry with this mask and masked key.
-    fn find(&self, mask: Mask, words: &[u64; KEY_WORDS]) -> Option<usize> {
-        let hash = self.hash.hash(words, mask.index() as u64);
+    /// Positions whose fingerprint is that of the hash.
+    fn candidates(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
         let set = self.set(hash);
-        let wanted = fingerprint(hash);
-        let ways = self.fingerprints[set].iter().enumerate();
-        ways.filter(|&(_, &found)| found == wanted)
-            .map(|(way, _)| set * WAYS + way)
-            .find(|&at| self.entries[at].mask == mask && self.entries[at].words == *words)
+        let mut matches = self.sets[set].matches(fingerprint(hash));
+        std::iter::from_fn(move || {
+            let bit = matches.checked_ilog2()? as usize;
+            matches ^= 1 << bit;
+            Some(set * WAYS + Set::way(bit))
+        })
     }
 
-    /// A free position in the half of `set` for this kind of verdict; evicts if there is none.
-    fn claim(&mut self, set: usize, forwards: bool, epoch: u64) -> usize {
-        let first = set * WAYS + if forwards { 0 } else { WAYS / 2 };
+    /// A free position in the half of the hash's set for this kind of verdict, for an entry of
+    /// `port`; evicts if there is none.
+    fn claim(&mut self, hash: u64, forwards: bool, port: PortId, epoch: u64) -> usize {
+        let first = self.set(hash) * WAYS + if forwards { 0 } else { WAYS / 2 };
         let half = first..first + WAYS / 2;
         if let Some(free) = half.clone().find(|&at| !self.is_used(at)) {
             return free;
         }
-        let entries = &self.entries;
-        let victim = half
-            .clone()
-            .min_by_key(|&at| {
-                (entries[at].epoch == epoch, entries[at].referenced, entries[at].last)
-            })
-            .unwrap_or(first);
-        for at in half {
-            self.entries[at].referenced = false;
+        let entries = &self.entries[half];
+        let held = |by: PortId| entries.iter().filter(|entry| entry.port() == by).count();
+        let has_share = held(port) >= SHARE;
+        // Whom it meets: stale entries, then those that the newcomer may evict, then the rest.
+        let class = |entry: &Entry| match entry.port() {
+            _ if entry.epoch != epoch => 0,
+            holder if has_share => 1 + u8::from(holder != port),
+            holder => 1 + u8::from(held(holder) <= SHARE),
+        };
+        let classes: [u8; WAYS / 2] = std::array::from_fn(|way| class(&entries[way]));
+        let order = |&way: &usize| (classes[way], entries[way].referenced, entries[way].last);
+        let victim = (0..WAYS / 2).min_by_key(order).unwrap_or(0);
+        for (way, &class) in classes.iter().enumerate() {
+            if class == classes[victim] {
+                self.entries[first + way].referenced = false;
+            }
         }
-        self.free(victim);
-        victim
+        self.free(first + victim);
+        first + victim
     }
 
     /// Empties a used position.
     fn free(&mut self, at: usize) {
-        self.fingerprints[at / WAYS][at % WAYS] = 0;
-        let mask = self.entries[at].mask;
-        let subtable = &mut self.subtables[mask.index()];
-        subtable.entries -= 1;
-        if subtable.entries == 0 {
-            subtable.hits = 0;
+        self.sets[at / WAYS].put(at % WAYS, 0);
+        let (port, mask) = (self.entries[at].port(), self.entries[at].mask());
+        self.counts[mask.index()] -= 1;
+        self.ports[usize::from(port.0)].discount(mask);
+    }
+
+    fn is_used(&self, at: usize) -> bool {
+        self.sets[at / WAYS].get(at % WAYS) != 0
+    }
+
+    /// Where the mask that answers for a key is remembered.
+    fn prediction(&self, words: &[u64; KEY_WORDS]) -> usize {
+        self.hash.of(Mask::WIDEST, words) as usize % PREDICTIONS
+    }
+
+    fn set(&self, hash: u64) -> usize {
+        hash as usize & (self.sets.len() - 1)
+    }
+}
+
+impl Set {
+    /// A [bit](Set::way) for each way that has this fingerprint; seldom one for a way that has not.
+    /// All lanes of a word are compared at once (Warren, "Hacker's Delight", §6-1).
+    fn matches(self, wanted: u16) -> u64 {
+        let [low, high] = self.0.map(|word| {
+            let different = word ^ ONES.wrapping_mul(wanted.into());
+            different.wrapping_sub(ONES) & !different & ONES << (LANE - 1)
+        });
+        low >> 1 | high
+    }
+
+    /// The way that a bit of [`Set::matches`] stands for: of the two top bits of each lane, the lower
+    /// one is for the first word.
+    const fn way(bit: usize) -> usize {
+        bit / LANE + if bit % LANE == LANE - 1 { LANES } else { 0 }
+    }
+
+    fn get(self, way: usize) -> u16 {
+        (self.0[way / LANES] >> (way % LANES * LANE)) as u16
+    }
+
+    fn put(&mut self, way: usize, fingerprint: u16) {
+        let shift = way % LANES * LANE;
+        let word = &mut self.0[way / LANES];
+        *word = *word & !(0xffff << shift) | u64::from(fingerprint) << shift;
+    }
+}
+
+impl Subtables {
+    const fn new() -> Self {
+        Self {
+            ranking: Vec::new(),
+            entries: [0; MASKS],
+            hits: [0; MASKS],
+            until_ranking: RANKING_INTERVAL,
+        }
+    }
+
+    /// One entry more.
+    fn count(&mut self, mask: Mask) {
+        let entries = &mut self.entries[mask.index()];
+        *entries += 1;
+        if *entries == 1 {
+            self.ranking.push(mask);
+        }
+    }
+
+    /// One entry less.
+    fn discount(&mut self, mask: Mask) {
+        let entries = &mut self.entries[mask.index()];
+        *entries -= 1;
+        if *entries == 0 {
+            self.hits[mask.index()] = 0;
             self.ranking.retain(|&other| other != mask);
         }
     }
 
-    fn is_used(&self, at: usize) -> bool {
-        self.fingerprints[at / WAYS][at % WAYS] != 0
-    }
-
-    fn set(&self, hash: u64) -> usize {
-        hash as usize & (self.fingerprints.len() - 1)
-    }
-
-    /// Now and then, puts the subtables with the most recent hits first.
+    /// Now and then, puts the masks with the most recent hits first.
     fn rank(&mut self) {
         self.until_ranking -= 1;
         if self.until_ranking > 0 {
             return;
         }
         self.until_ranking = RANKING_INTERVAL;
-        let subtables = &mut self.subtables;
-        self.ranking.sort_unstable_by_key(|mask| std::cmp::Reverse(subtables[mask.index()].hits));
-        for subtable in subtables {
-            subtable.hits /= 2;
+        let hits = &mut self.hits;
+        self.ranking.sort_unstable_by_key(|mask| std::cmp::Reverse(hits[mask.index()]));
+        for hits in hits {
+            *hits /= 2;
         }
     }
 }
@@ -287,23 +541,63 @@ impl Entry {
     /// What a way holds before it is first used.
     const FREE: Self = Self {
         words: [0; KEY_WORDS],
-        mask: Mask::covering(0, 0, false),
-        verdict: Verdict::drop(crate::verdict::DropReason::NoPolicy),
-        learned: None,
         epoch: 0,
+        verdict: Verdict::drop(DropReason::NoPolicy),
+        learned: None,
+        referenced: false,
         frames: 0,
         last: Nanos(0),
-        referenced: false,
     };
+
+    /// Whether the entry may still be given out for `key`, which it covers.
+    fn is_current(&self, key: &FlowKey, epoch: u64, fdb: &Fdb, now: Nanos) -> bool {
+        let place = self.learned;
+        self.epoch == epoch && (place.is_none() || place == fdb.port(key.vlan, key.eth_dst, now))
+    }
+
+    /// Whether it is the one for a key with these words under the mask. Without a branch per word.
+    fn covers(&self, mask: Mask, words: &[u64; KEY_WORDS]) -> bool {
+        let fields = self.words.iter().zip(words).zip(mask.words());
+        let mut differences = fields.map(|((entry, word), mask)| entry ^ (word & mask));
+        let first = differences.next().map(|difference| difference ^ mask.index() as u64);
+        differences.fold(first.unwrap_or(0), |all, difference| all | difference) == 0
+    }
+
+    /// The ingress port, which stands in front.
+    fn port(&self) -> PortId {
+        PortId((self.words[0] >> 48) as u16)
+    }
+
+    fn key(&self) -> FlowKey {
+        let mut words = self.words;
+        words[0] &= !MASK_NUMBER;
+        FlowKey::from_words(&words)
+    }
+
+    fn mask(&self) -> Mask {
+        Mask::of_index((self.words[0] & MASK_NUMBER) as u8)
+    }
+}
+
+/// Where in the first word of an entry its mask's number stands.
+const MASK_NUMBER: u64 = 0xff;
+
+/// The words that an entry for this key would have.
+fn tuple(mask: Mask, words: &[u64; KEY_WORDS]) -> [u64; KEY_WORDS] {
+    let mut masked = mask.apply(words);
+    masked[0] |= mask.index() as u64;
+    masked
 }
 
 /// The part of a hash that is kept beside the entry.
-fn fingerprint(hash: u64) -> u32 {
-    (hash >> 32) as u32 | 1
+fn fingerprint(hash: u64) -> u16 {
+    (hash >> 48) as u16 | 1
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::verdict::{Action, Cause, DropReason};
 
@@ -388,6 +682,66 @@ mod tests {
         }
     }
 
+    fn from(port: u16, n: u32) -> FlowKey {
+        FlowKey { ingress: PortId(port), ..key(n) }
+    }
+
+    /// A cache full of the flows of port 1, which nobody uses, meets a scan of port 2 that is
+    /// allowed and never ends. The scan gets its share of each set once, and then only its own.
+    #[test]
+    fn an_allowed_scan_takes_its_share_from_other_ports_and_no_more() {
+        let (mut cache, fdb) = fixture(4096);
+        let mut clock = (0..).map(Nanos);
+        let mut now = || clock.next().unwrap_or_default();
+        (0..100_000).for_each(|n| cache.install(&from(1, n), forward(WHOLE, 1), now()));
+        let held = |cache: &FlowCache, port| {
+            let flows = cache.list(0, usize::MAX, 1).0;
+            flows.iter().filter(|flow| flow.key.ingress == PortId(port)).count()
+        };
+        (0..100_000).for_each(|n| cache.install(&from(2, n), forward(WHOLE, 1), now()));
+        let (one, two) = (held(&cache, 1), held(&cache, 2));
+        assert_eq!((one, two), (1024, 1024), "half of 2,048 forwarding ways each");
+        let flows = cache.list(0, usize::MAX, 1).0;
+        let mut lost = 0;
+        for flow in flows.iter().filter(|flow| flow.key.ingress == PortId(1)) {
+            for _ in 0..20 {
+                cache.install(&from(2, noise()), forward(WHOLE, 1), now());
+            }
+            lost += usize::from(cache.lookup(&flow.key, 1, &fdb, now()).is_none());
+        }
+        assert_eq!(lost, 0, "the other half is safe whatever the scan does");
+    }
+
+    /// Numbers without a pattern that the hash could follow.
+    fn noise() -> u32 {
+        use std::hash::{BuildHasher, RandomState};
+        RandomState::new().hash_one(0) as u32
+    }
+
+    /// Behind one port, a flow among others that fill every subtable and are hit more often: its
+    /// frames still find it by the first probe. Behind another port, nothing changes at all.
+    #[test]
+    fn poisoned_ranks_cost_a_flow_in_use_one_probe() {
+        let (mut cache, fdb) = fixture(65_536);
+        let (victim, elsewhere) = (from(1, 7), from(2, 7));
+        cache.install(&victim, forward(WHOLE, 1), Nanos(0));
+        cache.install(&elsewhere, forward(WHOLE, 1), Nanos(0));
+        let attack = |n: u32| FlowKey { src: u128::from(n) << 96, dst: 2, ..from(1, n) };
+        let others = || Mask::family().filter(|&mask| mask != WHOLE).enumerate();
+        for (n, mask) in others() {
+            let key = FlowKey { vlan: n as u16 + 1, ..attack(n as u32) };
+            cache.install(&key, forward(mask, 1), Nanos(1));
+            for _ in 0..1_000 {
+                cache.lookup(&key, 1, &fdb, Nanos(1));
+            }
+        }
+        assert_eq!(cache.ports[1].ranking.len(), MASKS);
+        assert_ne!(cache.ports[1].ranking[0], WHOLE);
+        assert!(cache.lookup(&victim, 1, &fdb, Nanos(2)).is_some());
+        assert_eq!(cache.first(1, &victim.words()), Some(WHOLE));
+        assert_eq!(cache.ports[2].ranking, [WHOLE]);
+    }
+
     #[test]
     fn masks_and_entries_stay_bounded_whatever_is_installed() {
         let (mut cache, fdb) = fixture(512);
@@ -398,8 +752,9 @@ mod tests {
             cache.lookup(&key(n / 2), 1, &fdb, Nanos(n.into()));
             assert!(cache.masks() <= MASKS && cache.len() <= 512);
         }
-        let in_use = cache.subtables.iter().filter(|subtable| subtable.entries > 0).count();
-        assert_eq!(in_use, cache.masks());
+        let of_port = cache.ports[0].entries.iter().filter(|&&entries| entries > 0).count();
+        assert_eq!((of_port, cache.ports[0].ranking.len()), (cache.masks(), cache.masks()));
+        assert_eq!(cache.list(0, usize::MAX, 1).0.len(), cache.len());
     }
 
     #[test]
@@ -416,5 +771,63 @@ mod tests {
             from = next;
         }
         assert_eq!(flows.len(), 5);
+    }
+
+    /// A step of a cache's life: install, or look up, a key under a mask and an epoch.
+    fn step() -> impl Strategy<Value = (bool, FlowKey, Mask, u64)> {
+        let key = (0u16..2, 0u128..3, 0u128..3, 0u16..2).prop_map(|(port, src, dst, service)| {
+            let (src, dst) = (src << 64 | src, dst << 8 | dst);
+            FlowKey { ingress: PortId(port), src, dst, dst_port: service, ..FlowKey::default() }
+        });
+        let mask = (0..MASKS as u8).prop_map(Mask::of_index);
+        (any::<bool>(), key, mask, 1u64..3)
+    }
+
+    proptest! {
+        /// Hints are taken at the start and used at the end: what happens between makes them wrong.
+        #[test]
+        fn a_hint_changes_no_answer(steps in prop::collection::vec(step(), 1..60)) {
+            let fdb = Fdb::new(300);
+            let (mut plain, mut hinted) = (FlowCache::new(4_096), FlowCache::new(4_096));
+            let mut hints = FlowHints::new();
+            for burst in steps.chunks(8) {
+                hinted.prepare(burst.iter().map(|(_, key, ..)| Some(key)), &mut hints);
+                for (at, (installs, key, mask, epoch)) in burst.iter().enumerate() {
+                    let output = PortId(key.words().iter().sum::<u64>() as u16 + mask.index() as u16);
+                    let action = Action::Forward(output);
+                    let verdict = Verdict { action, cause: Cause::Default, would_drop: None };
+                    let flow = Cacheable { mask: *mask, verdict, learned: None, epoch: *epoch };
+                    if *installs && plain.lookup(key, *epoch, &fdb, Nanos(0)).is_none() {
+                        plain.install(key, flow, Nanos(0));
+                        hinted.lookup(key, *epoch, &fdb, Nanos(0));
+                        hinted.install(key, flow, Nanos(0));
+                        continue;
+                    }
+                    let answer = plain.lookup(key, *epoch, &fdb, Nanos(0)).is_some();
+                    let other = hinted.lookup_hinted(key, hints.get(at), *epoch, &fdb, Nanos(0));
+                    prop_assert_eq!(answer, other.is_some());
+                }
+            }
+        }
+
+        #[test]
+        fn a_set_finds_every_way_with_a_fingerprint(
+            ways in prop::array::uniform8(0u16..4),
+            wanted in 1u16..4,
+        ) {
+            let mut set = Set::default();
+            for (way, &fingerprint) in ways.iter().enumerate() {
+                set.put(way, fingerprint);
+            }
+            let bits = set.matches(wanted);
+            let found: Vec<usize> =
+                (0..64).filter(|bit| bits >> bit & 1 == 1).map(Set::way).collect();
+            for (way, &fingerprint) in ways.iter().enumerate() {
+                prop_assert_eq!(set.get(way), fingerprint);
+                prop_assert!(fingerprint != wanted || found.contains(&way));
+            }
+            // A mistake is only above a way that is none.
+            prop_assert!(found.is_empty() || ways.contains(&wanted));
+        }
     }
 }

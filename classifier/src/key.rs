@@ -115,7 +115,8 @@ pub fn from_bits(bits: u128) -> IpAddr {
 
 fn mac_bits(mac: MacAddr) -> u64 {
     let [a, b, c, d, e, f] = mac.0;
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    let (high, low) = (u32::from_be_bytes([a, b, c, d]), u16::from_be_bytes([e, f]));
+    u64::from(high) << 16 | u64::from(low)
 }
 
 fn mac_of_bits(bits: u64) -> MacAddr {

@@ -46,7 +46,7 @@
 use crate::key::KEY_WORDS;
 
 /// Steps that a consulted address prefix is rounded up to, in bits of the 128-bit address.
-const STEPS: [u8; 5] = [0, 64, 112, 120, 128];
+pub(crate) const STEPS: [u8; 5] = [0, 64, 112, 120, 128];
 
 /// Number of masks there are. No traffic and no policy changes it.
 pub const MASKS: usize = STEPS.len() * STEPS.len() * 2;
@@ -60,6 +60,20 @@ impl Mask {
     /// and `dst_bits` of the destination address (0 to 128), and the destination port if `port`.
     pub const fn covering(src_bits: u8, dst_bits: u8, port: bool) -> Self {
         Self((step(src_bits) * STEPS.len() as u8 + step(dst_bits)) * 2 + port as u8)
+    }
+
+    /// The one that covers everything that any mask covers.
+    pub const WIDEST: Self = Self::covering(128, 128, true);
+
+    /// The mask at this position of the family; the last one, if there is none.
+    pub(crate) const fn of_index(index: u8) -> Self {
+        if (index as usize) < MASKS { Self(index) } else { Self::WIDEST }
+    }
+
+    /// Positions of its source and destination prefix lengths among the steps.
+    pub(crate) const fn steps(self) -> (usize, usize) {
+        let (src, dst) = PAIRS[self.0 as usize];
+        (src as usize, dst as usize)
     }
 
     /// Every mask there is.
@@ -79,12 +93,12 @@ impl Mask {
 
     /// How many leading bits of the source address it covers, of 128.
     pub const fn src_bits(self) -> u8 {
-        STEPS[self.0 as usize / 2 / STEPS.len()]
+        STEPS[self.steps().0]
     }
 
     /// How many leading bits of the destination address it covers, of 128.
     pub const fn dst_bits(self) -> u8 {
-        STEPS[self.0 as usize / 2 % STEPS.len()]
+        STEPS[self.steps().1]
     }
 
     /// Whether it covers the destination port.
@@ -99,6 +113,17 @@ impl Mask {
     }
 }
 
+/// The steps of each mask, which would take divisions to find.
+static PAIRS: [(u8, u8); MASKS] = {
+    let mut pairs = [(0, 0); MASKS];
+    let mut i = 0;
+    while i < MASKS {
+        pairs[i] = ((i / 2 / STEPS.len()) as u8, (i / 2 % STEPS.len()) as u8);
+        i += 1;
+    }
+    pairs
+};
+
 /// Index of the first step of at least `bits`.
 const fn step(bits: u8) -> u8 {
     let mut i = 0;
@@ -109,7 +134,7 @@ const fn step(bits: u8) -> u8 {
 }
 
 /// The first `bits` of 128 set.
-const fn prefix(bits: u8) -> u128 {
+pub(crate) const fn prefix(bits: u8) -> u128 {
     if bits == 0 { 0 } else { u128::MAX << (128 - bits) }
 }
 

@@ -7,11 +7,13 @@
 use std::sync::Arc;
 
 use crate::acl::Memo;
-use crate::cache::{Cacheable, FlowCache, FlowInfo};
+use crate::cache::{Cacheable, FlowCache, FlowHint, FlowHints, FlowInfo};
 use crate::classify::{
     Classified, Context, Related, classify, is_conversation, may_learn, vlan_of,
 };
-use crate::connections::{self, Commit, ConnectionInfo, Connections, Hints, Hit, Lookup, Side};
+use crate::connections::{
+    self, Commit, ConnectionInfo, Connections, Hint, Hints, Hit, Lookup, Side,
+};
 use crate::extract::{Embedded, Headers, Kind, TcpFields};
 use crate::fdb::Fdb;
 use crate::key::FlowKey;
@@ -39,6 +41,8 @@ pub struct Pipeline {
     refusals: Vec<Option<DropReason>>,
     /// Where the burst's connections are.
     hints: Hints,
+    /// Where the cached flows are of those that have none.
+    flow_hints: FlowHints,
     /// Where the last flood goes.
     receivers: Vec<PortId>,
     /// Hits and upcalls; the tables count the rest themselves.
@@ -74,6 +78,7 @@ impl Pipeline {
             pressure: Pressure::new(&policy),
             refusals: Vec::with_capacity(BURST),
             hints: Hints::new(),
+            flow_hints: FlowHints::new(),
             receivers: Vec::with_capacity(policy.snapshot().workloads.len()),
             stats: PipelineStats::default(),
             policy,
@@ -124,6 +129,12 @@ impl Pipeline {
             headers.key.vlan = vlan.unwrap_or(headers.key.vlan);
         }
         self.connections.prepare(&*burst, &mut self.hints);
+        let hints = &self.hints;
+        let unknown = |(at, headers)| {
+            let is_known = hints.get(at).is_some_and(Hint::is_found);
+            (!is_known && is_conversation(headers)).then_some(&headers.key)
+        };
+        self.cache.prepare(burst.iter().enumerate().map(unknown), &mut self.flow_hints);
     }
 
     /// Judges the frame at position `at` of the [prepared](Pipeline::prepare) burst, as
@@ -141,7 +152,7 @@ impl Pipeline {
         }
         self.learn(&headers.key, now);
         if is_conversation(headers) {
-            return self.judge_conversation(headers, at, bytes, now);
+            return self.judge_conversation(&Arrival { headers, at, bytes, now });
         }
         if !self.pressure.take_upcall(&headers.key, now) {
             return Verdict::drop(DropReason::UpcallLimit);
@@ -200,13 +211,8 @@ impl Pipeline {
         self.cache.list(from, limit, self.policy.epoch())
     }
 
-    fn judge_conversation(
-        &mut self,
-        headers: &Headers,
-        at: usize,
-        bytes: usize,
-        now: Nanos,
-    ) -> Verdict {
+    fn judge_conversation(&mut self, frame: &Arrival<'_>) -> Verdict {
+        let Arrival { headers, at, bytes, now } = *frame;
         let epoch = self.policy.epoch();
         let found = match self.hints.get(at) {
             Some(hint) => self.connections.lookup_hinted(headers, hint, epoch, now),
@@ -218,18 +224,19 @@ impl Pipeline {
                 self.connections.observe(&hit, headers, bytes, now);
                 forward_by(&hit)
             }
-            Lookup::Current(hit) | Lookup::Stale(hit) => self.rejudge(hit, headers, bytes, now),
-            Lookup::Invalid(reason) => self.judge_invalid(reason, headers, now),
-            Lookup::Miss => self.begin(headers, bytes, now),
+            Lookup::Current(hit) | Lookup::Stale(hit) => self.rejudge(hit, frame),
+            Lookup::Invalid(reason) => self.judge_invalid(reason, frame),
+            Lookup::Miss => self.begin(frame),
         }
     }
 
     /// A frame that no connection knows: policy decides, then whether a connection may begin so.
-    fn begin(&mut self, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
-        let verdict = self.judge_by_policy(headers, now);
+    fn begin(&mut self, frame: &Arrival<'_>) -> Verdict {
+        let verdict = self.judge_by_policy(frame);
         if !verdict.is_forwarded() {
             return verdict;
         }
+        let Arrival { headers, bytes, now, .. } = *frame;
         match opening(&self.policy, headers) {
             Opening::Connection => {}
             Opening::Untracked => return verdict,
@@ -245,9 +252,10 @@ impl Pipeline {
 
     /// A connection's frame, but its verdict is of another epoch or its destination has moved: the
     /// frame that began it is judged again, and what comes out holds for the whole connection.
-    fn rejudge(&mut self, hit: Hit, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
+    fn rejudge(&mut self, hit: Hit, frame: &Arrival<'_>) -> Verdict {
+        let Arrival { headers, bytes, now, .. } = *frame;
         let Some(original) = self.connections.original(hit.id) else {
-            return self.begin(headers, bytes, now);
+            return self.begin(frame);
         };
         let verdict = self.judge_again(&as_first(original), now);
         let replier = match hit.side {
@@ -262,13 +270,13 @@ impl Pipeline {
         };
         let Some(output) = output else {
             self.connections.remove(hit.id);
-            return if verdict.is_forwarded() { self.begin(headers, bytes, now) } else { verdict };
+            return if verdict.is_forwarded() { self.begin(frame) } else { verdict };
         };
         let commit = self.commit(output, &original, &verdict);
         self.connections.refresh(hit.id, commit);
         if hit.side == Side::Reply && output != replier {
             // Another port replies now; this frame is not the connection's any more.
-            return self.begin(headers, bytes, now);
+            return self.begin(frame);
         }
         self.connections.observe(&hit, headers, bytes, now);
         let output = if hit.side == Side::Original { output } else { hit.output };
@@ -277,12 +285,12 @@ impl Pipeline {
 
     /// A frame that contradicts its connection's state. Where nothing is blocked it goes where policy
     /// sends it, and changes nothing.
-    fn judge_invalid(&mut self, reason: DropReason, headers: &Headers, now: Nanos) -> Verdict {
+    fn judge_invalid(&mut self, reason: DropReason, frame: &Arrival<'_>) -> Verdict {
         let is_relaxed = reason.group().is_relaxed_by_mode();
         if self.policy.mode() == Mode::Enforce || !is_relaxed {
             return Verdict::drop(reason);
         }
-        let verdict = self.judge_by_policy(headers, now);
+        let verdict = self.judge_by_policy(frame);
         if !verdict.is_forwarded() {
             return verdict;
         }
@@ -290,8 +298,9 @@ impl Pipeline {
     }
 
     /// The policy's verdict: cached, or by upcall if the port may have one.
-    fn judge_by_policy(&mut self, headers: &Headers, now: Nanos) -> Verdict {
-        if let Some(verdict) = self.cached(headers, now) {
+    fn judge_by_policy(&mut self, frame: &Arrival<'_>) -> Verdict {
+        let Arrival { headers, at, now, .. } = *frame;
+        if let Some(verdict) = self.cached(headers, self.flow_hints.get(at), now) {
             return verdict;
         }
         if !self.pressure.take_upcall(&headers.key, now) {
@@ -306,14 +315,15 @@ impl Pipeline {
     /// many they are. A connection is judged again once per epoch or move of its destination, so this
     /// is bounded by the port's share of connections.
     fn judge_again(&mut self, original: &Headers, now: Nanos) -> Verdict {
-        match self.cached(original, now) {
+        match self.cached(original, None, now) {
             Some(verdict) => verdict,
             None => self.upcall_and_cache(original, now),
         }
     }
 
-    fn cached(&mut self, headers: &Headers, now: Nanos) -> Option<Verdict> {
-        let verdict = self.cache.lookup(&headers.key, self.policy.epoch(), &self.fdb, now)?;
+    fn cached(&mut self, headers: &Headers, hint: Option<FlowHint>, now: Nanos) -> Option<Verdict> {
+        let epoch = self.policy.epoch();
+        let verdict = self.cache.lookup_hinted(&headers.key, hint, epoch, &self.fdb, now)?;
         self.stats.cache_hits += 1;
         Some(verdict)
     }
@@ -391,6 +401,16 @@ impl Pipeline {
             epoch: self.policy.epoch(),
         }
     }
+}
+
+/// One frame of a burst, as it is judged.
+#[derive(Clone, Copy)]
+struct Arrival<'a> {
+    headers: &'a Headers,
+    /// Its position in the burst.
+    at: usize,
+    bytes: usize,
+    now: Nanos,
 }
 
 /// What a frame that policy allows, and no connection knows, does to connections.

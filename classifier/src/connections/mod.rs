@@ -170,6 +170,13 @@ pub struct Hint {
     id: u32,
 }
 
+impl Hint {
+    /// Whether the frame's connection was in the table then.
+    pub const fn is_found(&self) -> bool {
+        self.id != entry::NIL
+    }
+}
+
 impl Hints {
     /// No hints.
     pub const fn new() -> Self {
