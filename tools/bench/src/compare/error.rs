@@ -7,6 +7,7 @@ use firedoor_dataplane::link::LinkError;
 use firedoor_lab::netns::NetnsError;
 
 use super::tool::ToolError;
+use crate::traffic::TrafficError;
 
 /// Why the wires or a system could not be built, or a measurement not be made.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,9 @@ pub enum BuildError {
     /// An interface.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// A generator or a sink.
+    #[error(transparent)]
+    Traffic(#[from] TrafficError),
     /// Another program.
     #[error(transparent)]
     Tool(#[from] ToolError),

@@ -113,6 +113,8 @@ pub fn compare(
         rounds,
         rounds_asked: options.rounds,
         window_seconds: options.window.as_secs_f64(),
+        seed: measure::SEED,
+        unoptimised: cfg!(debug_assertions),
         systems: infos,
         missing,
         left_out: scenario::all().iter().filter(|s| !asked(s)).map(Scenario::id).collect(),

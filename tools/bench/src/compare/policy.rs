@@ -103,13 +103,17 @@ impl Policy {
 
     /// As a script for `nft -f -`: a chain at the `forward` hook of `family` (`bridge`, or `ip` by
     /// way of br_netfilter).
+    ///
+    /// The kernel calls a UDP conversation established only once it was answered. Marking what a
+    /// rule has let begin spares the rest of an unanswered one the walk through all rules.
     pub fn nft(&self, family: &str, topology: &Topology) -> String {
         let receiver = topology.receiver().ip;
         let mut text = format!(
             "table {family} firedoor_bench {{\n\
              chain forward {{\n\
              type filter hook forward priority 0; policy accept;\n\
-             ct state established,related accept\n"
+             ct state established,related accept\n\
+             ct mark 1 accept\n"
         );
         for rule in &self.rules {
             let _ = writeln!(
@@ -118,10 +122,10 @@ impl Policy {
                 source(rule, topology),
                 protocol(rule),
                 rule.port,
-                if rule.allow { "accept" } else { "drop" },
+                if rule.allow { "ct mark set 1 accept" } else { "drop" },
             );
         }
-        text += "}\n}\n";
+        text += "ct mark set 1 accept\n}\n}\n";
         text
     }
 

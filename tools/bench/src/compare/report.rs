@@ -28,6 +28,10 @@ pub struct Report {
     pub rounds_asked: usize,
     /// How long each measurement watched, in seconds.
     pub window_seconds: f64,
+    /// Decides in which order the flows of a load take turns.
+    pub seed: u64,
+    /// Whether this build of Firedoor is without optimisation, and its numbers without meaning.
+    pub unoptimised: bool,
     /// What all was measured, in the order of the tables.
     pub systems: Vec<SystemInfo>,
     /// What was left out for want of a program.
@@ -86,6 +90,8 @@ pub struct Cell {
     pub firedoor_ratio: BTreeMap<Metric, f64>,
     /// All round trips, where there were any.
     pub round_trips: Vec<Bar>,
+    /// What a reader of the values should know.
+    pub note: Option<&'static str>,
     /// Why there is no more.
     pub failure: Option<String>,
 }
@@ -127,6 +133,7 @@ fn cell(system: &str, rules: usize, findings: &Findings) -> Cell {
         metrics: summaries.filter_map(|(&m, values)| Some((m, Summary::of(values)?))).collect(),
         firedoor_ratio: BTreeMap::new(),
         round_trips: findings.round_trips.bars(),
+        note: findings.note,
         failure: findings.failure.clone(),
     }
 }

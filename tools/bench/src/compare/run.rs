@@ -23,6 +23,8 @@ pub(super) struct Findings {
     pub(super) values: BTreeMap<Metric, Vec<f64>>,
     /// All round trips.
     pub(super) round_trips: Histogram,
+    /// What a reader of the values should know.
+    pub(super) note: Option<&'static str>,
     /// Why there is nothing more, if a round failed.
     pub(super) failure: Option<String>,
 }
@@ -33,8 +35,12 @@ impl Findings {
             self.values.entry(metric).or_default().push(value);
         }
         self.round_trips.merge(&sample.round_trips);
+        self.note = sample.note.or(self.note);
     }
 }
+
+/// Scenarios of more connections than this are measured over wires of their own.
+const MANY_CONNECTIONS: usize = 100_000;
 
 /// Position of a scenario and of a system in the plan's lists.
 type At = (usize, usize);
@@ -69,7 +75,8 @@ impl Plan<'_> {
                     is_measured(&self.scenarios[scenario], self.systems[system])
                         && !self.has_failed((scenario, system))
                 };
-                let scenarios: Vec<usize> = setting.iter().copied().filter(measured).collect();
+                let mut scenarios: Vec<usize> = setting.iter().copied().filter(measured).collect();
+                scenarios.sort_by_key(|&scenario| self.scenarios[scenario].traffic.trail());
                 if !scenarios.is_empty() {
                     self.visit(system, &scenarios)?;
                 }
@@ -146,11 +153,11 @@ pub(super) fn is_measured(scenario: &Scenario, system: &dyn System) -> bool {
     scenario.ports <= system.max_ports() && (scenario.rules == 0 || system.takes_policy())
 }
 
-/// Scenarios that share rules and ports, by position, in their order.
+/// Scenarios that share rules, ports and the room for connections, by position, in their order.
 fn settings(scenarios: &[Scenario]) -> Vec<Vec<usize>> {
-    let mut settings: Vec<((usize, usize), Vec<usize>)> = Vec::new();
+    let mut settings: Vec<((usize, usize, bool), Vec<usize>)> = Vec::new();
     for (position, scenario) in scenarios.iter().enumerate() {
-        let key = (scenario.rules, scenario.ports);
+        let key = (scenario.rules, scenario.ports, scenario.connections() > MANY_CONNECTIONS);
         match settings.iter_mut().find(|(known, _)| *known == key) {
             Some((_, members)) => members.push(position),
             None => settings.push((key, vec![position])),

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::traffic::{FrameSize, Kind};
+
 /// What a run measures, and in which unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -18,8 +20,12 @@ pub enum Metric {
     CpuNsPerKilobyte,
     /// Likewise, per connection.
     CpuNsPerConnection,
+    /// Frames that the generator offered, per second.
+    Offered,
     /// Share of the offered frames that did not arrive, 0 to 1.
     Lost,
+    /// Highest rate at which all frames arrived, per second.
+    LossFree,
     /// Round trip that half of all did not exceed, in nanoseconds.
     P50,
     /// Likewise, 90 %.
@@ -39,6 +45,8 @@ impl Metric {
     pub fn name(self) -> &'static str {
         match self {
             Self::FramesPerSecond | Self::BitsPerSecond | Self::ConnectionsPerSecond => "rate",
+            Self::Offered => "offered",
+            Self::LossFree => "without loss",
             Self::CpuNsPerFrame => "CPU per frame",
             Self::CpuNsPerKilobyte => "CPU per kB",
             Self::CpuNsPerConnection => "CPU per connection",
@@ -55,9 +63,9 @@ impl Metric {
     /// A value of it with its unit, to three significant digits.
     pub fn show(self, value: f64) -> String {
         match self {
-            Self::FramesPerSecond => scaled(value, 1e3, "pps"),
-            Self::BitsPerSecond => scaled(value, 1e3, "bit/s"),
-            Self::ConnectionsPerSecond => scaled(value, 1e3, "/s"),
+            Self::FramesPerSecond | Self::Offered | Self::LossFree => scaled(value, "pps"),
+            Self::BitsPerSecond => scaled(value, "bit/s"),
+            Self::ConnectionsPerSecond => scaled(value, "conn/s"),
             Self::CpuNsPerFrame | Self::CpuNsPerKilobyte | Self::CpuNsPerConnection => time(value),
             Self::P50 | Self::P90 | Self::P99 | Self::P999 => time(value),
             Self::Lost | Self::Kept | Self::IdleProcessors => {
@@ -70,19 +78,23 @@ impl Metric {
     pub fn more_is_better(self) -> bool {
         matches!(
             self,
-            Self::FramesPerSecond | Self::BitsPerSecond | Self::ConnectionsPerSecond | Self::Kept
+            Self::FramesPerSecond
+                | Self::BitsPerSecond
+                | Self::ConnectionsPerSecond
+                | Self::LossFree
+                | Self::Kept
         )
     }
 }
 
 /// A value with the largest prefix that keeps it above one.
-fn scaled(value: f64, base: f64, unit: &str) -> String {
+fn scaled(value: f64, unit: &str) -> String {
     const PREFIXES: [&str; 4] = ["", "k", "M", "G"];
     let mut value = value;
     let mut prefix = 0;
     // What would round to four digits goes to the next prefix.
     while value >= 999.5 && prefix + 1 < PREFIXES.len() {
-        value /= base;
+        value /= 1e3;
         prefix += 1;
     }
     format!("{} {}{unit}", digits(value), PREFIXES[prefix])
@@ -108,27 +120,27 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// Lengths of the frames of a load.
+/// A load of UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Size {
-    /// 64 bytes, 60 without the frame check sequence that no virtual wire carries.
-    Small,
-    /// Seven of 64, four of 594 and one of 1,518 bytes ("simple IMIX").
-    Imix,
+pub struct Load {
+    /// Flows, which take turns.
+    pub flows: u32,
+    /// How long frames are.
+    pub size: FrameSize,
+    /// How frames are made.
+    pub kind: Kind,
+    /// Frames per second to offer; as many as possible if there is none.
+    pub rate: Option<u64>,
 }
 
 /// The traffic of a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Traffic {
-    /// UDP one way, as fast as it goes.
-    Udp {
-        /// Flows, in turn.
-        flows: u32,
-        /// Frame lengths.
-        size: Size,
-    },
+    /// UDP one way.
+    Udp(Load),
+    /// UDP one way, at the highest rate without loss. The load's own rate is of no account.
+    LossFree(Load),
     /// TCP one way, as fast as it goes.
     Tcp {
         /// Connections at once.
@@ -146,11 +158,29 @@ impl Traffic {
     /// What it measures: first what it is about, then what it costs, then the rest.
     pub fn metrics(self) -> &'static [Metric] {
         match self {
-            Self::Udp { .. } => &[Metric::FramesPerSecond, Metric::CpuNsPerFrame, Metric::Lost],
+            Self::Udp(Load { rate: None, .. }) => {
+                &[Metric::FramesPerSecond, Metric::CpuNsPerFrame, Metric::Offered]
+            }
+            Self::Udp(Load { rate: Some(_), .. }) => &[Metric::CpuNsPerFrame, Metric::Lost],
+            Self::LossFree(_) => &[Metric::LossFree],
             Self::Tcp { .. } => &[Metric::BitsPerSecond, Metric::CpuNsPerKilobyte],
             Self::RoundTrips => &[Metric::P50, Metric::P99, Metric::P90, Metric::P999],
             Self::Connections => &[Metric::ConnectionsPerSecond, Metric::CpuNsPerConnection],
             Self::Silence => &[Metric::IdleProcessors],
+        }
+    }
+}
+
+impl Traffic {
+    /// How much it leaves behind that what is measured after it on the same wires could feel:
+    /// connections above all, and offloads that a sink's XDP program turned off.
+    pub(super) fn trail(self) -> u32 {
+        match self {
+            Self::Silence => 0,
+            Self::RoundTrips => 1,
+            Self::Tcp { .. } => 2,
+            Self::Connections => 3,
+            Self::Udp(load) | Self::LossFree(load) => 4 + load.flows,
         }
     }
 }
@@ -186,7 +216,7 @@ impl Scenario {
     /// Connections that it makes, about.
     pub fn connections(&self) -> usize {
         match self.traffic {
-            Traffic::Udp { flows, .. } => flows as usize,
+            Traffic::Udp(load) | Traffic::LossFree(load) => load.flows as usize,
             _ => 1,
         }
     }
@@ -194,43 +224,87 @@ impl Scenario {
 
 /// Numbers of rules, from none to as many as any comparison has.
 const RULES: [usize; 3] = [0, 1_000, 10_000];
+/// Without and with policy.
+const SOME: [usize; 2] = [0, 1_000];
+
+/// The rate of a load that every system can carry, in frames per second.
+const MODEST: u64 = 200_000;
+
+/// As many frames as possible.
+const fn flood(flows: u32, size: FrameSize) -> Load {
+    Load { flows, size, kind: Kind::LiveFrames, rate: None }
+}
 
 /// Every scenario, in the order of the tables.
 pub fn all() -> Vec<Scenario> {
-    let mut all = Vec::new();
-    let udp = |flows, size| Traffic::Udp { flows, size };
-    for (family, title, traffic, quick) in [
-        ("udp-1", "64-byte UDP, one flow", udp(1, Size::Small), &[0][..]),
-        ("udp-10k", "64-byte UDP, 10,000 flows", udp(10_000, Size::Small), &[0, 1_000]),
-        ("udp-1m", "64-byte UDP, 1,000,000 flows", udp(1_000_000, Size::Small), &[]),
-        ("imix", "IMIX UDP, 1,000 flows", udp(1_000, Size::Imix), &[]),
-    ] {
-        for rules in RULES {
-            let quick = quick.contains(&rules);
-            all.push(Scenario { family, title, traffic, rules, ports: 2, quick });
-        }
-    }
+    let small = FrameSize::Fixed(64);
+    let many = flood(10_000, small);
+    let as_workloads = Load { kind: Kind::Packet, ..many };
+    let modest = Load { rate: Some(MODEST), ..as_workloads };
     let tcp = |streams| Traffic::Tcp { streams };
-    for (family, title, traffic, quick) in [
-        ("tcp-1", "TCP, one stream", tcp(1), &[1_000][..]),
-        ("tcp-8", "TCP, eight streams", tcp(8), &[]),
-        ("latency", "UDP request and response", Traffic::RoundTrips, &[1_000]),
-        ("connect", "TCP connections opened and closed", Traffic::Connections, &[1_000]),
-    ] {
-        for rules in [0, 1_000] {
-            let quick = quick.contains(&rules);
-            all.push(Scenario { family, title, traffic, rules, ports: 2, quick });
-        }
-    }
-    let many = udp(10_000, Size::Small);
-    for (family, title, traffic, ports, quick) in [
-        ("ports-20", "64-byte UDP, 10,000 flows, 20 ports", many, 20, false),
-        ("ports-200", "64-byte UDP, 10,000 flows, 200 ports", many, 200, false),
-        ("idle-20", "nothing sent, 20 ports", Traffic::Silence, 20, true),
-    ] {
-        all.push(Scenario { family, title, traffic, rules: 0, ports, quick });
-    }
-    all
+    // Family, title, traffic, ports, numbers of rules, and those of them that are quick.
+    let table: &[(_, _, _, _, &[usize], &[usize])] = &[
+        ("udp-1", "64-byte UDP, one flow", Traffic::Udp(flood(1, small)), 2, &RULES, &[0]),
+        ("udp-10k", "64-byte UDP, 10,000 flows", Traffic::Udp(many), 2, &RULES, &[0, 1_000]),
+        (
+            "udp-1m",
+            "64-byte UDP, 1,000,000 flows",
+            Traffic::Udp(flood(1_000_000, small)),
+            2,
+            &RULES,
+            &[],
+        ),
+        (
+            "imix",
+            "IMIX UDP, 10,000 flows",
+            Traffic::Udp(flood(10_000, FrameSize::Imix)),
+            2,
+            &RULES,
+            &[],
+        ),
+        (
+            "skb-10k",
+            "64-byte UDP from a packet socket to the stack, 10,000 flows",
+            Traffic::Udp(as_workloads),
+            2,
+            &SOME,
+            &[],
+        ),
+        (
+            "modest",
+            "64-byte UDP, 10,000 flows, 200,000 frames per second",
+            Traffic::Udp(modest),
+            2,
+            &SOME,
+            &[1_000],
+        ),
+        (
+            "loss-free",
+            "64-byte UDP, 10,000 flows, highest rate without loss",
+            Traffic::LossFree(as_workloads),
+            2,
+            &SOME,
+            &[],
+        ),
+        ("tcp-1", "TCP, one stream", tcp(1), 2, &SOME, &[1_000]),
+        ("tcp-8", "TCP, eight streams", tcp(8), 2, &SOME, &[]),
+        ("latency", "UDP request and response", Traffic::RoundTrips, 2, &SOME, &[1_000]),
+        ("connect", "TCP connections opened and closed", Traffic::Connections, 2, &SOME, &[1_000]),
+        ("ports-20", "64-byte UDP, 10,000 flows, 20 ports", Traffic::Udp(many), 20, &SOME, &[]),
+        ("ports-200", "64-byte UDP, 10,000 flows, 200 ports", Traffic::Udp(many), 200, &SOME, &[]),
+        ("idle-20", "nothing sent, 20 ports", Traffic::Silence, 20, &SOME[..1], &[0]),
+    ];
+    let scenarios = table.iter().flat_map(|&(family, title, traffic, ports, rules, quick)| {
+        rules.iter().map(move |&rules| Scenario {
+            family,
+            title,
+            traffic,
+            rules,
+            ports,
+            quick: quick.contains(&rules),
+        })
+    });
+    scenarios.collect()
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use super::scenario::{Metric, Traffic};
 use super::topology::Topology;
 
 pub(super) use echo::prime;
+pub(super) use udp::SEED;
 
 /// How a measurement is made.
 #[derive(Clone, Copy, Debug)]
@@ -53,11 +54,13 @@ pub(super) struct Sample {
     pub values: BTreeMap<Metric, f64>,
     /// Every round trip, where there were any.
     pub round_trips: Histogram,
+    /// What a reader of the values should know.
+    pub note: Option<&'static str>,
 }
 
 impl Sample {
     fn of<const N: usize>(values: [(Metric, f64); N]) -> Self {
-        Self { values: values.into(), round_trips: Histogram::default() }
+        Self { values: values.into(), ..Self::default() }
     }
 }
 
@@ -71,7 +74,8 @@ pub(super) fn measure(
     manner: &Manner<'_>,
 ) -> Result<Sample, BuildError> {
     match traffic {
-        Traffic::Udp { flows, size } => udp::measure(flows, size, topology, manner),
+        Traffic::Udp(load) => udp::measure(load, topology, manner),
+        Traffic::LossFree(load) => udp::measure_loss_free(load, topology, manner),
         Traffic::Tcp { streams } => stream::measure(streams, topology, manner),
         Traffic::Connections => stream::measure_connections(topology, manner),
         Traffic::RoundTrips => echo::measure(topology, manner),

@@ -1,71 +1,176 @@
-//! UDP one way, as fast as it goes, counted where it arrives.
+//! UDP one way, from a generator to a sink, counted where it arrives.
 
-use std::fs;
-use std::io;
-use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::window::{Window, watch};
+use firedoor_dataplane::sys::affinity;
+
+use super::window::watch;
 use super::{Manner, Sample};
-use crate::compare::error::{BuildError, building};
-use crate::compare::scenario::{Metric, Size};
-use crate::compare::topology::{HOST_IFNAME, Topology};
+use crate::compare::error::BuildError;
+use crate::compare::scenario::{Load, Metric};
+use crate::compare::tool::tool;
+use crate::compare::topology::{Host, Topology};
+use crate::traffic::search::{self, Trial, search};
+use crate::traffic::{self, End, Generator, Kind, Place, Received, Running, Sink, TrafficError};
 
-/// The receiver's port.
-const PORT: u16 = 9;
-/// How long frames flow before they are watched.
+/// The sender's port in the first flow.
+const SOURCE_PORT: u16 = 20_000;
+/// The receiver's port in the first flow; no rule names it or those that follow.
+const DESTINATION_PORT: u16 = 30_000;
+/// Decides in which order flows take turns.
+pub(in crate::compare) const SEED: u64 = 0xf1ed_0042;
+/// How long frames flow at least before they are watched.
 const SETTLE: Duration = Duration::from_millis(300);
+/// How long they flow at most until every flow was there once.
+const SETTLE_LONGEST: Duration = Duration::from_secs(8);
+/// Length of one trial of a search.
+const TRIAL: Duration = Duration::from_millis(250);
+/// How long the last frames of a trial may be under way.
+const UNDER_WAY: Duration = Duration::from_millis(500);
+/// How to search: to two percent, and a frame in 100,000 may get lost.
+const SEARCH: search::Options = search::Options {
+    lowest: 10_000,
+    highest: 4_000_000,
+    resolution: 0.02,
+    tolerated_loss: 1e-5,
+    failures: 2,
+    passes: 2,
+};
 
-/// Measures the rate of frames that arrive.
+/// Measures the rate of frames that arrive, of a load at its own rate or at the highest.
 pub(super) fn measure(
-    _flows: u32,
-    _size: Size,
+    load: Load,
     topology: &Topology,
     manner: &Manner<'_>,
 ) -> Result<Sample, BuildError> {
-    let (sent, done) = (AtomicU64::new(0), AtomicBool::new(false));
-    let receiver = topology.receiver_netns();
-    let sink = receiver.run(|| UdpSocket::bind((topology.receiver().ip, PORT)))?;
-    let _sink = building("open a UDP socket", sink)?;
-    let (window, offered) = thread::scope(|scope| {
-        let generator =
-            scope.spawn(|| topology.sender_netns().run(|| flood(topology, &sent, &done)));
-        let watched = receiver.run(|| -> Result<(Window, u64), BuildError> {
-            manner.wait(SETTLE)?;
-            let before = sent.load(Ordering::Relaxed);
-            let window = watch(manner, || received(HOST_IFNAME))?;
-            Ok((window, sent.load(Ordering::Relaxed) - before))
-        });
-        done.store(true, Ordering::Relaxed);
-        if let Ok(ended) = generator.join() {
-            building("send UDP", ended?)?;
-        }
-        watched?
-    })?;
-    let lost = 1.0 - window.count as f64 / (offered as f64).max(1.0);
+    let sinks = Sinks::attach(load.kind, topology)?;
+    let generator = start(generator(load, topology)?)?;
+    let watched = settle(load, &sinks, manner).and_then(|()| {
+        let (before, start) = (generator.frames(), Instant::now());
+        let window = watch(manner, || Ok(sinks.read()?.frames))?;
+        let offered = (generator.frames() - before) as f64 / start.elapsed().as_secs_f64();
+        Ok((window, offered))
+    });
+    generator.stop()?;
+    let (window, offered) = watched?;
     Ok(Sample::of([
         (Metric::FramesPerSecond, window.rate()),
         (Metric::CpuNsPerFrame, window.ns_each()),
-        (Metric::Lost, lost.clamp(0.0, 1.0)),
+        (Metric::Offered, offered),
+        (Metric::Lost, (1.0 - window.rate() / offered.max(1.0)).clamp(0.0, 1.0)),
     ]))
 }
 
-fn flood(topology: &Topology, sent: &AtomicU64, done: &AtomicBool) -> io::Result<()> {
-    let socket = UdpSocket::bind((topology.sender().ip, 0))?;
-    socket.connect((topology.receiver().ip, PORT))?;
-    while !done.load(Ordering::Relaxed) {
-        let passed = (0..64).filter(|_| socket.send(&[0x66; 18]).is_ok()).count();
-        sent.fetch_add(passed as u64, Ordering::Relaxed);
-    }
-    Ok(())
+/// Searches for the highest rate without loss.
+pub(super) fn measure_loss_free(
+    load: Load,
+    topology: &Topology,
+    manner: &Manner<'_>,
+) -> Result<Sample, BuildError> {
+    let sinks = Sinks::attach(load.kind, topology)?;
+    let mut generator = generator(load, topology)?;
+    let found = search(&SEARCH, |rate| -> Result<Trial, BuildError> {
+        manner.wait(Duration::ZERO)?;
+        generator.set_rate(Some(rate));
+        let before = sinks.read()?;
+        let sent = generator.run(TRIAL)?;
+        let received = (sinks.settle()? - before).frames;
+        Ok(Trial { sent, received })
+    })?;
+    let mut sample = Sample::of([(Metric::LossFree, found.rate.unwrap_or(0) as f64)]);
+    sample.note = found.limited_by_generator.then_some("as much as the generator offers");
+    Ok(sample)
 }
 
-/// Frames that an interface of this thread's namespace has received.
-fn received(ifname: &str) -> io::Result<u64> {
-    let table = fs::read_to_string("/proc/thread-self/net/dev")?;
-    let counters = table.lines().find_map(|line| line.trim_start().strip_prefix(ifname));
-    let packets = counters.and_then(|line| line.trim_start_matches(':').split_whitespace().nth(1));
-    packets.and_then(|text| text.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+/// A load's generator at the sender.
+pub(super) fn generator(load: Load, topology: &Topology) -> Result<Generator, BuildError> {
+    let sender = topology.sender();
+    if load.kind == Kind::LiveFrames {
+        // Without generic receive offload, a veth takes no XDP frames unless it has an XDP program.
+        tool(Some(&topology.switch), "ethtool", ["-K", &sender.port, "gro", "on"])?;
+    }
+    let described = traffic::Load {
+        frame: load.size,
+        flows: load.flows,
+        rate: load.rate,
+        from: end(sender, SOURCE_PORT),
+        to: end(topology.receiver(), DESTINATION_PORT),
+        seed: SEED,
+    };
+    Ok(Generator::new(load.kind, topology.sender_netns(), &sender.ifname, &described)?)
+}
+
+fn end(host: &Host, port: u16) -> End {
+    End { mac: host.mac, ip: host.ip, port }
+}
+
+/// Starts a generator on the first processor, which it shares with the work that the kernel does on
+/// the sender's behalf.
+pub(super) fn start(generator: Generator) -> Result<Running, BuildError> {
+    // Threads inherit where they may run from the one that starts them.
+    let started = std::thread::scope(|scope| {
+        let starter = scope.spawn(|| {
+            if let Some(&first) = affinity::available().unwrap_or_default().first() {
+                let _ = affinity::pin_current_thread(first);
+            }
+            generator.start()
+        });
+        starter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    Ok(started?)
+}
+
+/// Waits until all is as it will be: every flow was there.
+pub(super) fn settle(load: Load, sinks: &Sinks, manner: &Manner<'_>) -> Result<(), BuildError> {
+    let start = Instant::now();
+    let first = sinks.read()?.frames;
+    loop {
+        manner.wait(SETTLE)?;
+        let seen = sinks.read()?.frames - first;
+        if seen >= u64::from(load.flows) || start.elapsed() >= SETTLE_LONGEST {
+            return Ok(());
+        }
+    }
+}
+
+/// What counts at the receiver.
+pub(super) struct Sinks(Vec<Sink>);
+
+impl Sinks {
+    /// Counts XDP frames before the kernel makes skbs of them, unless they were skbs all along;
+    /// and, since not all systems' frames pass there, at the stack's door.
+    pub(super) fn attach(kind: Kind, topology: &Topology) -> Result<Self, BuildError> {
+        let places: &[Place] = match kind {
+            Kind::LiveFrames => &[Place::Xdp, Place::Stack],
+            Kind::Packet => &[Place::Stack],
+        };
+        let attach = |&place: &Place| {
+            Sink::attach(topology.receiver_netns(), &topology.receiver().ifname, place)
+        };
+        Ok(Self(places.iter().map(attach).collect::<Result<_, _>>()?))
+    }
+
+    pub(super) fn read(&self) -> Result<Received, TrafficError> {
+        self.sum(Sink::read)
+    }
+
+    /// Once nothing is under way any more.
+    fn settle(&self) -> Result<Received, TrafficError> {
+        self.sum(|sink| sink.settle(UNDER_WAY))
+    }
+
+    fn sum(
+        &self,
+        read: impl Fn(&Sink) -> Result<Received, TrafficError>,
+    ) -> Result<Received, TrafficError> {
+        self.0.iter().try_fold(Received::default(), |sum, sink| {
+            let received = read(sink)?;
+            Ok(Received {
+                frames: sum.frames + received.frames,
+                bytes: sum.bytes + received.bytes,
+                highest: sum.highest.max(received.highest),
+                reordered: sum.reordered + received.reordered,
+            })
+        })
+    }
 }

@@ -1,6 +1,5 @@
 //! The time in which traffic is watched.
 
-use std::io;
 use std::time::Instant;
 
 use super::Manner;
@@ -35,13 +34,12 @@ impl Window {
 /// Watches a count for as long as `manner` says.
 pub(super) fn watch(
     manner: &Manner<'_>,
-    count: impl Fn() -> io::Result<u64>,
+    count: impl Fn() -> Result<u64, BuildError>,
 ) -> Result<Window, BuildError> {
-    let look = || building("count what arrives", count());
     let busy = || building("read the processors' time", Busy::now());
-    let (before, busy_before, start) = (look()?, busy()?, Instant::now());
+    let (before, busy_before, start) = (count()?, busy()?, Instant::now());
     manner.wait(manner.time)?;
-    let (after, busy_after, seconds) = (look()?, busy()?, start.elapsed().as_secs_f64());
+    let (after, busy_after, seconds) = (count()?, busy()?, start.elapsed().as_secs_f64());
     Ok(Window {
         count: after.saturating_sub(before),
         seconds,

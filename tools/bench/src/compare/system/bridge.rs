@@ -1,6 +1,7 @@
 //! The kernel's bridge, alone and with a stateful nftables policy.
 
 use std::fmt::Write;
+use std::fs;
 
 use super::{Missing, Site, System, Up, need};
 use crate::compare::error::BuildError;
@@ -26,7 +27,7 @@ impl System for Bridge {
     }
 
     fn version(&self) -> Result<String, Missing> {
-        need(&[("ip", "iproute2")])?;
+        need(&[("ip", "iproute2"), ("ethtool", "ethtool")])?;
         Ok(format!("Linux {}", kernel()))
     }
 
@@ -56,7 +57,7 @@ impl System for Nft {
     }
 
     fn version(&self) -> Result<String, Missing> {
-        need(&[("ip", "iproute2"), ("nft", "nftables")])?;
+        need(&[("ip", "iproute2"), ("nft", "nftables"), ("ethtool", "ethtool")])?;
         let version = tool(None, "nft", ["--version"]).unwrap_or_default();
         let version = version.split_whitespace().nth(1).unwrap_or("of unknown version");
         Ok(format!("nftables {version}, Linux {}", kernel()))
@@ -70,14 +71,44 @@ impl System for Nft {
         bridge(site.topology)?;
         // The bridge's own connection tracking, where the kernel has it.
         let _ = site.topology.switch.set(CALL_IPTABLES, "0");
+        let room = Room::for_connections(site.connections);
         if load(site.policy, "bridge", site.topology).is_ok() {
-            return Ok(Up::new(()).with_note("connections tracked by nf_conntrack_bridge"));
+            return Ok(Up::new(room).with_note("connections tracked by nf_conntrack_bridge"));
         }
         site.topology.switch.set(CALL_IPTABLES, "1")?;
         load(site.policy, "ip", site.topology)?;
-        Ok(Up::new(()).with_note(
+        Ok(Up::new(room).with_note(
             "connections tracked by br_netfilter: the kernel has no nf_conntrack_bridge",
         ))
+    }
+}
+
+/// More room in the kernel's connection table, which all namespaces share, until this is dropped.
+struct Room {
+    before: Option<String>,
+}
+
+impl Room {
+    /// Makes room for twice as many connections, at least [`Self::LEAST`], if there is less.
+    fn for_connections(connections: usize) -> Self {
+        let wanted = (2 * connections).max(Self::LEAST);
+        let before = fs::read_to_string(Self::LIMIT).ok();
+        let before = before.filter(|limit| limit.trim().parse().is_ok_and(|n: usize| n < wanted));
+        // Where the limit cannot be raised, connections beyond it are refused, and that shows.
+        let raised = before.is_some() && fs::write(Self::LIMIT, wanted.to_string()).is_ok();
+        Self { before: before.filter(|_| raised) }
+    }
+
+    const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+    /// Room for a minute of short connections, which the kernel remembers for two.
+    const LEAST: usize = 1 << 21;
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = fs::write(Self::LIMIT, before);
+        }
     }
 }
 

@@ -155,6 +155,9 @@ fn show(report: &Report, out: &mut Output) -> anyhow::Result<()> {
     out.table(&table)?;
     writeln!(out)?;
     writeln!(out, "×: Firedoor's median over this system's. Medians of {} rounds.", report.rounds)?;
+    if report.unoptimised {
+        out.warn("this build of Firedoor is not optimised: use `cargo run --release`");
+    }
     for missing in &report.missing {
         let (name, package) = (&missing.name, missing.missing.package);
         let program = missing.missing.program;
@@ -192,6 +195,9 @@ fn line(row: &Row, cell: &Measured) -> [Cell; 8] {
         let why = why.lines().next().unwrap_or_default();
         line[7] = Cell::new(Tone::Bad, format!("failed: {why}"));
     }
+    if let Some(note) = cell.note {
+        line[7] = Cell::new(Tone::Dim, note);
+    }
     let Some((&first, rest)) = metrics.split_first() else { return line };
     if let Some(summary) = cell.metrics.get(&first) {
         line[1] = Cell::new(Tone::Strong, first.show(summary.median));
@@ -208,7 +214,7 @@ fn line(row: &Row, cell: &Measured) -> [Cell; 8] {
             let summary = cell.metrics.get(metric)?;
             Some(format!("{} {}", metric.show(summary.median), metric.name()))
         });
-        if cell.failure.is_none() {
+        if cell.failure.is_none() && cell.note.is_none() {
             line[7] = Cell::new(Tone::Dim, rest.collect::<Vec<_>>().join(", "));
         }
     }
