@@ -26,7 +26,7 @@ use jiff::civil::Date;
 
 use self::tags::Tags;
 use crate::diagnostic::{Diagnostics, Notice, Problem, Remark, Source, Span, Spanned, nearest};
-use crate::intent::{self, Intent, Selector, ServiceRef};
+use crate::intent::{self, Intent, NamedService, Selector, ServiceRef};
 use crate::{condition, service};
 
 /// Most workloads of one switch: port numbers are 16 bits, and 0 is none.
@@ -88,7 +88,9 @@ pub fn compile(
         Ok(intent) => intent,
         Err(problems) => return Err(Diagnostics::new(source, problems)),
     };
-    let mut compiler = Compiler { intent: &intent, problems: Vec::new(), remarks: Vec::new() };
+    let known = Known::of(&intent);
+    let mut compiler =
+        Compiler { intent: &intent, known, problems: Vec::new(), remarks: Vec::new() };
     let compiled = compiler.compile(previous, today);
     let Compiler { problems, mut remarks, .. } = compiler;
     if !problems.is_empty() {
@@ -101,8 +103,34 @@ pub fn compile(
 
 struct Compiler<'a> {
     intent: &'a Intent,
+    known: Known<'a>,
     problems: Vec<Spanned<Problem>>,
     remarks: Vec<Spanned<Remark>>,
+}
+
+/// What rules refer to, so that a rule costs what it refers to and not what there is.
+struct Known<'a> {
+    workloads: BTreeSet<&'a str>,
+    groups: BTreeSet<&'a str>,
+    services: BTreeMap<&'a str, &'a NamedService>,
+    /// Those that some port carries.
+    vlans: BTreeSet<u16>,
+}
+
+impl<'a> Known<'a> {
+    fn of(intent: &'a Intent) -> Self {
+        let vlans = intent.workloads.iter().flat_map(|workload| match &workload.vlan {
+            VlanMode::Access(vlan) => std::slice::from_ref(vlan),
+            VlanMode::Trunk(vlans) => vlans,
+        });
+        let services = intent.services.iter();
+        Self {
+            workloads: intent.workloads.iter().map(|item| item.name.value.as_str()).collect(),
+            groups: intent.groups.iter().map(|item| item.name.value.as_str()).collect(),
+            services: services.map(|item| (item.name.value.as_str(), item)).collect(),
+            vlans: vlans.copied().collect(),
+        }
+    }
 }
 
 impl Compiler<'_> {
@@ -264,6 +292,13 @@ impl Compiler<'_> {
 
     /// Remarks on groups that are not what they seem.
     fn look_at_groups(&mut self) {
+        let workloads = self.intent.workloads.iter().enumerate();
+        let mut addresses: Vec<_> = workloads
+            .flat_map(|(at, workload)| {
+                workload.addresses.iter().map(move |net| (net.value.addr(), at))
+            })
+            .collect();
+        addresses.sort_unstable();
         for group in &self.intent.groups {
             let within = |ranges: &[Spanned<IpNet>], net: IpNet| {
                 ranges.iter().any(|range| range.value.contains(&net))
@@ -279,13 +314,11 @@ impl Compiler<'_> {
                 }
             }
             // Nobody takes 0.0.0.0/0 for a way to select workloads.
-            let narrow: Vec<_> =
-                group.cidr.iter().filter(|range| range.value.prefix_len() > 0).cloned().collect();
-            let covered = self.intent.workloads.iter().find(|workload| {
-                let mut nets = workload.addresses.iter().map(|net| IpNet::from(net.value.addr()));
-                nets.any(|net| within(&narrow, net) && !within(&group.except, net))
-            });
-            if let Some(workload) = covered {
+            let narrow = group.cidr.iter().filter(|range| range.value.prefix_len() > 0);
+            let inside = narrow.flat_map(|range| within_range(&addresses, range.value));
+            let inside = inside.filter(|(addr, _)| !within(&group.except, IpNet::from(*addr)));
+            let covered = inside.map(|&(_, at)| at).min();
+            if let Some(workload) = covered.and_then(|at| self.intent.workloads.get(at)) {
                 let remark = Remark::GroupCovers {
                     group: group.name.value.clone(),
                     workload: workload.name.value.clone(),
@@ -314,9 +347,9 @@ impl Compiler<'_> {
     fn conditions(&mut self, rule: &intent::Rule, services: &Services) -> Conditions {
         let intent::Conditions { source_port, tcp_flags, ether_type, vlan } = &rule.conditions;
         self.check_exclusions(&rule.conditions, services);
-        let Intent { switch, workloads, .. } = self.intent;
+        let switch = &self.intent.switch;
         if let Some(vlan) = vlan
-            && !workloads.iter().any(|workload| carries(&workload.vlan, vlan.value))
+            && !self.known.vlans.contains(&vlan.value)
         {
             let rule = rule.name.value.clone();
             self.remark(&vlan.span, Remark::NoSuchVlan { rule, vlan: vlan.value });
@@ -378,16 +411,13 @@ impl Compiler<'_> {
         selectors: &Spanned<Vec<Selector>>,
         tags: &Tags,
     ) -> TagSet {
-        let intent = self.intent;
         for selector in &selectors.value {
             match selector {
                 Selector::Workloads(names) => {
-                    let known: Vec<_> = intent.workloads.iter().map(|w| &w.name.value).collect();
-                    self.check_known("workload", names, &known);
+                    check_known("workload", names, &self.known.workloads, &mut self.problems);
                 }
                 Selector::Groups(names) => {
-                    let known: Vec<_> = intent.groups.iter().map(|g| &g.name.value).collect();
-                    self.check_known("group", names, &known);
+                    check_known("group", names, &self.known.groups, &mut self.problems);
                 }
                 Selector::Any | Selector::Labels(_) => {}
             }
@@ -400,30 +430,19 @@ impl Compiler<'_> {
         selected
     }
 
-    fn check_known(&mut self, what: &'static str, names: &[Spanned<String>], known: &[&String]) {
-        for name in names.iter().filter(|name| !known.contains(&&name.value)) {
-            let nearest = nearest(&name.value, known.iter().map(|known| known.as_str()));
-            let nearest = nearest.map(str::to_owned);
-            let value = name.value.clone();
-            self.problem(&name.span, Problem::UnknownName { what, value, nearest });
-        }
-    }
-
     fn services(&mut self, services: &[ServiceRef]) -> Services {
-        let named = &self.intent.services;
         let mut found = Vec::new();
         for service in services {
             match service {
                 ServiceRef::Any | ServiceRef::One(_) => found.push(service),
-                ServiceRef::Named(name) => {
-                    match named.iter().find(|s| s.name.value == name.value) {
-                        Some(service) => found.extend(&service.matches),
-                        None => {
-                            let known: Vec<_> = named.iter().map(|s| &s.name.value).collect();
-                            self.check_known("service", std::slice::from_ref(name), &known);
-                        }
+                ServiceRef::Named(name) => match self.known.services.get(name.value.as_str()) {
+                    Some(service) => found.extend(&service.matches),
+                    None => {
+                        let known = self.known.services.keys().copied().collect();
+                        let name = std::slice::from_ref(name);
+                        check_known("service", name, &known, &mut self.problems);
                     }
-                }
+                },
             }
         }
         let mut only = Vec::new();
@@ -439,10 +458,24 @@ impl Compiler<'_> {
     }
 }
 
-fn carries(mode: &VlanMode, vlan: u16) -> bool {
-    match mode {
-        VlanMode::Access(own) => *own == vlan,
-        VlanMode::Trunk(vlans) => vlans.contains(&vlan),
+/// The part of sorted `addresses` that lies in a range.
+fn within_range(addresses: &[(IpAddr, usize)], range: IpNet) -> &[(IpAddr, usize)] {
+    let first = addresses.partition_point(|(addr, _)| *addr < range.network());
+    let end = addresses.partition_point(|(addr, _)| *addr <= range.broadcast());
+    &addresses[first..end]
+}
+
+/// Reports names that nothing has.
+fn check_known(
+    what: &'static str,
+    names: &[Spanned<String>],
+    known: &BTreeSet<&str>,
+    problems: &mut Vec<Spanned<Problem>>,
+) {
+    for name in names.iter().filter(|name| !known.contains(name.value.as_str())) {
+        let nearest = nearest(&name.value, known.iter().copied()).map(str::to_owned);
+        let value = Problem::UnknownName { what, value: name.value.clone(), nearest };
+        problems.push(Spanned { span: name.span.clone(), value });
     }
 }
 

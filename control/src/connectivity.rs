@@ -1,19 +1,27 @@
 //! Who may reach whom on what, by policy alone: no frame is sent.
 //!
+//! A permission that hangs on how a conversation begins (source port, TCP flags, ethertype, VLAN) is told
+//! with what it hangs on: every [way to begin](cells) that rules tell apart is asked for.
+//!
 //! Ends are the workloads and, if the switch has a router, the segments of addresses outside: every
 //! combination of groups, and the world. A pair can talk if some VLAN joins it, both have addresses
 //! of one family, and the ACL allows something. Whether it is on-link, up, and listening is not
 //! policy's to know.
 
+mod cells;
+
 use std::net::IpAddr;
 
 use firedoor_classifier::Policy;
-use firedoor_classifier::acl::{Permission, Protocols};
-use firedoor_classifier::snapshot::{Tag, VlanMode, Workload};
-use firedoor_classifier::wire::protocol::{ICMP, ICMPV6};
+use firedoor_classifier::acl::{Conversation, Memo, Permission, Protocols};
+use firedoor_classifier::snapshot::{Conditions, Rule, RuleAction, Tag, VlanMode, Workload};
+use firedoor_classifier::verdict::Cause;
+use firedoor_classifier::wire::ethernet::ether_type;
+use firedoor_classifier::wire::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use serde::Serialize;
 
-use crate::service;
+use self::cells::{Cell, cells, describe};
+use crate::{condition, service};
 
 /// One end of a conversation.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +51,10 @@ pub struct Pair {
 /// Services that one rule allows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Allowed {
-    /// Their text, as `tcp/8080` or `tcp/9000-9100`.
+    /// Their text, as `tcp/8080`, `tcp/9000-9100` or `ethertype/0x88b5`.
     pub service: String,
+    /// On which condition of the first frame, as `source_port 1024-65535`; `None` if on none.
+    pub when: Option<String>,
     /// The rule.
     pub rule: String,
     /// The rule that would refuse them if it were not under audit.
@@ -85,35 +95,151 @@ pub fn ends(policy: &Policy) -> Vec<End<'_>> {
 /// Every ordered pair of ends, rows of `from` in the order of [`ends`]. Two ends outside are no
 /// pair: what they say to each other is not the switch's business.
 pub fn connectivity(policy: &Policy) -> Vec<Pair> {
+    let rules = &policy.snapshot().rules;
+    let conditional: Vec<_> =
+        rules.iter().filter(|rule| rule.conditions != Conditions::default()).collect();
     let ends = ends(policy);
     let mut pairs = Vec::new();
     for (i, from) in ends.iter().enumerate() {
         for (j, to) in ends.iter().enumerate() {
             if i != j && !matches!((from, to), (End::Outside { .. }, End::Outside { .. })) {
-                pairs.push(pair(policy, from, to));
+                pairs.push(pair(policy, from, to, &conditional));
             }
         }
     }
     pairs
 }
 
-fn pair(policy: &Policy, from: &End<'_>, to: &End<'_>) -> Pair {
-    let families = families(policy, from, to);
-    let permissions = if families.any() {
-        policy.acl().allowed_services(from.tag(), to.tag())
-    } else {
-        Vec::new()
-    };
+/// `conditional` are the policy's rules that have conditions.
+fn pair(policy: &Policy, from: &End<'_>, to: &End<'_>, conditional: &[&Rule]) -> Pair {
+    let speaks = |rule: &&&Rule| rule.from.contains(from.tag()) && rule.to.contains(to.tag());
+    let conditions: Vec<_> =
+        conditional.iter().filter(speaks).map(|rule| &rule.conditions).collect();
+    let vlans = shared_vlans(policy, from, to);
+    let tags = (from.tag(), to.tag());
+    let mut found = over_ip(policy, tags, &vlans, families(from, to), &conditions);
+    if let (End::Workload(_), End::Workload(_)) = (from, to) {
+        found.extend(beside_ip(policy, tags, &vlans, &conditions));
+    }
     let rule = |cause| policy.rule_name(cause).to_owned();
     let allowed =
-        permissions.iter().filter(|permission| families.carry(permission)).map(|permission| {
-            Allowed {
-                service: service_text(permission),
-                rule: rule(permission.cause),
-                audit: permission.audit.map(rule),
-            }
+        found.into_iter().flat_map(|Found { service, causes: (cause, audit), some, all }| {
+            let whens = describe(&some, &all);
+            let whens =
+                if whens.is_empty() { vec![None] } else { whens.into_iter().map(Some).collect() };
+            whens.into_iter().map(move |when| Allowed {
+                service: service.clone(),
+                when,
+                rule: rule(cause),
+                audit: audit.map(rule),
+            })
         });
     Pair { from: from.name().to_owned(), to: to.name().to_owned(), allowed: allowed.collect() }
+}
+
+/// Something that is allowed for some of all the ways in which it may begin.
+struct Found {
+    service: String,
+    /// The rule that allows it, and what would refuse it without audit.
+    causes: (Cause, Option<Cause>),
+    some: Vec<Cell>,
+    all: Vec<Cell>,
+}
+
+fn over_ip(
+    policy: &Policy,
+    (from, to): (Tag, Tag),
+    vlans: &[u16],
+    families: Families,
+    conditions: &[&Conditions],
+) -> Vec<Found> {
+    let cells = cells(vlans, &families.ether_types(), conditions);
+    let mut found: Vec<(Permission, Vec<Cell>)> = Vec::new();
+    for &cell in &cells {
+        let allowed = policy.acl().allowed_services(from, to, cell.opening());
+        for permission in allowed.into_iter().flat_map(|allowed| apart(allowed, conditions)) {
+            match found.iter_mut().find(|(known, _)| *known == permission) {
+                Some((_, some)) => some.push(cell),
+                None => found.push((permission, vec![cell])),
+            }
+        }
+    }
+    let names_family = conditions.iter().any(|conditions| conditions.ether_type.is_some());
+    let told = found.into_iter().filter(|(permission, _)| families.carry(permission));
+    let told = told.map(|(permission, mut some)| {
+        // ICMP never begins in the other family, whatever a rule would say of it there.
+        let may_be = |cell: &Cell| match permission.protocols {
+            _ if !names_family => true,
+            Protocols::One(ICMP) => cell.ether_type == ether_type::IPV4,
+            Protocols::One(ICMPV6) => cell.ether_type == ether_type::IPV6,
+            Protocols::One(_) | Protocols::Except(_) => true,
+        };
+        some.retain(may_be);
+        Found {
+            service: service_text(&permission),
+            causes: (permission.cause, permission.audit),
+            some,
+            all: cells.iter().copied().filter(may_be).collect(),
+        }
+    });
+    told.filter(|found| !found.some.is_empty()).collect()
+}
+
+/// The permission, with each protocol by itself that conditions are about: others do not hang on them.
+fn apart(permission: Permission, conditions: &[&Conditions]) -> Vec<Permission> {
+    let Protocols::Except(mut exceptions) = permission.protocols.clone() else {
+        return vec![permission];
+    };
+    let names_ports = conditions.iter().any(|conditions| conditions.src_ports.is_some());
+    let names_flags = conditions.iter().any(|conditions| conditions.tcp_flags.is_some());
+    let about = [(TCP, names_ports || names_flags), (UDP, names_ports), (SCTP, names_ports)];
+    let about = about.into_iter().filter(|(protocol, is)| *is && !exceptions.contains(protocol));
+    let about: Vec<_> = about.map(|(protocol, _)| protocol).collect();
+    exceptions.extend(&about);
+    exceptions.sort_unstable();
+    let one = |protocol| Permission {
+        protocols: Protocols::One(protocol),
+        ports: 0..=u16::MAX,
+        ..permission.clone()
+    };
+    let mut parts: Vec<_> = about.into_iter().map(one).collect();
+    parts.push(Permission { protocols: Protocols::Except(exceptions), ..permission });
+    parts
+}
+
+/// What is allowed of ethertypes that are not IP.
+fn beside_ip(
+    policy: &Policy,
+    (from, to): (Tag, Tag),
+    vlans: &[u16],
+    conditions: &[&Conditions],
+) -> Vec<Found> {
+    let named = conditions.iter().filter_map(|conditions| conditions.ether_type);
+    let mut named: Vec<_> = named.filter(|&number| !condition::is_ip(number)).collect();
+    named.sort_unstable();
+    named.dedup();
+    let mut found: Vec<Found> = Vec::new();
+    for number in named {
+        let all = cells(vlans, &[number], conditions);
+        for &cell in &all {
+            let conversation =
+                Conversation { from, to, protocol: 0, dst_port: 0, opening: cell.opening() };
+            let judgement = policy.acl().judge(&conversation, &mut Memo::default());
+            if judgement.action != RuleAction::Allow {
+                continue;
+            }
+            let service = format!("ethertype/{}", condition::ether_type_text(number));
+            let causes = (judgement.cause, judgement.audit);
+            match found
+                .iter_mut()
+                .find(|known| (&known.service, known.causes) == (&service, causes))
+            {
+                Some(known) => known.some.push(cell),
+                None => found.push(Found { service, causes, some: vec![cell], all: all.clone() }),
+            }
+        }
+    }
+    found
 }
 
 /// Address families that both ends of a pair have.
@@ -124,8 +250,9 @@ struct Families {
 }
 
 impl Families {
-    fn any(self) -> bool {
-        self.v4 || self.v6
+    fn ether_types(self) -> Vec<u16> {
+        let all = [(self.v4, ether_type::IPV4), (self.v6, ether_type::IPV6)];
+        all.into_iter().filter(|(has, _)| *has).map(|(_, number)| number).collect()
     }
 
     /// Whether a permission is worth something: ICMP is IPv4's alone, ICMPv6 is IPv6's.
@@ -138,31 +265,37 @@ impl Families {
     }
 }
 
-/// The families that a pair can talk in, if a VLAN joins it.
-fn families(policy: &Policy, from: &End<'_>, to: &End<'_>) -> Families {
-    let (workload, other) = match (from, to) {
-        (End::Workload(a), End::Workload(b)) => (*a, Some(*b)),
-        (End::Workload(a), End::Outside { .. }) | (End::Outside { .. }, End::Workload(a)) => {
-            (*a, None)
+/// The families that both ends have addresses of.
+fn families(from: &End<'_>, to: &End<'_>) -> Families {
+    let has = |end: &End<'_>, v4: bool| match end {
+        End::Outside { .. } => true,
+        End::Workload(workload) => {
+            workload.addresses.iter().any(|addr| addr.is_ipv4() == v4 && !is_link_local(*addr))
         }
-        (End::Outside { .. }, End::Outside { .. }) => return Families { v4: false, v6: false },
     };
-    let has = |workload: &Workload, v4: bool| {
-        workload.addresses.iter().any(|addr| addr.is_ipv4() == v4 && !is_link_local(*addr))
-    };
-    let joined = match other {
-        Some(other) => share_vlan(workload, other),
-        // The way out of a router's own port is not through the switch.
-        None => policy.snapshot().workloads.iter().any(|router| {
-            router.router && router.port != workload.port && share_vlan(workload, router)
-        }),
-    };
-    let both = |v4| joined && has(workload, v4) && other.is_none_or(|other| has(other, v4));
+    let both = |v4| has(from, v4) && has(to, v4);
     Families { v4: both(true), v6: both(false) }
 }
 
-fn share_vlan(a: &Workload, b: &Workload) -> bool {
-    vlans(a).iter().any(|vlan| vlans(b).contains(vlan))
+/// The VLANs that join two ends.
+fn shared_vlans(policy: &Policy, from: &End<'_>, to: &End<'_>) -> Vec<u16> {
+    let shared = |a: &Workload, b: &Workload| -> Vec<u16> {
+        vlans(a).iter().copied().filter(|vlan| vlans(b).contains(vlan)).collect()
+    };
+    match (from, to) {
+        (End::Workload(a), End::Workload(b)) => shared(a, b),
+        (End::Workload(inside), End::Outside { .. })
+        | (End::Outside { .. }, End::Workload(inside)) => {
+            // The way out of a router's own port is not through the switch.
+            let workloads = policy.snapshot().workloads.iter();
+            let routers = workloads.filter(|w| w.router && w.port != inside.port);
+            let mut all: Vec<_> = routers.flat_map(|router| shared(inside, router)).collect();
+            all.sort_unstable();
+            all.dedup();
+            all
+        }
+        (End::Outside { .. }, End::Outside { .. }) => Vec::new(),
+    }
 }
 
 fn vlans(workload: &Workload) -> &[u16] {

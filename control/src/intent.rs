@@ -199,9 +199,9 @@ const DIRECTIONS: [(&str, Direction); 3] =
 const SELECTOR_WORDS: [&str; 3] = ["any", "workload", "group"];
 const RULE_MODES: [(&str, bool); 2] = [("enforce", false), ("audit", true)];
 
-/// Longest text of a config, in bytes. Tens of thousands of workloads fit, and so does the text in a
-/// request to control.
-pub const MAX_TEXT: u64 = 3 << 20;
+/// Longest text of a config, in bytes. 65,000 workloads or 100,000 rules fit, and so does the text in
+/// a request to control.
+pub const MAX_TEXT: u64 = 32 << 20;
 
 /// Takes the text of a config from a file, of which it keeps no more than [`MAX_TEXT`] bytes.
 ///

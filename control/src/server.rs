@@ -23,11 +23,12 @@ use nix::unistd::{Gid, Uid, User, getgrouplist};
 
 use crate::channel::{Channel, ChannelError};
 use crate::denies::Cursor;
+use crate::intent::MAX_TEXT;
 
 /// Most connections at once.
 const MAX_CONNECTIONS: usize = 64;
-/// Largest request, in bytes. A config of [`MAX_TEXT`](crate::intent::MAX_TEXT) bytes fits.
-const MAX_REQUEST: usize = 4 << 20;
+/// Largest request, in bytes: a config of [`MAX_TEXT`] bytes, its path, and no more.
+const MAX_REQUEST: usize = MAX_TEXT as usize + (1 << 20);
 /// How long a client may take for its next request, and to take an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a connection that follows is checked for a client that is gone.

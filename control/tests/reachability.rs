@@ -8,7 +8,7 @@ use std::sync::Arc;
 use firedoor_classifier::Policy;
 use firedoor_classifier::snapshot::{Service, Services};
 use firedoor_control::compile::compile;
-use firedoor_control::connectivity::{Pair, connectivity};
+use firedoor_control::connectivity::{Allowed, Pair, connectivity};
 use firedoor_control::service;
 use firedoor_control::trace::{Question, TraceError, trace};
 use jiff::civil::date;
@@ -75,6 +75,74 @@ fn dual_stack() {
             "groups office+internet > app2: icmp/echo tcp/443 icmp6/echo",
         ]
     );
+}
+
+/// What `a` may begin with `b`, if these are the rules between them.
+fn between_two(rules: &str) -> Vec<String> {
+    let text = format!(
+        "[switch]\nname = \"two\"\n\
+         [[workload]]\nname = \"a\"\nkind = \"vm\"\nip = [\"10.0.0.1/24\", \"fd00::1/64\"]\n\
+         trunk = [10, 20]\n\
+         [[workload]]\nname = \"b\"\nkind = \"vm\"\nip = [\"10.0.0.2/24\", \"fd00::2/64\"]\n\
+         trunk = [10, 20]\n{}",
+        rules.replace(
+            "[[rule]]",
+            "[[rule]]\nfrom = { workload = \"a\" }\nto = { workload = \"b\" }"
+        )
+    );
+    let compiled = compile("two.toml", &text, None, date(2026, 6, 1));
+    let snapshot = compiled.unwrap_or_else(|errors| panic!("{errors}")).snapshot;
+    let pairs =
+        connectivity(&Policy::build(snapshot).expect("a compiled snapshot can be enforced"));
+    assert_eq!(pairs[1].allowed, [], "b to a");
+    let text = |allowed: &Allowed| {
+        let when = allowed.when.as_ref().map(|when| format!(" when {when}")).unwrap_or_default();
+        format!("{}{when} by {}", allowed.service, allowed.rule)
+    };
+    pairs[0].allowed.iter().map(text).collect()
+}
+
+#[test]
+fn what_hangs_on_a_condition_is_told_with_it() {
+    let allow = |name: &str, more: &str| {
+        format!("[[rule]]\nname = \"{name}\"\naction = \"allow\"\n{more}\n")
+    };
+    let deny = |name: &str, more: &str| allow(name, more).replace("allow", "deny");
+    let https = "service = \"tcp/443\"\n";
+
+    let high = allow("high", &format!("{https}source_port = \"1024-65535\""));
+    assert_eq!(between_two(&high), ["tcp/443 when source_port 1024-65535 by high"]);
+    let every = allow("every", https);
+    assert_eq!(
+        between_two(&(high.clone() + &every)),
+        ["tcp/443 when source_port 0-1023 by every", "tcp/443 when source_port 1024-65535 by high"]
+    );
+    assert_eq!(between_two(&(every.clone() + &high)), ["tcp/443 by every"]);
+
+    let not_ten = deny("not-ten", "vlan = 10\nethertype = \"ipv4\"");
+    assert_eq!(
+        between_two(&(not_ten.clone() + &every)),
+        [
+            "tcp/443 when ethertype ipv4, vlan 20 by every",
+            "tcp/443 when ethertype ipv6, vlan 10 by every",
+            "tcp/443 when ethertype ipv6, vlan 20 by every",
+        ]
+    );
+    let ping = allow("ping", "service = [\"icmp/echo\", \"icmp6/echo\"]");
+    assert_eq!(
+        between_two(&(not_ten + &ping)),
+        ["icmp/echo when vlan 20 by ping", "icmp6/echo by ping"]
+    );
+
+    let no_ecn = deny("no-ecn", "tcp_flags = \"syn,ece\"") + &allow("all", "");
+    assert_eq!(between_two(&no_ecn), ["tcp when tcp_flags !ece by all", "any but tcp by all"]);
+    let late = allow("late", &format!("{https}tcp_flags = \"ack\""));
+    assert_eq!(between_two(&late), [] as [&str; 0], "no connection begins so");
+
+    let experiment = allow("experiment", "ethertype = \"0x88b5\"");
+    assert_eq!(between_two(&experiment), ["ethertype/0x88b5 by experiment"]);
+    let experiment = allow("experiment", "ethertype = \"0x88b5\"\nvlan = 20");
+    assert_eq!(between_two(&experiment), ["ethertype/0x88b5 when vlan 20 by experiment"]);
 }
 
 /// An address that stands for an end outside, by its name.

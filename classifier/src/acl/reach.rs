@@ -33,22 +33,23 @@ pub enum Protocols {
 }
 
 impl Acl {
-    /// Everything that may go from one tag to the other: disjoint, exact over all protocols, ports
-    /// and ICMP types, in order of protocol and port, what holds for all other protocols last.
-    pub fn allowed_services(&self, from: Tag, to: Tag) -> Vec<Permission> {
+    /// Everything that may go from one tag to the other if it begins like `opening`: disjoint, exact
+    /// over all protocols, ports and ICMP types, in order of protocol and port, what holds for all
+    /// other protocols last.
+    pub fn allowed_services(&self, from: Tag, to: Tag, opening: Opening) -> Vec<Permission> {
         let mut memo = Memo::default();
         let candidates = memo.candidates(self, from, to);
-        let cuts = self.cuts_by_protocol(candidates);
+        let (pair, cuts) = ((from, to, opening), self.cuts_by_protocol(candidates));
         let others = self.unnamed_protocol(&cuts).map(|protocol| {
             let ports = BTreeSet::from([0]);
-            self.permissions(candidates, from, to, protocol, &ports)
+            self.permissions(candidates, pair, protocol, &ports)
         });
         let others = others.and_then(|mut permissions| permissions.pop());
 
         let mut allowed = Vec::new();
         let mut exceptions = Vec::new();
         for (&protocol, ports) in &cuts {
-            let permissions = self.permissions(candidates, from, to, protocol, ports);
+            let permissions = self.permissions(candidates, pair, protocol, ports);
             if !is_like(&permissions, others.as_ref()) {
                 exceptions.push(protocol);
                 allowed.extend(permissions);
@@ -104,16 +105,14 @@ impl Acl {
     fn permissions(
         &self,
         candidates: &[u32],
-        from: Tag,
-        to: Tag,
+        (from, to, opening): (Tag, Tag, Opening),
         protocol: u8,
         cuts: &BTreeSet<u16>,
     ) -> Vec<Permission> {
         let mut allowed: Vec<Permission> = Vec::new();
         let ends = cuts.iter().skip(1).map(|&next| next - 1).chain([u16::MAX]);
         for (&first, last) in cuts.iter().zip(ends) {
-            let conversation =
-                Conversation { from, to, protocol, dst_port: first, opening: Opening::COMMON };
+            let conversation = Conversation { from, to, protocol, dst_port: first, opening };
             let judgement = self.judge_by(candidates, &conversation);
             if judgement.action != RuleAction::Allow {
                 continue;

@@ -60,7 +60,7 @@ proptest! {
     #[test]
     fn allowed_services_are_those_that_are_allowed(acl in acl(), from in 0..TAGS, to in 0..TAGS) {
         let (from, to) = (Tag(from), Tag(to));
-        let allowed = acl.allowed_services(from, to);
+        let allowed = acl.allowed_services(from, to, Opening::COMMON);
         let mut memo = Memo::default();
         prop_assert_eq!(acl.may_talk(from, to, &mut memo), !allowed.is_empty());
         for protocol in [0, 1, 2, 6, 17, 47, 58, 254, 255] {

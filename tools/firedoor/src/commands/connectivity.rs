@@ -91,7 +91,8 @@ fn dot(policy: &Policy, pairs: &[Pair]) -> String {
 fn services(allowed: &[Allowed]) -> String {
     let text = |allowed: &Allowed| {
         let mark = if allowed.audit.is_some() { "*" } else { "" };
-        format!("{}{mark}", allowed.service)
+        let when = allowed.when.as_ref().map(|when| format!(" (when {when})"));
+        format!("{}{mark}{}", allowed.service, when.unwrap_or_default())
     };
     allowed.iter().map(text).collect::<Vec<_>>().join(" ")
 }
