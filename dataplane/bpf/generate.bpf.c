@@ -35,11 +35,27 @@ const volatile __u32 source_ports = 1;
 const volatile __u16 source_port;
 const volatile __u16 destination_port;
 
-// What the next frame is. The loader sets the first.
+// Times are from `start` on, in 1/1024 ns, so that any rate comes out right.
+#define TICKS(nanoseconds) ((nanoseconds) << 10)
+
+// What the next frame is, and when it is due.
 struct next {
 	__u64 sequence;
+	__u64 due;
 	__u32 flow;
 	__u32 length;
+};
+
+// How to send. Written before the runs and, for `stop`, during them.
+struct orders {
+	// When sending begins and when it is over, in nanoseconds of CLOCK_MONOTONIC.
+	__u64 start;
+	__u64 deadline;
+	// From one frame to the next, in ticks; 0 for as fast as it goes.
+	__u64 interval;
+	// The sequence number to send no more from.
+	__u64 end;
+	__u64 stop;
 };
 
 struct {
@@ -49,15 +65,55 @@ struct {
 	__type(value, struct next);
 } next_frame SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct orders);
+} standing_orders SEC(".maps");
+
+// How many frames go out between two looks at the clock, if they go as fast as they can.
+#define UNTIMED 64
+
+// Whether the next frame is to be sent now.
+static __always_inline int is_due(struct orders *orders, struct next *next)
+{
+	if (orders->stop || next->sequence >= orders->end)
+		return 0;
+	if (!orders->interval && next->sequence % UNTIMED)
+		return 1;
+	__u64 now = bpf_ktime_get_ns();
+	if (now >= orders->deadline) {
+		orders->stop = 1;
+		return 0;
+	}
+	if (!orders->interval)
+		return 1;
+	__u64 elapsed = TICKS(now - orders->start);
+	if (elapsed < next->due)
+		return 0;
+	// Who is late catches up at twice the pace: see tools/bench/src/traffic/pacer.rs.
+	__u64 on_time = next->due + orders->interval;
+	__u64 soonest = elapsed + orders->interval / 2;
+	next->due = on_time > soonest ? on_time : soonest;
+	return 1;
+}
+
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
 	__u32 zero = 0;
 	struct next *next = bpf_map_lookup_elem(&next_frame, &zero);
-	if (!next || next->length >= LENGTHS)
+	struct orders *orders = bpf_map_lookup_elem(&standing_orders, &zero);
+	if (!next || !orders)
 		return XDP_ABORTED;
-	__u16 length = lengths[next->length];
-	__u16 checksum = checksums[next->length];
+	if (!is_due(orders, next))
+		return XDP_DROP;
+	__u32 place = next->length;
+	if (place >= LENGTHS)
+		return XDP_ABORTED;
+	__u16 length = lengths[place];
+	__u16 checksum = checksums[place];
 
 	if (length < longest && bpf_xdp_adjust_tail(ctx, length - longest))
 		return XDP_ABORTED;
@@ -74,7 +130,7 @@ int generate(struct xdp_md *ctx)
 
 	next->sequence += 1;
 	next->flow = next->flow + stride < flows ? next->flow + stride : next->flow + stride - flows;
-	next->length = next->length + 1 < LENGTHS ? next->length + 1 : 0;
+	next->length = place + 1 < LENGTHS ? place + 1 : 0;
 	return XDP_TX;
 }
 

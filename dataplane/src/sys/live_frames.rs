@@ -3,16 +3,22 @@
 //! `BPF_PROG_RUN` with `BPF_F_TEST_XDP_LIVE_FRAMES` gives a program page after page with a frame in
 //! it, and does what it answers: here always `XDP_TX`, which for live frames means a redirect out
 //! of the interface that the run is for. No skb is ever made, so one processor sends many times what
-//! any socket could. The driver must take redirected frames (`ndo_xdp_xmit`); a veth does while its
+//! any socket could. A call costs some milliseconds before the first run, so it is many runs, and
+//! the program itself keeps the rate and the end. The driver must take redirected frames (`ndo_xdp_xmit`); a veth does while its
 //! peer polls (an XDP program there, or GRO), else it drops every one.
 //!
 //! Source: Documentation/bpf/bpf_prog_run.rst and net/bpf/test_run.c (Linux 6.18).
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aya::maps::{Array, MapData};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use nix::time::{ClockId, clock_gettime};
+use parking_lot::Mutex;
 
 use super::bpf::kernel_error;
 
@@ -22,8 +28,14 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/generate.bpf.o");
 /// Frames follow each other in a circle of this many lengths.
 pub const LENGTHS: usize = 12;
 
-/// Most frames that the kernel makes before it sends them.
-pub const MAX_BATCH: u32 = 256;
+/// Frames that the kernel makes before it sends them: as many as a veth's receiver polls at once.
+const BATCH: u32 = 64;
+
+/// Most runs of one call: a fraction of a second, after which whoever wants to end is heard.
+const MOST_RUNS: u64 = 1 << 21;
+
+/// A second in the program's measure of time, 1/1024 ns.
+const TICKS_PER_SECOND: u64 = 1_000_000_000 << 10;
 
 /// What the frames are.
 #[derive(Clone, Debug)]
@@ -53,13 +65,34 @@ pub struct Recipe {
     pub flow: u32,
 }
 
+/// When to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Orders {
+    /// Frames per second, evenly; as many as possible if `None`.
+    pub rate: Option<u64>,
+    /// Most frames to send.
+    pub frames: u64,
+    /// How long to send at most.
+    pub duration: Duration,
+}
+
 /// The program, loaded for one recipe and one interface.
 pub struct LiveFrames {
     program: Ebpf,
-    next: Array<MapData, [u64; 2]>,
+    maps: Arc<Maps>,
     frame: Vec<u8>,
     context: [u8; 24],
 }
+
+/// What the program and we tell each other, also while it runs.
+pub struct Maps {
+    next: Mutex<Array<MapData, Next>>,
+    orders: Mutex<Array<MapData, [u64; 5]>>,
+}
+
+/// `struct next`: the sequence number, when it is due, and the flow and the place in the circle of
+/// lengths as the halves of the third.
+type Next = [u64; 3];
 
 impl LiveFrames {
     /// Loads the program. `index` is that of an interface in the network namespace of whichever
@@ -86,61 +119,118 @@ impl LiveFrames {
             .override_global("destination_port", &recipe.destination_port, true)
             .load(OBJECT)
             .map_err(kernel_error)?;
-        let next = program.take_map("next_frame").ok_or(io::ErrorKind::InvalidData)?;
-        let mut next: Array<_, [u64; 2]> = Array::try_from(next).map_err(kernel_error)?;
-        next.set(0, [recipe.sequence, flow_and_length(recipe.flow, 0)], 0).map_err(kernel_error)?;
-        let xdp: &mut Xdp = program
-            .program_mut("generate")
-            .ok_or(io::ErrorKind::InvalidData)?
-            .try_into()
-            .map_err(kernel_error)?;
-        xdp.load().map_err(kernel_error)?;
+        let mut next: Array<_, Next> = taken(&mut program, "next_frame")?;
+        let flow = halves(recipe.flow, 0);
+        next.set(0, [recipe.sequence, 0, flow], 0).map_err(kernel_error)?;
+        let orders = taken(&mut program, "standing_orders")?;
+        let maps = Arc::new(Maps { next: Mutex::new(next), orders: Mutex::new(orders) });
+        generate(&mut program)?.load().map_err(kernel_error)?;
         let context = context(u32::from(longest), index);
-        Ok(Self { program, next, frame: recipe.template.clone(), context })
+        Ok(Self { program, maps, frame: recipe.template.clone(), context })
     }
 
-    /// Sends the next `count` frames, in batches of `batch` (at most [`MAX_BATCH`]). The calling
-    /// thread must be in the interface's network namespace. Setting a run up costs about as much
-    /// as a few hundred frames.
+    /// What another thread may watch and end [`send`](Self::send) by.
+    pub fn maps(&self) -> Arc<Maps> {
+        Arc::clone(&self.maps)
+    }
+
+    /// Sends frames as ordered, or until told to `stop`, and returns how many. The calling thread
+    /// must be in the interface's network namespace. A call takes some milliseconds more than
+    /// sending does, and up to some hundred until it sees `stop`, unless [`Maps::stop`] is called.
     ///
     /// Whether a frame was taken is not known: what does not fit the receiver's ring is dropped.
     ///
     /// # Errors
     /// The kernel's: `ENODEV` if the interface is not there, `EINTR` if a signal came.
-    pub fn send(&mut self, count: u32, batch: u32) -> io::Result<()> {
-        if count == 0 {
-            return Ok(());
+    pub fn send(&mut self, orders: &Orders, stop: &AtomicBool) -> io::Result<u64> {
+        let first = self.maps.begin(orders)?;
+        loop {
+            let sent = self.maps.sequence()? - first;
+            let left = orders.frames.saturating_sub(sent);
+            if left == 0 || self.maps.is_over()? || stop.load(Ordering::Relaxed) {
+                return Ok(sent);
+            }
+            // A run may find that the next frame is not due yet, so with a rate there are more.
+            let runs = if orders.rate.is_some() { MOST_RUNS } else { left.min(MOST_RUNS) };
+            self.run(runs as u32)?;
         }
-        let xdp: &mut Xdp = self
-            .program
-            .program_mut("generate")
-            .ok_or(io::ErrorKind::InvalidData)?
-            .try_into()
-            .map_err(kernel_error)?;
+    }
+
+    fn run(&mut self, count: u32) -> io::Result<()> {
         let options = TestRunOptions {
             data_in: Some(&self.frame),
             ctx_in: Some(&self.context),
             repeat: count,
-            attrs: TestRunAttrs::new().xdp_live_frames(batch.clamp(1, MAX_BATCH)),
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::default()
         };
-        xdp.test_run(options).map(drop).map_err(kernel_error)
+        generate(&mut self.program)?.test_run(options).map(drop).map_err(kernel_error)
     }
+}
 
+impl Maps {
     /// The sequence number of the frame that comes next.
     ///
     /// # Errors
     /// The kernel's.
     pub fn sequence(&self) -> io::Result<u64> {
-        Ok(self.next.get(&0, 0).map_err(kernel_error)?[0])
+        Ok(self.next()?[0])
+    }
+
+    /// Ends what is being sent: the rest of a call's runs sends nothing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn stop(&self) -> io::Result<()> {
+        let mut map = self.orders.lock();
+        let mut orders = map.get(&0, 0).map_err(kernel_error)?;
+        orders[4] = 1;
+        map.set(0, orders, 0).map_err(kernel_error)
+    }
+
+    fn next(&self) -> io::Result<Next> {
+        self.next.lock().get(&0, 0).map_err(kernel_error)
+    }
+
+    /// Gives orders from now on, and returns the next sequence number.
+    fn begin(&self, orders: &Orders) -> io::Result<u64> {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+        let now = Duration::from(now).as_nanos() as u64;
+        let [sequence, _, flow] = self.next()?;
+        self.next.lock().set(0, [sequence, 0, flow], 0).map_err(kernel_error)?;
+        let duration = u64::try_from(orders.duration.as_nanos()).unwrap_or(u64::MAX);
+        let interval = orders.rate.map_or(0, |rate| TICKS_PER_SECOND / rate.max(1));
+        let standing = [
+            now,
+            now.saturating_add(duration),
+            interval,
+            sequence.saturating_add(orders.frames),
+            0,
+        ];
+        self.orders.lock().set(0, standing, 0).map_err(kernel_error)?;
+        Ok(sequence)
+    }
+
+    fn is_over(&self) -> io::Result<bool> {
+        Ok(self.orders.lock().get(&0, 0).map_err(kernel_error)?[4] != 0)
     }
 }
 
-/// The second half of `struct next`.
-fn flow_and_length(flow: u32, length: u32) -> u64 {
+fn generate(program: &mut Ebpf) -> io::Result<&mut Xdp> {
+    let program = program.program_mut("generate").ok_or(io::ErrorKind::InvalidData)?;
+    program.try_into().map_err(kernel_error)
+}
+
+fn taken<V: aya::Pod>(program: &mut Ebpf, name: &str) -> io::Result<Array<MapData, V>> {
+    let map = program.take_map(name).ok_or(io::ErrorKind::InvalidData)?;
+    Array::try_from(map).map_err(kernel_error)
+}
+
+/// Two `u32`s that lie side by side, as one `u64`.
+fn halves(first: u32, second: u32) -> u64 {
     let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&flow.to_ne_bytes());
-    bytes[4..].copy_from_slice(&length.to_ne_bytes());
+    bytes[..4].copy_from_slice(&first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&second.to_ne_bytes());
     u64::from_ne_bytes(bytes)
 }
 

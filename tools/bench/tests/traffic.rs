@@ -7,14 +7,14 @@
 use std::collections::HashSet;
 use std::io::Read;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use firedoor_bench::traffic::wire::{RECEIVER, SENDER, Wire};
 use firedoor_bench::traffic::{End, FrameSize, Generator, Kind, Load, Place, Received, Sink};
 use firedoor_classifier::MacAddr;
-use firedoor_dataplane::link::{Netlink, VethEnd};
-use firedoor_lab::netns::Netns;
+use firedoor_dataplane::link::Netlink;
+use firedoor_dataplane::sys::packet::PacketSender;
 use libtest_mimic::{Arguments, Failed, Trial};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -25,34 +25,34 @@ const ALL: u16 = 0x0003;
 /// lost on a machine however busy.
 const WINDOW: u64 = 32;
 
-type Test = fn(&Cable) -> anyhow::Result<()>;
+type Test = fn(&Wire) -> anyhow::Result<()>;
 
-const TESTS: [(&str, Test); 8] = [
-    ("live frames arrive in XDP", |cable| every_frame_arrives(cable, Kind::LiveFrames, Place::Xdp)),
-    ("live frames arrive in the stack", |cable| {
-        cable.poll_receiver()?;
-        every_frame_arrives(cable, Kind::LiveFrames, Place::Stack)
+const TESTS: [(&str, Test); 9] = [
+    ("live frames arrive in XDP", |wire| every_frame_arrives(wire, Kind::LiveFrames, Place::Xdp)),
+    ("live frames arrive in the stack", |wire| {
+        poll_receiver(wire)?;
+        every_frame_arrives(wire, Kind::LiveFrames, Place::Stack)
     }),
-    ("packets arrive in XDP", |cable| every_frame_arrives(cable, Kind::Packet, Place::Xdp)),
-    ("packets arrive in the stack", |cable| every_frame_arrives(cable, Kind::Packet, Place::Stack)),
-    ("live frames are of so many flows", |cable| {
-        cable.poll_receiver()?;
-        flows_are_distinct(cable, Kind::LiveFrames)
+    ("packets arrive in XDP", |wire| every_frame_arrives(wire, Kind::Packet, Place::Xdp)),
+    ("packets arrive in the stack", |wire| every_frame_arrives(wire, Kind::Packet, Place::Stack)),
+    ("live frames are of so many flows", |wire| {
+        poll_receiver(wire)?;
+        flows_are_distinct(wire, Kind::LiveFrames)
     }),
-    ("packets are of so many flows", |cable| flows_are_distinct(cable, Kind::Packet)),
-    ("a rate is kept in the background too", a_rate_is_kept),
+    ("packets are of so many flows", |wire| flows_are_distinct(wire, Kind::Packet)),
+    ("live frames keep a rate", |wire| a_rate_is_kept(wire, Kind::LiveFrames)),
+    ("packets keep a rate", |wire| a_rate_is_kept(wire, Kind::Packet)),
     ("strangers are not counted", strangers_are_not_counted),
 ];
 
 fn main() {
-    let obstacle = Netns::create(&name("probe")).err().map(|error| error.to_string());
-    let _ = Netns::delete(&name("probe"));
+    let obstacle = Wire::new().err().map(|error| error.to_string());
     if let Some(reason) = &obstacle {
         eprintln!("ignored, because {reason}");
     }
-    let trials = TESTS.iter().enumerate().map(|(number, &(title, test))| {
+    let trials = TESTS.iter().map(|&(title, test)| {
         let run = move || {
-            let tried = Cable::new(number).and_then(|cable| test(&cable));
+            let tried = Wire::new().map_err(Into::into).and_then(|wire| test(&wire));
             tried.map_err(|error| Failed::from(format!("{error:#}")))
         };
         Trial::test(title, run).with_ignored_flag(obstacle.is_some())
@@ -61,11 +61,11 @@ fn main() {
 }
 
 /// Frames of either length, in either kind, arrive whole, in order, and each once.
-fn every_frame_arrives(cable: &Cable, kind: Kind, place: Place) -> anyhow::Result<()> {
-    let sink = Sink::attach(&cable.receiver, "fdrx", place)?;
+fn every_frame_arrives(wire: &Wire, kind: Kind, place: Place) -> anyhow::Result<()> {
+    let sink = sink(wire, place)?;
     let mut before = Received::default();
     for frame in [FrameSize::Fixed(64), FrameSize::Fixed(1518), FrameSize::Imix] {
-        let mut generator = cable.generator(kind, &load(frame, 100))?;
+        let mut generator = generator(wire, kind, &load(frame, 100))?;
         let (mut frames, mut bytes) = (0, 0);
         for _ in 0..12 {
             let sent = generator.send(WINDOW)?;
@@ -83,11 +83,11 @@ fn every_frame_arrives(cable: &Cable, kind: Kind, place: Place) -> anyhow::Resul
 }
 
 /// The frames of n flows have n pairs of ports, and a second round the same.
-fn flows_are_distinct(cable: &Cable, kind: Kind) -> anyhow::Result<()> {
+fn flows_are_distinct(wire: &Wire, kind: Kind) -> anyhow::Result<()> {
     // The sink drops the frames behind the capture, so that nothing answers them.
-    let sink = Sink::attach(&cable.receiver, "fdrx", Place::Stack)?;
-    let mut capture = cable.capture()?;
-    let mut generator = cable.generator(kind, &load(FrameSize::Fixed(64), 100))?;
+    let sink = sink(wire, Place::Stack)?;
+    let mut capture = capture(wire)?;
+    let mut generator = generator(wire, kind, &load(FrameSize::Fixed(64), 100))?;
     let (mut flows, mut sent) = (HashSet::new(), 0);
     for _ in 0..10 {
         sent += generator.send(20)?.frames;
@@ -101,10 +101,10 @@ fn flows_are_distinct(cable: &Cable, kind: Kind) -> anyhow::Result<()> {
 }
 
 /// What a rate and a duration plan is what is sent, no more; and it can be stopped.
-fn a_rate_is_kept(cable: &Cable) -> anyhow::Result<()> {
-    let sink = Sink::attach(&cable.receiver, "fdrx", Place::Xdp)?;
+fn a_rate_is_kept(wire: &Wire, kind: Kind) -> anyhow::Result<()> {
+    let sink = sink(wire, Place::Xdp)?;
     let load = Load { rate: Some(2_000), ..load(FrameSize::Fixed(64), 1) };
-    let mut generator = cable.generator(Kind::Packet, &load)?;
+    let mut generator = generator(wire, kind, &load)?;
     let sent = generator.run(Duration::from_millis(100))?;
     assert!((1..=200).contains(&sent.frames), "{sent:?}");
     wait_for(&sink, sent.frames)?;
@@ -121,14 +121,14 @@ fn a_rate_is_kept(cable: &Cable) -> anyhow::Result<()> {
 }
 
 /// Frames that are not a load's pass the sink, uncounted.
-fn strangers_are_not_counted(cable: &Cable) -> anyhow::Result<()> {
+fn strangers_are_not_counted(wire: &Wire) -> anyhow::Result<()> {
     for place in [Place::Xdp, Place::Stack] {
-        let sink = Sink::attach(&cable.receiver, "fdrx", place)?;
-        let mut capture = cable.capture()?;
+        let sink = sink(wire, place)?;
+        let mut capture = capture(wire)?;
         let stranger = [0x02; 60];
-        cable.sender.run(|| {
-            let index = Netlink::open()?.link("fdtx")?.index;
-            let socket = firedoor_dataplane::sys::packet::PacketSender::open(index)?;
+        wire.sender.run(|| {
+            let index = Netlink::open()?.link(SENDER)?.index;
+            let socket = PacketSender::open(index)?;
             socket.send(&[&stranger])?;
             anyhow::Ok(())
         })??;
@@ -138,80 +138,35 @@ fn strangers_are_not_counted(cable: &Cable) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Two namespaces with a veth between them: `fdtx` and `fdrx`.
-struct Cable {
-    sender: Netns,
-    receiver: Netns,
+/// Turns GRO on at the receiver, so that it polls and takes XDP frames without a program.
+fn poll_receiver(wire: &Wire) -> anyhow::Result<()> {
+    let status = wire.receiver.run(|| {
+        std::process::Command::new("ethtool").args(["-K", RECEIVER, "gro", "on"]).status()
+    })??;
+    ensure!(status.success(), "ethtool failed");
+    Ok(())
 }
 
-impl Cable {
-    fn new(number: usize) -> anyhow::Result<Self> {
-        let [sender, receiver] = [name(&format!("tx{number}")), name(&format!("rx{number}"))];
-        let sender = Netns::create(&sender)?;
-        let cable = match Netns::create(&receiver) {
-            Ok(receiver) => Self { sender, receiver },
-            Err(error) => {
-                let _ = Netns::delete(sender.name());
-                return Err(error.into());
-            }
-        };
-        for netns in [&cable.sender, &cable.receiver] {
-            netns.set("ipv6/conf/default/disable_ipv6", "1")?;
-        }
-        let far = VethEnd { netns: Some(cable.receiver.file().as_fd()), ..VethEnd::new("fdrx") };
-        cable.sender.run(|| {
-            let mut netlink = Netlink::open()?;
-            netlink.create_veth(VethEnd::new("fdtx"), far, 1)?;
-            netlink.set_up("fdtx", true)?;
-            anyhow::Ok(())
-        })??;
-        cable.receiver.run(|| {
-            Netlink::open()?.set_up("fdrx", true)?;
-            anyhow::Ok(())
-        })??;
-        Ok(cable)
-    }
-
-    /// Turns GRO on at the receiver, so that it polls and takes XDP frames without a program.
-    fn poll_receiver(&self) -> anyhow::Result<()> {
-        let status = self.receiver.run(|| {
-            std::process::Command::new("ethtool").args(["-K", "fdrx", "gro", "on"]).status()
-        })??;
-        ensure!(status.success(), "ethtool failed");
-        Ok(())
-    }
-
-    fn generator(&self, kind: Kind, load: &Load) -> anyhow::Result<Generator> {
-        Ok(Generator::new(kind, &self.sender, "fdtx", load)?)
-    }
-
-    /// A packet socket that receives everything of the receiver's namespace.
-    fn capture(&self) -> anyhow::Result<Socket> {
-        let protocol = Protocol::from(i32::from(ALL.to_be()));
-        let socket =
-            self.receiver.run(|| Socket::new(Domain::PACKET, Type::RAW, Some(protocol)))??;
-        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-        Ok(socket)
-    }
+fn generator(wire: &Wire, kind: Kind, load: &Load) -> anyhow::Result<Generator> {
+    Ok(Generator::new(kind, &wire.sender, SENDER, load)?)
 }
 
-impl Drop for Cable {
-    fn drop(&mut self) {
-        for netns in [&self.sender, &self.receiver] {
-            let _ = Netns::delete(netns.name());
-        }
-    }
+fn sink(wire: &Wire, place: Place) -> anyhow::Result<Sink> {
+    Ok(Sink::attach(&wire.receiver, RECEIVER, place)?)
+}
+
+/// A packet socket that receives everything of the receiver's namespace.
+fn capture(wire: &Wire) -> anyhow::Result<Socket> {
+    let protocol = Protocol::from(i32::from(ALL.to_be()));
+    let socket = wire.receiver.run(|| Socket::new(Domain::PACKET, Type::RAW, Some(protocol)))??;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok(socket)
 }
 
 fn load(frame: FrameSize, flows: u32) -> Load {
     let end =
         |n, port| End { mac: MacAddr([2, 0, 0, 0, 0, n]), ip: Ipv4Addr::new(10, 0, 0, n), port };
     Load { frame, flows, rate: None, from: end(1, 1_024), to: end(2, 9), seed: 1 }
-}
-
-/// A namespace's name, of this process alone.
-fn name(what: &str) -> String {
-    format!("fd-traffic-{what}-{}", std::process::id())
 }
 
 /// Waits until the sink has that many frames, for ten seconds at most.

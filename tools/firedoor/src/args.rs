@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use firedoor_bench::traffic::FrameSize;
 
 /// A virtual switch with a fire door between every two workloads.
 ///
@@ -355,6 +356,7 @@ pub(crate) struct PolicyApplyArgs {
 pub(crate) enum BenchCommand {
     Classify(BenchClassifyArgs),
     Compare(BenchCompareArgs),
+    Traffic(BenchTrafficArgs),
 }
 
 /// Looks headers up among ClassBench rules, with the tables that the switch judges by.
@@ -413,6 +415,46 @@ pub(crate) struct BenchCompareArgs {
     /// List the scenarios and systems, and measure nothing
     #[arg(long)]
     pub(crate) list: bool,
+}
+
+/// Measures what the benchmarks' own generators and sinks reach, over a plain veth.
+///
+/// That is the ceiling of what they can measure on this machine. `--search` finds the highest rate
+/// at which no frame is lost, by trials of `--seconds` each.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sudo firedoor bench traffic --flows 10000 --rate 100000")]
+pub(crate) struct BenchTrafficArgs {
+    /// Length of the frames on the wire in bytes, 64 to 1518, or imix
+    #[arg(long, value_name = "BYTES", default_value = "64", value_parser = frame_size)]
+    pub(crate) frame: FrameSize,
+    /// Flows that the frames belong to
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) flows: u32,
+    /// Frames per second to offer; as many as possible if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rate: Option<u64>,
+    /// Find the highest rate without loss, too
+    #[arg(long)]
+    pub(crate) search: bool,
+    /// Length of each trial
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub(crate) seconds: f64,
+    /// What decides the order of the flows
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A length that frames can have.
+fn frame_size(text: &str) -> Result<FrameSize, String> {
+    match text.parse() {
+        _ if text == "imix" => Ok(FrameSize::Imix),
+        Ok(length @ 64..=1518) => Ok(FrameSize::Fixed(length)),
+        _ => Err("must be from 64 to 1518, or imix".to_owned()),
+    }
 }
 
 /// A length of time that a measurement can have.

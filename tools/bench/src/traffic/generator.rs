@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use firedoor_dataplane::link::{LinkError, Netlink};
-use firedoor_dataplane::sys::live_frames::{LENGTHS, LiveFrames};
+use firedoor_dataplane::sys::live_frames::{LENGTHS, LiveFrames, Maps, Orders};
 use firedoor_dataplane::sys::packet::{self, PacketSender};
 use firedoor_lab::netns::{Netns, NetnsError};
 use nix::errno::Errno;
@@ -18,11 +18,8 @@ use super::frames::{self, Frames};
 use super::pacer::Pacer;
 use super::{Kind, Load, Sent, TrafficError};
 
-/// Frames that one run of live frames makes when there is no rate: some milliseconds' worth.
-const LIVE_RUN: u64 = 16_384;
-
-/// Frames that the kernel makes before it sends them: as many as a veth's receiver polls at once.
-const LIVE_BATCH: u32 = 64;
+/// Longer than anything runs.
+const FOREVER: Duration = Duration::MAX;
 
 /// Shorter waits are spun, because going to sleep and waking up takes some of that.
 const SHORTEST_SLEEP: Duration = Duration::from_micros(30);
@@ -33,6 +30,8 @@ pub struct Generator {
     ifname: String,
     rate: Option<u64>,
     lengths: [u16; LENGTHS],
+    /// The first frame's number.
+    first: u64,
     /// Frames sent so far.
     sent: u64,
     source: Source,
@@ -41,7 +40,7 @@ pub struct Generator {
 /// Where frames come from.
 enum Source {
     Live(LiveFrames),
-    Packet { socket: PacketSender, frames: Frames },
+    Packet(Packets),
 }
 
 impl Generator {
@@ -53,20 +52,22 @@ impl Generator {
     /// If the load is impossible, there is no such interface, or without root.
     pub fn new(kind: Kind, netns: &Netns, ifname: &str, load: &Load) -> Result<Self, TrafficError> {
         let recipe = frames::recipe(load, now())?;
-        let lengths = recipe.lengths;
+        let (lengths, first) = (recipe.lengths, recipe.sequence);
         let source = netns.run(|| {
             let index = index(netns, ifname)?;
             match kind {
                 Kind::LiveFrames => LiveFrames::load(index, &recipe).map(Source::Live),
                 Kind::Packet => PacketSender::open(index).map(|socket| {
+                    let sequence = Arc::new(AtomicU64::new(first));
                     let frames = Frames::new(recipe, packet::MAX_BATCH);
-                    Source::Packet { socket, frames }
+                    Source::Packet(Packets { socket, frames, sequence })
                 }),
             }
             .map_err(|source| refused("prepare to send from", ifname, netns.name(), source))
         })??;
         let netns = Netns::open(netns.name())?;
-        Ok(Self { netns, ifname: ifname.to_owned(), rate: load.rate, lengths, sent: 0, source })
+        let (ifname, rate) = (ifname.to_owned(), load.rate);
+        Ok(Self { netns, ifname, rate, lengths, first, sent: 0, source })
     }
 
     /// Sends for that long, at the load's rate if it has one.
@@ -74,7 +75,7 @@ impl Generator {
     /// # Errors
     /// If the kernel refuses a frame, as when the interface goes down.
     pub fn run(&mut self, duration: Duration) -> Result<Sent, TrafficError> {
-        self.inside(|generator| generator.offer(u64::MAX, Some(duration), &Watch::default()))
+        self.inside(|generator| generator.offer(u64::MAX, duration, &AtomicBool::new(false)))
     }
 
     /// Sends that many frames, at the load's rate if it has one.
@@ -82,7 +83,7 @@ impl Generator {
     /// # Errors
     /// If the kernel refuses a frame, as when the interface goes down.
     pub fn send(&mut self, frames: u64) -> Result<Sent, TrafficError> {
-        self.inside(|generator| generator.offer(frames, None, &Watch::default()))
+        self.inside(|generator| generator.offer(frames, FOREVER, &AtomicBool::new(false)))
     }
 
     /// Changes the rate; with `None`, as many frames as possible.
@@ -95,14 +96,16 @@ impl Generator {
     /// # Errors
     /// If no thread can be started.
     pub fn start(self) -> Result<Running, TrafficError> {
-        let watch = Arc::<Watch>::default();
+        let progress = self.source.progress();
+        let first = self.first + self.sent;
+        let stop = Arc::<AtomicBool>::default();
         let inside = Netns::open(self.netns.name())?;
-        let (mut generator, watched) = (self, Arc::clone(&watch));
+        let (mut generator, stopped) = (self, Arc::clone(&stop));
         let thread = inside.spawn("generate", move || {
-            let sent = generator.offer(u64::MAX, None, &watched);
+            let sent = generator.offer(u64::MAX, FOREVER, &stopped);
             (generator, sent)
         })?;
-        Ok(Running { thread, watch })
+        Ok(Running { thread, stop, progress, first, since: Instant::now() })
     }
 
     fn inside<T: Send>(
@@ -113,54 +116,77 @@ impl Generator {
         netns.run(|| work(self))?
     }
 
-    /// Sends until `frames` are sent, `duration` is over or it is told to stop. The thread is in the
-    /// interface's namespace.
+    /// Sends until `frames` are sent, `duration` is over or it is told to `stop`. The thread is in
+    /// the interface's namespace.
     fn offer(
         &mut self,
         frames: u64,
-        duration: Option<Duration>,
-        watch: &Watch,
+        duration: Duration,
+        stop: &AtomicBool,
     ) -> Result<Sent, TrafficError> {
+        let planned = self.rate.map_or(u64::MAX, |rate| Pacer::new(rate).planned(duration));
+        let frames = frames.min(planned);
+        let start = Instant::now();
+        let sent = match &mut self.source {
+            Source::Live(live) => live.send(&Orders { rate: self.rate, frames, duration }, stop),
+            Source::Packet(packets) => packets.send(self.rate, frames, duration, stop),
+        };
+        // Live frames that are sent no more still take their time.
+        let elapsed = start.elapsed().min(duration);
+        let sent =
+            sent.map_err(|source| refused("send from", &self.ifname, self.netns.name(), source))?;
+        let bytes = frames::bytes(&self.lengths, self.sent, sent);
+        self.sent += sent;
+        Ok(Sent { frames: sent, bytes, elapsed })
+    }
+}
+
+impl Source {
+    fn progress(&self) -> Progress {
+        match self {
+            Self::Live(live) => Progress::Live(live.maps()),
+            Self::Packet(packets) => Progress::Packet(Arc::clone(&packets.sequence)),
+        }
+    }
+}
+
+/// Frames from a packet socket.
+struct Packets {
+    socket: PacketSender,
+    frames: Frames,
+    /// The next frame's number.
+    sequence: Arc<AtomicU64>,
+}
+
+impl Packets {
+    /// Sends until `frames` are sent, `duration` is over or it is told to `stop`; returns how many.
+    fn send(
+        &mut self,
+        rate: Option<u64>,
+        frames: u64,
+        duration: Duration,
+        stop: &AtomicBool,
+    ) -> io::Result<u64> {
         // So that a sleep ends when it should. Not granted, it ends 50 µs later.
         let _ = set_timerslack(1);
-        let mut pacer = self.rate.map(Pacer::new);
-        let planned = pacer.as_ref().zip(duration).map(|(pacer, time)| pacer.planned(time));
-        let mut left = planned.unwrap_or(u64::MAX).min(frames);
-        let mut sent = Sent::default();
+        let mut pacer = rate.map(Pacer::new);
+        let mut left = frames;
         let start = Instant::now();
-        while left > 0 && !watch.stop.load(Ordering::Relaxed) {
+        while left > 0 && !stop.load(Ordering::Relaxed) {
             let elapsed = start.elapsed();
-            if duration.is_some_and(|duration| elapsed >= duration) {
+            if elapsed >= duration {
                 break;
             }
-            let count = match &mut pacer {
-                None => LIVE_RUN,
-                Some(pacer) => {
-                    wait(pacer.due().saturating_sub(elapsed));
-                    pacer.take(start.elapsed())
-                }
-            };
-            let count = self.send_now(count.min(left))?;
-            left -= count;
-            sent.frames += count;
-            watch.frames.store(sent.frames, Ordering::Relaxed);
-        }
-        sent.elapsed = start.elapsed();
-        sent.bytes = frames::bytes(&self.lengths, self.sent, sent.frames);
-        self.sent += sent.frames;
-        Ok(sent)
-    }
-
-    /// Sends some of the next `count` frames at once; returns how many.
-    fn send_now(&mut self, count: u64) -> Result<u64, TrafficError> {
-        let result = match &mut self.source {
-            Source::Live(live) => {
-                let count = count.min(LIVE_RUN);
-                live.send(count as u32, LIVE_BATCH).map(|()| count)
+            let mut count = packet::MAX_BATCH as u64;
+            if let Some(pacer) = &mut pacer {
+                wait(pacer.due().saturating_sub(elapsed));
+                count = pacer.take(start.elapsed());
             }
-            Source::Packet { socket, frames } => send_batch(socket, &frames.next(count as usize)),
-        };
-        result.map_err(|source| refused("send from", &self.ifname, self.netns.name(), source))
+            let sent = send_batch(&self.socket, &self.frames.next(count.min(left) as usize))?;
+            self.sequence.fetch_add(sent, Ordering::Relaxed);
+            left -= sent;
+        }
+        Ok(frames - left)
     }
 }
 
@@ -179,27 +205,33 @@ fn send_batch(socket: &PacketSender, frames: &[&[u8]]) -> io::Result<u64> {
     Ok(sent as u64)
 }
 
-/// What a generator and whoever watches it share.
-#[derive(Default)]
-struct Watch {
-    /// Frames sent so far.
-    frames: AtomicU64,
-    stop: AtomicBool,
-}
-
 /// How a generator in the background ends.
 type End = (Generator, Result<Sent, TrafficError>);
 
 /// A generator in the background.
 pub struct Running {
     thread: JoinHandle<Result<End, NetnsError>>,
-    watch: Arc<Watch>,
+    stop: Arc<AtomicBool>,
+    progress: Progress,
+    /// The number of the first frame, and when it was sent.
+    first: u64,
+    since: Instant,
+}
+
+/// Where a source says how far it is.
+enum Progress {
+    Live(Arc<Maps>),
+    Packet(Arc<AtomicU64>),
 }
 
 impl Running {
     /// How many frames it has sent so far.
     pub fn frames(&self) -> u64 {
-        self.watch.frames.load(Ordering::Relaxed)
+        let sequence = match &self.progress {
+            Progress::Live(maps) => maps.sequence().unwrap_or(self.first),
+            Progress::Packet(sequence) => sequence.load(Ordering::Relaxed),
+        };
+        sequence - self.first
     }
 
     /// Stops it, and says what it sent.
@@ -207,12 +239,19 @@ impl Running {
     /// # Errors
     /// What ended it early, if something did.
     pub fn stop(self) -> Result<(Generator, Sent), TrafficError> {
-        self.watch.stop.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
+        let mut elapsed = Duration::MAX;
+        if let Progress::Live(maps) = &self.progress {
+            // At once; at the end of its call, when no frame is sent any more, it stops anyway.
+            let _ = maps.stop();
+            elapsed = self.since.elapsed();
+        }
         let (generator, sent) = match self.thread.join() {
             Ok(result) => result?,
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        Ok((generator, sent?))
+        let sent = sent?;
+        Ok((generator, Sent { elapsed: sent.elapsed.min(elapsed), ..sent }))
     }
 }
 

@@ -19,9 +19,12 @@ mod error;
 mod frames;
 mod generator;
 pub mod pacer;
+pub mod reach;
 pub mod search;
 mod sink;
+pub mod wire;
 
+use std::fmt::{self, Display};
 use std::net::Ipv4Addr;
 use std::ops::{AddAssign, Sub};
 use std::time::Duration;
@@ -89,6 +92,15 @@ pub enum Kind {
     LiveFrames,
     /// By a packet socket, as skbs.
     Packet,
+}
+
+impl Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LiveFrames => "live frames",
+            Self::Packet => "packets",
+        })
+    }
 }
 
 /// What a generator sent.
