@@ -152,7 +152,8 @@ impl Respects {
         // Sets of flags say something only if they are every combination of the flags that vary.
         let varying = self.flags.iter().fold(0, |any, flags| any | flags)
             & !self.flags.iter().fold(u8::MAX, |every, flags| every & flags);
-        self.ether_types.len() * self.vlans.len() * self.ports.len() << varying.count_ones()
+        let others = self.ether_types.len() * self.vlans.len() * self.ports.len();
+        others << varying.count_ones()
     }
 }
 
