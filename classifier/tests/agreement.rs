@@ -29,7 +29,7 @@ use proptest::test_runner::{Config, TestRunner};
 #[path = "../../tests/fuzz/checks/history.rs"]
 mod history;
 
-use history::{Event, Seen, live_through, policy};
+use history::{ENDLESS, Event, Seen, live_through, policy};
 
 const PORTS: u16 = 7;
 const TAGS: u32 = 6;
@@ -209,6 +209,7 @@ fn snapshot() -> BoxedStrategy<Snapshot> {
                 max_flows: 256,
                 midstream,
                 mac_ageing_secs: 5,
+                timeouts: ENDLESS,
                 ..Settings::default()
             },
             workloads,

@@ -10,7 +10,7 @@ use firedoor_classifier::classify::admit;
 use firedoor_classifier::extract::{Embedded, Headers, Kind};
 use firedoor_classifier::mask::MASKS;
 use firedoor_classifier::oracle::{Oracle, Ruling};
-use firedoor_classifier::snapshot::VlanMode;
+use firedoor_classifier::snapshot::{Timeouts, VlanMode};
 use firedoor_classifier::verdict::{Action, DropReason};
 use firedoor_classifier::{FlowKey, Nanos, Pipeline, Policy, PortId, Snapshot, Verdict};
 
@@ -29,6 +29,19 @@ pub(crate) enum Event {
     /// Another policy; its epoch is set here.
     Change(Box<Snapshot>),
 }
+
+/// Timeouts that no history outlives: the oracle knows none.
+pub(crate) const ENDLESS: Timeouts = Timeouts {
+    tcp_handshake: u32::MAX,
+    tcp_established: u32::MAX,
+    tcp_closing: u32::MAX,
+    tcp_time_wait: u32::MAX,
+    tcp_reset: u32::MAX,
+    udp_single: u32::MAX,
+    udp_both: u32::MAX,
+    icmp: u32::MAX,
+    other: u32::MAX,
+};
 
 /// What a history made the pipeline do.
 #[derive(Default)]

@@ -13,7 +13,7 @@ use firedoor_classifier::snapshot::{
 };
 use firedoor_classifier::{FlowKey, MacAddr, PortId, Snapshot, Tag};
 
-use crate::history::{Event, Seen, live_through};
+use crate::history::{ENDLESS, Event, Seen, live_through};
 
 /// Ports are 1 to 6; a frame may come by 7, which no policy knows.
 const PORTS: u16 = 6;
@@ -87,10 +87,11 @@ impl Choices<'_> {
     fn snapshot(&mut self) -> Snapshot {
         let workloads = (1..=2 + u16::from(self.below(5))).map(|n| self.workload(n)).collect();
         let settings = Settings {
-            max_connections: 64,
+            max_connections: 1_024,
             max_flows: 64,
             midstream: self.is(),
             mac_ageing_secs: 5,
+            timeouts: ENDLESS,
             ..Settings::default()
         };
         let mut snapshot = Snapshot {
