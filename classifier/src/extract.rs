@@ -345,7 +345,9 @@ fn internet_v6(headers: &mut Headers, packet: &[u8]) -> Result<(), DropReason> {
     headers.key.src = source.to_bits();
     headers.key.dst = destination.to_bits();
     headers.key.protocol = protocol;
-    headers.fragment = chain.fragment;
+    let unfragmented = chain.unfragmented.unwrap_or(0);
+    let checked = |part: Fragment| part.checked(unfragmented, DropReason::Ipv6Malformed);
+    headers.fragment = chain.fragment.map(checked).transpose()?;
     let packet_len = ipv6::HEADER_LEN + packet.payload_len();
     bound(headers, packet_len - payload.len(), packet_len).ok_or(DropReason::Ipv6Malformed)?;
     match protocol {
@@ -356,7 +358,7 @@ fn internet_v6(headers: &mut Headers, packet: &[u8]) -> Result<(), DropReason> {
     }?;
     // Hosts ignore neighbour discovery with a fragment header, atomic or not (RFC 6980 §5).
     let is_discovery = matches!(headers.kind, Kind::Nd(_));
-    if is_discovery && chain.has_fragment_header { Err(DropReason::NdMalformed) } else { Ok(()) }
+    if is_discovery && chain.unfragmented.is_some() { Err(DropReason::NdMalformed) } else { Ok(()) }
 }
 
 /// What an IPv6 packet's extension headers lead to.
@@ -365,10 +367,12 @@ struct Chain<'a> {
     protocol: u8,
     /// Its bytes; none behind "no next header".
     payload: &'a [u8],
-    /// Set if the packet is a part of a larger one.
+    /// Set if the packet is a part of a larger one. Not [checked](Fragment::checked): in an ICMP
+    /// error's quote it may be cut.
     fragment: Option<Fragment>,
-    /// Whether there is a fragment header, which an atomic fragment has too.
-    has_fragment_header: bool,
+    /// Bytes of extension headers before the fragment header, which an atomic fragment has too; `None`
+    /// without one.
+    unfragmented: Option<usize>,
 }
 
 /// Walks the extension headers, of a later fragment up to its fragment header.
@@ -384,9 +388,9 @@ fn skip_extensions<'a>(packet: &ipv6::Packet<'a>) -> Result<Chain<'a>, DropReaso
         NO_NEXT_HEADER, ROUTING, SHIM6,
     };
     let (mut next, mut rest) = (packet.next_header(), packet.payload());
-    let (mut fragment, mut has_fragment_header) = (None, false);
+    let (mut fragment, mut unfragmented) = (None, None);
     for position in 0..=MAX_EXTENSIONS {
-        let chain = |payload| Chain { protocol: next, payload, fragment, has_fragment_header };
+        let chain = |payload| Chain { protocol: next, payload, fragment, unfragmented };
         match next {
             HOP_BY_HOP if position > 0 => return Err(DropReason::Ipv6Extension),
             HOP_BY_HOP | DESTINATION_OPTIONS if position < MAX_EXTENSIONS => {
@@ -401,19 +405,14 @@ fn skip_extensions<'a>(packet: &ipv6::Packet<'a>) -> Result<Chain<'a>, DropReaso
                 refuse_address_options(header.options())?;
                 (next, rest) = (header.next_header(), behind);
             }
-            FRAGMENT if position < MAX_EXTENSIONS && !has_fragment_header => {
+            FRAGMENT if position < MAX_EXTENSIONS && unfragmented.is_none() => {
                 let (header, behind) =
                     ipv6::FragmentHeader::new_checked(rest).ok_or(DropReason::Ipv6Malformed)?;
-                has_fragment_header = true;
-                fragment = part_v6(&header, packet.payload().len() - rest.len(), behind)?;
+                unfragmented = Some(packet.payload().len() - rest.len());
+                fragment = part_v6(&header, behind);
                 (next, rest) = (header.next_header(), behind);
                 if header.offset() > 0 {
-                    return Ok(Chain {
-                        protocol: next,
-                        payload: rest,
-                        fragment,
-                        has_fragment_header,
-                    });
+                    return Ok(Chain { protocol: next, payload: rest, fragment, unfragmented });
                 }
             }
             DESTINATION_OPTIONS | FRAGMENT | ROUTING | AUTHENTICATION | MOBILITY
@@ -427,23 +426,14 @@ fn skip_extensions<'a>(packet: &ipv6::Packet<'a>) -> Result<Chain<'a>, DropReaso
     Err(DropReason::Ipv6Extension)
 }
 
-/// `before` are the bytes of extension headers that stand before the fragment header, and so are in
-/// every fragment and in the whole packet.
-fn part_v6(
-    header: &ipv6::FragmentHeader<'_>,
-    before: usize,
-    payload: &[u8],
-) -> Result<Option<Fragment>, DropReason> {
-    if header.is_atomic() {
-        return Ok(None);
-    }
-    let fragment = Fragment {
+/// The part of a larger packet that stands behind this header; `None` if it is all of its packet.
+fn part_v6(header: &ipv6::FragmentHeader<'_>, payload: &[u8]) -> Option<Fragment> {
+    (!header.is_atomic()).then(|| Fragment {
         id: header.identification(),
         offset: header.offset(),
         len: length(payload),
         more: header.has_more(),
-    };
-    fragment.checked(before, DropReason::Ipv6Malformed).map(Some)
+    })
 }
 
 /// Whether this is a fragment without transport header, which ends reading here. Of a first one that

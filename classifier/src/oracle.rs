@@ -4,12 +4,14 @@
 //! It shares the snapshot's types and the headers with the fast path, and nothing else: it finds
 //! workloads, prefixes and rules by looking at each, keeps learned addresses and connections in
 //! plain lists, and judges every frame of a connection as if it were the connection's first, now.
-//! It knows no epochs, since it remembers no verdict.
+//! It knows no epochs, since it remembers no verdict; but for that of a packet's first fragment, which
+//! the others follow until the policy changes.
 //!
-//! Left out: TCP's sequence numbers and states, timeouts and bounds of connections. Those have an
-//! oracle of their own in [`connections`](crate::connections).
+//! Left out: TCP's sequence numbers and states, timeouts and bounds of connections, which have an
+//! oracle of their own in [`connections`](crate::connections), and bounds on fragments.
 
 mod connection;
+mod fragments;
 mod rules;
 
 use std::net::IpAddr;
@@ -23,6 +25,7 @@ use crate::time::Nanos;
 use crate::verdict::{Cause, DropReason};
 
 use connection::Connection;
+use fragments::Packet;
 
 /// What the oracle says of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,7 @@ pub struct Oracle {
     snapshot: Arc<Snapshot>,
     learned: Vec<Learned>,
     connections: Vec<Connection>,
+    packets: Vec<Packet>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +118,8 @@ fn refuse<T>(reason: DropReason) -> Result<T, Refusal> {
 impl Oracle {
     /// A switch that has seen nothing yet.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot: Arc::new(snapshot), learned: Vec::new(), connections: Vec::new() }
+        let snapshot = Arc::new(snapshot);
+        Self { snapshot, learned: Vec::new(), connections: Vec::new(), packets: Vec::new() }
     }
 
     /// Puts another snapshot in force.
@@ -123,6 +128,7 @@ impl Oracle {
         let mut learned = std::mem::take(&mut self.learned);
         learned.retain(|entry| self.may_learn(entry.port, entry.vlan, entry.mac));
         self.learned = learned;
+        self.packets.iter_mut().for_each(|packet| packet.outdated = true);
     }
 
     /// Judges one frame.

@@ -1,8 +1,9 @@
 //! The pipeline and the linear oracle agree on every frame, at every step of random policy changes.
 //!
 //! Snapshots, frames and changes are drawn from a small universe, so that they meet: few ports,
-//! addresses, tags and services, and frames that are honest more often than not. How they are lived
-//! through, with caches and without, is in `tests/fuzz/checks/history.rs`.
+//! addresses, tags and services, and frames that are honest more often than not; and parts of frames, in
+//! any order, so that first fragments are missed, overlapped and followed. How they are lived through,
+//! with caches and without, is in `tests/fuzz/checks/history.rs`.
 //!
 //! `PROPTEST_CASES` sets how many histories are tried.
 
@@ -11,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use firedoor_classifier::acl::Memo;
 use firedoor_classifier::classify::{Classified, Context, admit, classify};
-use firedoor_classifier::extract::{Embedded, Headers, Kind, Nd, NdMessage, TcpFields};
+use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind, Nd, NdMessage, TcpFields};
 use firedoor_classifier::fdb::Fdb;
 use firedoor_classifier::key::to_bits;
 use firedoor_classifier::mask::MASKS;
@@ -210,6 +211,7 @@ fn snapshot() -> BoxedStrategy<Snapshot> {
                 midstream,
                 mac_ageing_secs: 5,
                 timeouts: ENDLESS,
+                fragment_timeout_secs: 2,
                 ..Settings::default()
             },
             workloads,
@@ -418,9 +420,19 @@ fn headers() -> BoxedStrategy<Headers> {
     .boxed()
 }
 
+/// Where packets are cut, so few places that parts meet: at 16 and 32 of 48 bytes, or elsewhere.
+fn fragment() -> impl Strategy<Value = Fragment> {
+    let place = prop_oneof![
+        6 => select(vec![(0, 16, true), (16, 16, true), (32, 16, false)]),
+        1 => select(vec![(0, 24, true), (8, 16, true), (16, 16, false), (32, 24, false)]),
+    ];
+    (0u32..2, place).prop_map(|(id, (offset, len, more))| Fragment { id, offset, len, more })
+}
+
 fn event() -> BoxedStrategy<Event> {
     prop_oneof![
         24 => headers().prop_map(|headers| Event::Frame(Box::new(headers))),
+        10 => (0usize..4, fragment()).prop_map(|(nth, part)| Event::Part(nth, part)),
         2 => (0usize..6).prop_map(Event::Repeat),
         6 => (0usize..6).prop_map(Event::Reply),
         4 => (0usize..6, prop::bool::weighted(0.8)).prop_map(|(nth, right)| Event::Error(nth, right)),
@@ -462,6 +474,8 @@ fn histories_meet_every_reason_and_every_table() {
         R::Hairpin,
         R::AddressMismatch,
         R::NoReceiver,
+        R::FragmentOverlap,
+        R::FragmentExpired,
     ];
     assert_eq!(seen.reasons, BTreeSet::from(wanted));
     let counts = [
@@ -472,6 +486,7 @@ fn histories_meet_every_reason_and_every_table() {
         seen.mac_moves,
         seen.related_errors,
         seen.non_ip_forwarded,
+        seen.later_fragments,
     ];
 
     assert!(counts.iter().all(|&count| count > 0), "{counts:?}");

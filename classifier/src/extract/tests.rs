@@ -672,23 +672,24 @@ mod quoted_fragments {
         }
     }
 
+    /// What a router quotes of one fragment: its first 75 bytes, so the quote is cut in its payload.
+    fn about(frame: &[u8], part: std::ops::Range<usize>) -> (u8, u16, u16) {
+        let fragment = build::fragment(frame, 1, part);
+        let (ends, kind) = if frame[12] == 0x08 { (ENDS, 3) } else { (ENDS_V6, 2) };
+        quoted(&build::icmp_error(ends, kind, 0, &fragment[14..][..75]))
+    }
+
     #[test]
     fn a_first_one_has_ports_and_a_later_one_those_of_no_connection() {
-        let datagram = build::udp(ENDS, 1000, 53, b"query");
-        let about = |frame: &[u8], word: u16| {
-            let part = with_v4(frame.to_vec(), 6, &word.to_be_bytes());
-            quoted(&build::icmp_error(ENDS, 3, 4, &part[14..]))
-        };
-        assert_eq!(about(&datagram, 0x2000), (17, 1000, 53));
-        assert_eq!(about(&datagram, 0x2001), (17, 0, 0));
-        assert_eq!(about(&build::echo_request(ENDS, 7, 1), 0x0001), (1, 0, 0xffff));
-        let about = |next, offset_and_more: [u8; 2]| {
-            let fragment = [next, 0, offset_and_more[0], offset_and_more[1], 0, 0, 0, 1];
-            quoted(&build::icmp_error(ENDS_V6, 2, 0, &with_chain(44, &fragment)[14..]))
-        };
-        assert_eq!(about(17, [0, 1]), (17, 1000, 53));
-        assert_eq!(about(17, [0, 8]), (17, 0, 0));
-        assert_eq!(about(58, [0, 8]), (58, 0, 0xffff));
+        for (ends, icmp) in [(ENDS, 1), (ENDS_V6, 58)] {
+            let datagram = build::udp(ends, 1000, 53, &[0; 200]);
+            assert_eq!(about(&datagram, 0..80), (17, 1000, 53));
+            assert_eq!(about(&datagram, 80..160), (17, 0, 0));
+            let kind = if icmp == 1 { 8 } else { 128 };
+            let ping = build::icmp_message(ends, Repr::query(kind, 7, 1), &[0; 200]);
+            assert_eq!(about(&ping, 0..80), (icmp, 7, u16::from(kind) << 8));
+            assert_eq!(about(&ping, 80..160), (icmp, 0, 0xffff));
+        }
     }
 }
 

@@ -1,16 +1,17 @@
-//! A history: frames, policy changes and waits, lived through three times. The pipeline with its
-//! connections and caches, the same without use of any cache, and the linear oracle must say the same of
-//! every frame. Shared by the property test that draws histories and the fuzz target that reads them
+//! A history: frames, fragments, policy changes and waits, lived through three times. The pipeline with
+//! its connections and caches, the same without use of any cache, and the linear oracle must say the same
+//! of every frame. Shared by the property test that draws histories and the fuzz target that reads them
 //! from bytes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use firedoor_classifier::classify::admit;
-use firedoor_classifier::extract::{Embedded, Headers, Kind};
+use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind};
+use firedoor_classifier::fragments::{Fragments, Release, Verdicts};
 use firedoor_classifier::mask::MASKS;
 use firedoor_classifier::oracle::{Oracle, Ruling};
-use firedoor_classifier::snapshot::{Timeouts, VlanMode};
+use firedoor_classifier::snapshot::{Settings, Timeouts, VlanMode};
 use firedoor_classifier::verdict::{Action, DropReason};
 use firedoor_classifier::{FlowKey, Nanos, Pipeline, Policy, PortId, Snapshot, Verdict};
 
@@ -18,6 +19,8 @@ use firedoor_classifier::{FlowKey, Nanos, Pipeline, Policy, PortId, Snapshot, Ve
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Frame(Box<Headers>),
+    /// A part of the nth last frame that was sent, or of what that is a part of.
+    Part(usize, Fragment),
     /// The nth last frame that passed, again.
     Repeat(usize),
     /// An answer to it, from where it went.
@@ -54,13 +57,26 @@ pub(crate) struct Seen {
     pub(crate) mac_moves: u64,
     pub(crate) related_errors: u64,
     pub(crate) non_ip_forwarded: u64,
+    pub(crate) later_fragments: u64,
 }
+
+/// A pipeline, behind what puts fragments in order: what a worker judges by.
+struct Worker {
+    pipeline: Pipeline,
+    fragments: Fragments<(usize, Headers)>,
+    verdicts: Verdicts,
+    /// The policy's that fragments follow. The pipeline's own may differ.
+    epoch: u64,
+}
+
+/// What became of frames, by their numbers.
+type Fates = Vec<(usize, Ruling)>;
 
 /// The three switches.
 struct Triplets {
     snapshot: Snapshot,
-    cached: Pipeline,
-    uncached: Pipeline,
+    cached: Worker,
+    uncached: Worker,
     /// Counts up with every frame, so that nothing that `uncached` remembers is of its epoch.
     epoch: u64,
     oracle: Oracle,
@@ -77,12 +93,12 @@ pub(crate) fn live_through(
     seen: &mut Seen,
 ) {
     let mut triplets = Triplets::new(Snapshot { epoch: 1, ..first });
-    let mut passed = Vec::new();
+    let (mut sent, mut passed) = (Vec::<Headers>::new(), Vec::new());
     for event in events {
         let nth = |nth| passed.iter().rev().nth(nth);
         let headers = match event {
             Event::Wait(ms) => {
-                triplets.now = triplets.now.plus(ms * 1_000_000);
+                triplets.wait(ms);
                 continue;
             }
             Event::Change(next) => {
@@ -90,6 +106,9 @@ pub(crate) fn live_through(
                 continue;
             }
             Event::Frame(headers) => Some(*headers),
+            Event::Part(n, fragment) => {
+                sent.iter().rev().nth(n).and_then(|headers| part(headers, fragment))
+            }
             Event::Repeat(n) => nth(n).map(|&(headers, _)| headers),
             Event::Reply(n) => nth(n).and_then(|frame| reply(frame, &triplets.snapshot)),
             Event::Error(n, right) => {
@@ -97,13 +116,16 @@ pub(crate) fn live_through(
             }
         };
         let Some(headers) = headers else { continue };
-        let (verdict, output) = triplets.judge(&headers);
-        seen.note(&headers, &verdict);
-        if let (Some(output), Kind::Plain) = (output, headers.kind) {
-            passed.push((headers, output));
+        sent.push(headers);
+        for (number, ruling) in triplets.arrive(sent.len() - 1, &headers) {
+            let headers = sent[number];
+            seen.note(&headers, &ruling);
+            if let (Ok([output, ..]), Kind::Plain) = (ruling.fate.as_deref(), headers.kind) {
+                passed.push((headers, *output));
+            }
         }
     }
-    let stats = triplets.cached.stats();
+    let stats = triplets.cached.pipeline.stats();
     seen.connection_hits += stats.connection_hits;
     seen.cache_hits += stats.cache_hits;
     seen.mac_moves += stats.mac_moves;
@@ -112,8 +134,8 @@ pub(crate) fn live_through(
 impl Triplets {
     fn new(snapshot: Snapshot) -> Self {
         Self {
-            cached: Pipeline::new(policy(&snapshot)),
-            uncached: Pipeline::new(policy(&snapshot)),
+            cached: Worker::new(&snapshot),
+            uncached: Worker::new(&snapshot),
             epoch: snapshot.epoch,
             oracle: Oracle::new(snapshot.clone()),
             now: Nanos::from_secs(1),
@@ -123,33 +145,114 @@ impl Triplets {
 
     fn install(&mut self, next: Snapshot) {
         self.snapshot = Snapshot { epoch: self.snapshot.epoch + 1, ..next };
-        self.cached.set_policy(policy(&self.snapshot));
+        self.cached.pipeline.set_policy(policy(&self.snapshot));
+        let expected = sorted(self.oracle.forget_waiting());
         self.oracle.install(self.snapshot.clone());
+        for worker in [&mut self.cached, &mut self.uncached] {
+            assert_eq!(sorted(worker.forget_waiting(&self.snapshot, self.now)), expected);
+        }
     }
 
-    /// The verdict on a frame, and the first port that it leaves by.
-    fn judge(&mut self, headers: &Headers) -> (Verdict, Option<PortId>) {
-        let first = self.judge_alike(headers);
-        // Now a connection or the flow cache answers.
-        self.judge_alike(headers);
+    fn wait(&mut self, ms: u64) {
+        self.now = self.now.plus(ms * 1_000_000);
+        // A worker looks for what has waited too long once a second at most.
+        if ms >= 1_000 {
+            let expected = sorted(self.oracle.expire_fragments(self.now));
+            for worker in [&mut self.cached, &mut self.uncached] {
+                assert_eq!(sorted(worker.expire(self.now)), expected);
+            }
+        }
+    }
+
+    /// What becomes of a frame, and of what waited for it.
+    fn arrive(&mut self, number: usize, headers: &Headers) -> Fates {
+        let first = self.arrive_alike(number, headers);
+        if headers.fragment.is_none() {
+            // Now a connection or the flow cache answers.
+            self.arrive_alike(number, headers);
+        }
         first
     }
 
-    fn judge_alike(&mut self, headers: &Headers) -> (Verdict, Option<PortId>) {
+    fn arrive_alike(&mut self, number: usize, headers: &Headers) -> Fates {
         self.epoch += 1;
         let snapshot = Snapshot { epoch: self.epoch, ..self.snapshot.clone() };
-        self.uncached.set_policy(policy(&snapshot));
-        let expected = self.oracle.judge(headers, self.now);
-        let verdict = self.uncached.judge(headers, 64, self.now);
-        let uncached = ruling(verdict, self.uncached.receivers());
+        self.uncached.pipeline.set_policy(policy(&snapshot));
+        let expected = self.oracle.arrive(number, headers, self.now);
+        let uncached = self.uncached.arrive(number, headers, self.now);
         assert_eq!(uncached, expected, "uncached and oracle on {headers:?}");
-        let verdict = self.cached.judge(headers, 64, self.now);
-        let cached = ruling(verdict, self.cached.receivers());
+        let cached = self.cached.arrive(number, headers, self.now);
         assert_eq!(cached, expected, "cached and oracle on {headers:?}");
-        assert!(self.cached.masks() <= MASKS);
-        let output = expected.fate.ok().and_then(|ports| ports.first().copied());
-        (verdict, output)
+        assert!(self.cached.pipeline.masks() <= MASKS);
+        expected
     }
+}
+
+impl Worker {
+    fn new(snapshot: &Snapshot) -> Self {
+        Self {
+            pipeline: Pipeline::new(policy(snapshot)),
+            fragments: Fragments::new(&unbounded(snapshot), usize::MAX),
+            verdicts: Verdicts::new(&snapshot.settings),
+            epoch: snapshot.epoch,
+        }
+    }
+
+    fn forget_waiting(&mut self, next: &Snapshot, now: Nanos) -> Fates {
+        self.fragments.configure(&unbounded(next), usize::MAX);
+        self.verdicts.configure(&next.settings);
+        self.epoch = next.epoch;
+        self.fragments.forget_waiting();
+        self.release(now)
+    }
+
+    fn expire(&mut self, now: Nanos) -> Fates {
+        self.fragments.expire(now);
+        self.release(now)
+    }
+
+    fn arrive(&mut self, number: usize, headers: &Headers, now: Nanos) -> Fates {
+        self.fragments.arrive(headers, 0, (number, *headers), now);
+        self.release(now)
+    }
+
+    fn release(&mut self, now: Nanos) -> Fates {
+        let mut fates = Vec::new();
+        while let Some(released) = self.fragments.release() {
+            fates.push(match released {
+                Release::Drop { item: (number, _), reason } => {
+                    (number, ruling(Verdict::drop(reason), &[]))
+                }
+                Release::Pass { item: (number, headers), .. } => {
+                    (number, self.judge(&headers, now))
+                }
+            });
+        }
+        fates
+    }
+
+    fn judge(&mut self, headers: &Headers, now: Nanos) -> Ruling {
+        if headers.kind == Kind::LaterFragment {
+            let mut receivers = Vec::new();
+            let verdict = self.verdicts.follow(headers, self.epoch, now, &mut receivers);
+            return ruling(verdict, &receivers);
+        }
+        let verdict = self.pipeline.judge(headers, 64, now);
+        let receivers = self.pipeline.receivers();
+        self.verdicts.remember(headers, verdict, receivers, self.epoch, now);
+        ruling(verdict, receivers)
+    }
+}
+
+/// The oracle knows no bound on fragments.
+fn unbounded(snapshot: &Snapshot) -> Settings {
+    Settings { max_fragments: u32::MAX, ..snapshot.settings }
+}
+
+/// Fates of several packets at once are in no order.
+fn sorted(mut fates: Fates) -> Fates {
+    fates.sort_by_key(|(number, _)| *number);
+    fates
 }
 
 fn ruling(verdict: Verdict, receivers: &[PortId]) -> Ruling {
@@ -168,6 +271,22 @@ fn ruling(verdict: Verdict, receivers: &[PortId]) -> Ruling {
 /// A snapshot, compiled.
 pub(crate) fn policy(snapshot: &Snapshot) -> Arc<Policy> {
     Arc::new(Policy::build(snapshot.clone()).expect("the generator keeps the invariants"))
+}
+
+/// A part of this packet, or of the one that this is a part of. None if it is not IP, or if what the
+/// first part says is not known.
+fn part(headers: &Headers, fragment: Fragment) -> Option<Headers> {
+    let (mut kind, mut key) = (headers.kind, headers.key);
+    match kind {
+        Kind::Arp { .. } | Kind::Nd(_) | Kind::NonIp => return None,
+        Kind::LaterFragment if fragment.is_first() => return None,
+        _ if fragment.is_first() => {}
+        _ => {
+            kind = Kind::LaterFragment;
+            (key.src_port, key.dst_port, key.tcp_flags) = (0, 0, 0);
+        }
+    }
+    Some(Headers { key, kind, fragment: Some(fragment), ..*headers })
 }
 
 /// The frame that the receiver of this one, at that port, would answer with. None for TCP, whose
@@ -224,13 +343,14 @@ fn way_back(headers: &Headers, port: PortId, snapshot: &Snapshot) -> Option<Head
 }
 
 impl Seen {
-    fn note(&mut self, headers: &Headers, verdict: &Verdict) {
-        self.reasons.extend(verdict.drop_reason());
-        self.would_drop += u64::from(verdict.would_drop.is_some());
-        self.floods += u64::from(verdict.action == Action::Flood);
+    fn note(&mut self, headers: &Headers, ruling: &Ruling) {
+        let is_forwarded = ruling.fate.is_ok();
+        self.reasons.extend(ruling.fate.as_ref().err());
+        self.would_drop += u64::from(ruling.would_drop.is_some());
+        self.floods += u64::from(ruling.fate.as_ref().is_ok_and(|ports| ports.len() > 1));
         let is_error = matches!(headers.kind, Kind::IcmpError(_));
-        self.related_errors +=
-            u64::from(is_error && verdict.would_drop.is_none() && verdict.is_forwarded());
-        self.non_ip_forwarded += u64::from(headers.kind == Kind::NonIp && verdict.is_forwarded());
+        self.related_errors += u64::from(is_error && ruling.would_drop.is_none() && is_forwarded);
+        self.non_ip_forwarded += u64::from(headers.kind == Kind::NonIp && is_forwarded);
+        self.later_fragments += u64::from(headers.kind == Kind::LaterFragment && is_forwarded);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use firedoor_classifier::extract::{Embedded, Headers, Kind, Nd, NdMessage, TcpFields};
+use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind, Nd, NdMessage, TcpFields};
 use firedoor_classifier::key::to_bits;
 use firedoor_classifier::snapshot::{
     Conditions, Direction, FlagMatch, Kind as WorkloadKind, Lane, Mode, Prefix, Rule, RuleAction,
@@ -57,6 +57,7 @@ impl Iterator for Events<'_> {
             9 | 10 => Event::Reply(choices.below(8).into()),
             11 => Event::Error(choices.below(8).into(), choices.is()),
             12 => Event::Wait(u64::from(choices.byte()) * 25),
+            13 => Event::Part(choices.below(4).into(), choices.fragment()),
             _ => {
                 choices.change(&mut self.snapshot);
                 Event::Change(Box::new(self.snapshot.clone()))
@@ -92,6 +93,7 @@ impl Choices<'_> {
             midstream: self.is(),
             mac_ageing_secs: 5,
             timeouts: ENDLESS,
+            fragment_timeout_secs: 2,
             ..Settings::default()
         };
         let mut snapshot = Snapshot {
@@ -277,6 +279,21 @@ impl Choices<'_> {
             _ => {}
         }
         headers
+    }
+
+    /// One of few places, so that parts of packets meet.
+    fn fragment(&mut self) -> Fragment {
+        let (offset, len, more) = self.one_of([
+            (0, 16, true),
+            (16, 16, true),
+            (32, 16, false),
+            (0, 24, true),
+            (8, 16, true),
+            (16, 16, false),
+            (32, 24, false),
+            (48, 8, true),
+        ]);
+        Fragment { id: self.below(2).into(), offset, len, more }
     }
 
     fn mac(&mut self) -> MacAddr {
