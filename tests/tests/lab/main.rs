@@ -9,6 +9,7 @@
 mod cost;
 mod failure;
 mod fixture;
+mod fragments;
 mod policy;
 mod traffic;
 
@@ -23,7 +24,8 @@ type Test = (&'static str, &'static [&'static str], fn() -> Shown);
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let tests = [traffic::TESTS, policy::TESTS, failure::TESTS, cost::TESTS].concat();
+    let tests =
+        [traffic::TESTS, fragments::TESTS, policy::TESTS, failure::TESTS, cost::TESTS].concat();
     let trials = tests.into_iter().map(|(name, needs, test)| trial(name, needs, test)).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
