@@ -146,11 +146,19 @@ impl Triplets {
     fn install(&mut self, next: Snapshot) {
         self.snapshot = Snapshot { epoch: self.snapshot.epoch + 1, ..next };
         self.cached.pipeline.set_policy(policy(&self.snapshot));
+        self.renew_uncached();
         let expected = sorted(self.oracle.forget_waiting());
         self.oracle.install(self.snapshot.clone());
         for worker in [&mut self.cached, &mut self.uncached] {
             assert_eq!(sorted(worker.forget_waiting(&self.snapshot, self.now)), expected);
         }
+    }
+
+    /// Puts the same policy in force again under another epoch, so that nothing cached counts.
+    fn renew_uncached(&mut self) {
+        self.epoch += 1;
+        let snapshot = Snapshot { epoch: self.epoch, ..self.snapshot.clone() };
+        self.uncached.pipeline.set_policy(policy(&snapshot));
     }
 
     fn wait(&mut self, ms: u64) {
@@ -175,9 +183,7 @@ impl Triplets {
     }
 
     fn arrive_alike(&mut self, number: usize, headers: &Headers) -> Fates {
-        self.epoch += 1;
-        let snapshot = Snapshot { epoch: self.epoch, ..self.snapshot.clone() };
-        self.uncached.pipeline.set_policy(policy(&snapshot));
+        self.renew_uncached();
         let expected = self.oracle.arrive(number, headers, self.now);
         let uncached = self.uncached.arrive(number, headers, self.now);
         assert_eq!(uncached, expected, "uncached and oracle on {headers:?}");
