@@ -6,13 +6,13 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use firedoor_benches::scene::{CLIENT, SERVER, requests};
 use firedoor_benches::switch::NOW;
-use firedoor_classifier::connections::{Commit, Connections, Lookup};
+use firedoor_classifier::connections::{Commit, Connections, Limits, Lookup};
 use firedoor_classifier::extract::{Headers, extract};
 use firedoor_classifier::snapshot::Timeouts;
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::{MacAddr, Nanos};
 
-const MAX: u32 = 262_144;
+const MAX: u32 = 1 << 20;
 const SEED: u64 = 1;
 /// Connections per client address.
 const PER_ADDRESS: u16 = 1_000;
@@ -36,8 +36,13 @@ fn commit(reply_mac: MacAddr) -> Commit {
     Commit { output: SERVER, reply_mac, cause: Cause::Default, would_drop: None, epoch: 1 }
 }
 
+fn empty() -> Connections {
+    let limits = Limits { connections: MAX, per_port: MAX, timeouts: Timeouts::default() };
+    Connections::with_seed(limits, SEED)
+}
+
 fn table(entries: &[Headers]) -> Connections {
-    let mut connections = Connections::with_seed(MAX, Timeouts::default(), SEED);
+    let mut connections = empty();
     for headers in entries {
         let made = connections.commit(headers, commit(headers.key.eth_dst), 60, NOW);
         made.expect("there is room");
@@ -79,7 +84,7 @@ fn hit(criterion: &mut Criterion) {
 /// A connection begins in each millisecond, and one that began half a minute before times out.
 fn turnover(criterion: &mut Criterion) {
     let entries = headers(100_000);
-    let mut connections = Connections::with_seed(MAX, Timeouts::default(), SEED);
+    let mut connections = empty();
     let mut frames = entries.iter().cycle();
     let mut now = 1_000_000;
     criterion.bench_function("connections/insert and expire", |bencher| {

@@ -71,7 +71,7 @@ impl Pipeline {
     pub fn new(policy: Arc<Policy>) -> Self {
         let settings = policy.settings();
         Self {
-            connections: Connections::new(settings.connections_per_worker(), settings.timeouts),
+            connections: Connections::new(settings.connection_limits()),
             cache: FlowCache::new(settings.max_flows),
             fdb: Fdb::new(settings.mac_ageing_secs),
             memo: Memo::default(),
@@ -91,7 +91,7 @@ impl Pipeline {
         if old.max_flows != new.max_flows {
             self.cache = FlowCache::new(new.max_flows);
         }
-        self.connections.configure(new.connections_per_worker(), new.timeouts);
+        self.connections.configure(new.connection_limits());
         self.fdb.set_ageing(new.mac_ageing_secs);
         self.fdb.retain(|vlan, mac, port| {
             may_learn(&policy, port, mac) && policy.vlan(vlan).is_some_and(|vlan| vlan.has(port))
@@ -129,6 +129,7 @@ impl Pipeline {
             headers.key.vlan = vlan.unwrap_or(headers.key.vlan);
         }
         self.connections.prepare(&*burst, &mut self.hints);
+        self.connections.prepare_to_observe(&self.hints);
         let hints = &self.hints;
         let unknown = |(at, headers)| {
             let is_known = hints.get(at).is_some_and(Hint::is_found);
@@ -222,7 +223,7 @@ impl Pipeline {
             Lookup::Current(hit) if !self.has_moved(&hit, &headers.key, now) => {
                 self.stats.connection_hits += 1;
                 self.connections.observe(&hit, headers, bytes, now);
-                forward_by(&hit)
+                self.forward_by(&hit)
             }
             Lookup::Current(hit) | Lookup::Stale(hit) => self.rejudge(hit, frame),
             Lookup::Invalid(reason) => self.judge_invalid(reason, frame),
@@ -358,7 +359,8 @@ impl Pipeline {
         let (Lookup::Current(hit) | Lookup::Stale(hit)) = found else { return None };
         let original = self.connections.original(hit.id)?;
         if matches!(found, Lookup::Current(_)) && !self.has_moved(&hit, &original, now) {
-            return Some(Related { output: hit.output, cause: hit.cause });
+            let (cause, _) = self.connections.verdict(hit.id);
+            return Some(Related { output: hit.output, cause });
         }
         let verdict = self.judge_again(&as_first(original), now);
         let output = match (verdict.action, hit.side) {
@@ -390,6 +392,11 @@ impl Pipeline {
         hit.side == Side::Original
             && learns()
             && self.fdb.port(vlan, eth_dst, now).is_some_and(|port| port != hit.output)
+    }
+
+    fn forward_by(&self, hit: &Hit) -> Verdict {
+        let (cause, would_drop) = self.connections.verdict(hit.id);
+        Verdict { action: Action::Forward(hit.output), cause, would_drop }
     }
 
     fn commit(&self, output: PortId, original: &FlowKey, verdict: &Verdict) -> Commit {
@@ -434,10 +441,6 @@ pub(crate) fn opening(policy: &Policy, headers: &Headers) -> Opening {
     } else {
         Opening::Untracked
     }
-}
-
-fn forward_by(hit: &Hit) -> Verdict {
-    Verdict { action: Action::Forward(hit.output), cause: hit.cause, would_drop: hit.would_drop }
 }
 
 /// The headers of the frame that began a connection, as far as policy looks at them.

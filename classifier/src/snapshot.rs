@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::connections::Limits;
 use crate::mac::MacAddr;
 
 /// A port's number within one switch. Stays with the workload's name from snapshot to snapshot.
@@ -86,6 +87,8 @@ pub struct Settings {
     pub frames: u32,
     /// Bound on live connections of the switch.
     pub max_connections: u32,
+    /// Bound on those of them that frames of one port began.
+    pub max_connections_per_port: u32,
     /// Bound on flow cache entries per worker.
     pub max_flows: u32,
     /// Most upcalls a second that the frames of one port get, per worker.
@@ -108,9 +111,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Each worker's part of [`Settings::max_connections`].
-    pub fn connections_per_worker(&self) -> u32 {
-        self.max_connections.div_ceil(self.workers.max(1).into())
+    /// What bounds each worker's connections: its part of the switch's bounds.
+    pub fn connection_limits(&self) -> Limits {
+        let part = |whole: u32| whole.div_ceil(self.workers.max(1).into());
+        Limits {
+            connections: part(self.max_connections),
+            per_port: part(self.max_connections_per_port),
+            timeouts: self.timeouts,
+        }
     }
 }
 
@@ -120,6 +128,7 @@ impl Default for Settings {
             workers: 1,
             frames: 16_384,
             max_connections: 262_144,
+            max_connections_per_port: 131_072,
             max_flows: 65_536,
             upcalls_per_sec: 200_000,
             midstream: false,
@@ -157,19 +166,24 @@ pub struct Timeouts {
     pub other: u32,
 }
 
+impl Timeouts {
+    /// What holds where the config does not say.
+    pub const DEFAULT: Self = Self {
+        tcp_handshake: 30,
+        tcp_established: 7_440,
+        tcp_closing: 120,
+        tcp_time_wait: 60,
+        tcp_reset: 10,
+        udp_single: 30,
+        udp_both: 180,
+        icmp: 60,
+        other: 600,
+    };
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            tcp_handshake: 30,
-            tcp_established: 7_440,
-            tcp_closing: 120,
-            tcp_time_wait: 60,
-            tcp_reset: 10,
-            udp_single: 30,
-            udp_both: 180,
-            icmp: 60,
-            other: 600,
-        }
+        Self::DEFAULT
     }
 }
 

@@ -223,6 +223,8 @@ drop_reasons! {
     UpcallLimit = "upcall-limit", Limit, "its port begins more than upcalls_per_sec allows";
     /// Too many fragments wait for the first of their packet.
     FragmentsFull = "fragments-full", Limit, "too many fragments wait for the first of their packet";
+    /// The port has begun as many connections as it may.
+    PortConnectionsFull = "port-connections-full", Limit, "its port has used up its share of the connection table";
     /// No frame was left in the umem for a copy.
     NoFrame = "no-frame", Limit, "the umem had no free frame";
     /// The output port's queue is full.

@@ -257,12 +257,15 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
     let default = Settings::default();
     let name = table.name("name = \"lab0\"");
     let mode = table.choice("mode", &MODES).unwrap_or_default();
+    let max_connections =
+        table.number("max_connections", 1, 1 << 26).unwrap_or(default.max_connections);
     let settings = Settings {
         workers: table.number("workers", 1, 256).unwrap_or(default.workers),
         frames: frames(table).unwrap_or(default.frames),
-        max_connections: table
-            .number("max_connections", 1, 1 << 26)
-            .unwrap_or(default.max_connections),
+        max_connections,
+        max_connections_per_port: table
+            .number("max_connections_per_port", 1, max_connections)
+            .unwrap_or(max_connections.div_ceil(2)),
         max_flows: table.number("max_flows", 1, 1 << 24).unwrap_or(default.max_flows),
         upcalls_per_sec: table
             .number("upcalls_per_sec", 1, 1_000_000_000)

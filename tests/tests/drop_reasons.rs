@@ -96,6 +96,7 @@ fn scenes() -> Vec<(DropReason, fn() -> u64)> {
         (DropReason::TooBig, a_frame_above_the_mtu),
         (DropReason::NoPolicy, a_port_without_a_workload),
         (DropReason::ConnectionsFull, more_connections_than_fit),
+        (DropReason::PortConnectionsFull, more_connections_than_a_port_may_have),
         (DropReason::UpcallLimit, more_questions_than_the_port_may_ask),
         (DropReason::NoFrame, a_copy_without_a_free_frame),
         (DropReason::TxFull, a_receiver_that_does_not_take),
@@ -171,6 +172,15 @@ fn more_questions_than_the_port_may_ask() -> u64 {
         fabric.send("web", &build::arp_request(mac(1), web, api));
     }
     counted(fabric, DropReason::UpcallLimit)
+}
+
+/// There is room for others.
+fn more_connections_than_a_port_may_have() -> u64 {
+    let mut small = snapshot(CONFIG);
+    small.settings.max_connections_per_port = 4;
+    let mut fabric = Fabric::of(small);
+    (50_000..50_005).for_each(|port| handshake_from(&mut fabric, port, true));
+    counted(fabric, DropReason::PortConnectionsFull)
 }
 
 fn a_copy_without_a_free_frame() -> u64 {

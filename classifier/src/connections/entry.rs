@@ -1,8 +1,11 @@
-//! One connection as it lies in memory.
+//! One connection as it lies in memory: three parts, by how often they are touched.
+//!
+//! A lookup needs [`Identity`] alone, which is one cache line. A frame that passes writes
+//! [`Activity`], another one. [`Record`] is for what happens less often than by the frame.
 
 use super::key::{FrameKey, Key};
 use super::tcp::{Segment, Step, Tcp, TcpState};
-use super::timers::Class;
+use super::timers::{Class, Stamp};
 use super::{Commit, ConnectionId, ConnectionInfo, Hit, Side};
 use crate::extract::Headers;
 use crate::key::FlowKey;
@@ -36,6 +39,47 @@ pub(super) enum State {
 }
 
 impl State {
+    /// All, in the order of their codes.
+    pub(super) const ALL: [Self; 17] = [
+        Self::Free,
+        Self::UdpSingle,
+        Self::UdpBoth,
+        Self::Icmp,
+        Self::OtherSingle,
+        Self::OtherBoth,
+        Self::Tcp(TcpState::SynSent),
+        Self::Tcp(TcpState::SynReceived),
+        Self::Tcp(TcpState::SynCrossed),
+        Self::Tcp(TcpState::SynCrossedOriginal),
+        Self::Tcp(TcpState::SynCrossedReply),
+        Self::Tcp(TcpState::Established),
+        Self::Tcp(TcpState::FinOriginal),
+        Self::Tcp(TcpState::FinReply),
+        Self::Tcp(TcpState::Closing),
+        Self::Tcp(TcpState::TimeWait),
+        Self::Tcp(TcpState::Reset),
+    ];
+
+    /// Codes are below this power of two.
+    pub(super) const CODES: usize = 32;
+
+    /// Five bits that stand for it.
+    const fn code(self) -> u8 {
+        match self {
+            Self::Free => 0,
+            Self::UdpSingle => 1,
+            Self::UdpBoth => 2,
+            Self::Icmp => 3,
+            Self::OtherSingle => 4,
+            Self::OtherBoth => 5,
+            Self::Tcp(state) => 6 + state as u8,
+        }
+    }
+
+    fn of_code(code: u8) -> Self {
+        Self::ALL.get(usize::from(code)).copied().unwrap_or(Self::Free)
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Free => "free",
@@ -94,32 +138,54 @@ impl PackedCause {
     }
 }
 
-/// One connection, or a free slot. 152 bytes; `since` is in whole seconds and the ethertype follows
-/// from the addresses, to keep it there.
+/// What a frame is compared with: one cache line.
 #[derive(Clone, Copy)]
-pub(super) struct Entry {
-    pub(super) key: Key,
-    epoch: u64,
+#[repr(C, align(64))]
+pub(super) struct Identity {
+    /// The key's addresses.
+    addresses: [u64; 4],
+    /// The key's rest. Its lowest byte, which is zero there, holds the [state's code](State::code)
+    /// and, in its highest bit, the first frame's [`FrameKey::turned`].
+    rest: u64,
+    /// The MAC addresses of the original and of the reply side.
+    macs: [MacAddr; 2],
+    /// Their ports.
+    ports: [PortId; 2],
+    /// The lower half of the verdict's epoch. No connection sleeps through 2³² policies.
+    epoch: u32,
     /// When a frame last kept it alive.
-    pub(super) last: Nanos,
+    last: Stamp,
+}
+
+/// What every frame that passes changes: one cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Activity {
     frames: [u64; 2],
     bytes: [u64; 2],
     tcp: Tcp,
-    since_secs: u32,
-    /// Neighbours in its timeout class, or the next free slot.
+}
+
+/// What else is known.
+#[derive(Clone, Copy)]
+pub(super) struct Record {
+    /// Neighbours in its list, or the next free slot.
     pub(super) previous: u32,
     pub(super) next: u32,
     cause: PackedCause,
-    /// The ports of the original and of the reply side.
-    ports: [PortId; 2],
-    /// Their MAC addresses.
-    macs: [MacAddr; 2],
-    pub(super) state: State,
+    /// When it began, in seconds.
+    since: u32,
     would_drop: Option<DropReason>,
-    /// The first frame's [`FrameKey::turned`].
-    turned: bool,
     /// The first frame's TCP flags: rules may have asked for them.
     tcp_flags: u8,
+}
+
+/// One connection: 64, 64 and 20 bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) identity: Identity,
+    pub(super) activity: Activity,
+    pub(super) record: Record,
 }
 
 impl Entry {
@@ -131,7 +197,7 @@ impl Entry {
         bytes: usize,
         now: Nanos,
     ) -> Self {
-        let (tcp, state) = match frame.key.protocol {
+        let (tcp, state) = match frame.key.protocol() {
             protocol::TCP => {
                 let (tcp, state) = Tcp::begin(&Segment::of(headers));
                 (tcp, State::Tcp(state))
@@ -140,36 +206,121 @@ impl Entry {
             protocol::ICMP | protocol::ICMPV6 => (Tcp::default(), State::Icmp),
             _ => (Tcp::default(), State::OtherSingle),
         };
-        Self {
-            key: frame.key,
-            epoch: commit.epoch,
-            last: now,
-            frames: [1, 0],
-            bytes: [bytes as u64, 0],
-            tcp,
-            since_secs: (now.0 / Nanos::from_secs(1).0).try_into().unwrap_or(u32::MAX),
+        let FrameKey { key, turned } = frame;
+        let identity = Identity {
+            addresses: key.addresses,
+            rest: key.rest | u64::from(state.code()) | u64::from(turned) << 7,
+            macs: [headers.key.eth_src, commit.reply_mac],
+            ports: [headers.key.ingress, commit.output],
+            epoch: commit.epoch as u32,
+            last: Stamp::of(now),
+        };
+        let record = Record {
             previous: NIL,
             next: NIL,
             cause: PackedCause::pack(commit.cause),
-            ports: [headers.key.ingress, commit.output],
-            macs: [headers.key.eth_src, commit.reply_mac],
-            state,
+            since: (now.0 / Nanos::from_secs(1).0).try_into().unwrap_or(u32::MAX),
             would_drop: commit.would_drop,
-            turned: frame.turned,
             tcp_flags: headers.key.tcp_flags,
+        };
+        let activity = Activity { frames: [1, 0], bytes: [bytes as u64, 0], tcp };
+        Self { identity, activity, record }
+    }
+
+    /// The flow key of its first frame. Extraction refuses IPv4-mapped addresses in IPv6 headers, so
+    /// an address tells its ethertype.
+    pub(super) fn original(&self) -> FlowKey {
+        let identity = &self.identity;
+        let key = identity.key();
+        let direction = key.direction(identity.turned());
+        let is_ipv4 = direction.src >> 32 == 0xffff;
+        let ([ingress, _], [eth_src, eth_dst]) = (identity.ports, identity.macs);
+        FlowKey {
+            ingress,
+            vlan: key.vlan(),
+            ether_type: if is_ipv4 { ether_type::IPV4 } else { ether_type::IPV6 },
+            protocol: key.protocol(),
+            tcp_flags: self.record.tcp_flags,
+            eth_dst,
+            eth_src,
+            src: direction.src,
+            dst: direction.dst,
+            src_port: direction.src_port,
+            dst_port: direction.dst_port,
         }
     }
 
+    /// What there is to tell of it. `epoch` is any that is not before its own.
+    pub(super) fn info(&self, epoch: u64, now: Nanos) -> ConnectionInfo {
+        let [_, output] = self.identity.ports;
+        let (cause, would_drop) = self.record.verdict();
+        ConnectionInfo {
+            original: self.original(),
+            output,
+            state: self.identity.state().name(),
+            cause,
+            would_drop,
+            epoch: epoch.saturating_sub((epoch as u32).wrapping_sub(self.identity.epoch).into()),
+            frames: self.activity.frames,
+            bytes: self.activity.bytes,
+            since: Nanos::from_secs(self.record.since.into()),
+            last: self.identity.last.before(now),
+        }
+    }
+}
+
+impl Identity {
     pub(super) const fn is_free(&self) -> bool {
-        matches!(self.state, State::Free)
+        self.code() == State::Free.code()
+    }
+
+    #[inline]
+    pub(super) fn has_key(&self, key: &Key) -> bool {
+        self.addresses == key.addresses && self.rest & !0xff == key.rest
+    }
+
+    pub(super) const fn key(&self) -> Key {
+        Key { addresses: self.addresses, rest: self.rest & !0xff }
+    }
+
+    pub(super) fn state(&self) -> State {
+        State::of_code(self.code())
+    }
+
+    pub(super) const fn set_state(&mut self, state: State) {
+        self.rest = self.rest & !0x7f | state.code() as u64;
+    }
+
+    /// The state's code: five bits.
+    pub(super) const fn code(&self) -> u8 {
+        (self.rest & 0x7f) as u8
+    }
+
+    const fn turned(&self) -> bool {
+        self.rest & 0x80 != 0
+    }
+
+    pub(super) const fn last(&self) -> Stamp {
+        self.last
+    }
+
+    pub(super) const fn set_last(&mut self, last: Stamp) {
+        self.last = last;
+    }
+
+    /// The port of the original side, which the connection is charged to.
+    pub(super) const fn payer(&self) -> PortId {
+        let [original, _] = self.ports;
+        original
     }
 
     /// The side that a frame turned like this is from.
     pub(super) const fn side(&self, turned: bool) -> Side {
-        if turned == self.turned { Side::Original } else { Side::Reply }
+        if turned == self.turned() { Side::Original } else { Side::Reply }
     }
 
     /// Whether a frame of `side` comes by that side's port and between the two MAC addresses.
+    #[inline]
     pub(super) fn binds(&self, side: Side, key: &FlowKey) -> bool {
         let [original, reply] = self.macs;
         let (src, dst) = match side {
@@ -179,75 +330,21 @@ impl Entry {
         key.ingress == self.port(side) && key.eth_src == src && key.eth_dst == dst
     }
 
-    /// What a TCP segment of `side` would do; `None` for other protocols.
-    pub(super) fn judge(&self, side: Side, headers: &Headers) -> Option<Step> {
-        match self.state {
-            State::Tcp(state) => Some(self.tcp.judge(state, side, &Segment::of(headers))),
-            _ => None,
-        }
-    }
-
-    /// Counts a frame and follows what it says. Returns the state that the frame keeps alive, or
-    /// `None` if it keeps nothing alive.
-    pub(super) fn observe(&mut self, side: Side, headers: &Headers, bytes: usize) -> Option<State> {
-        let [original_frames, reply_frames] = &mut self.frames;
-        let [original_bytes, reply_bytes] = &mut self.bytes;
-        let (frames, total) = match side {
-            Side::Original => (original_frames, original_bytes),
-            Side::Reply => (reply_frames, reply_bytes),
-        };
-        *frames = frames.saturating_add(1);
-        *total = total.saturating_add(bytes as u64);
-        match self.state {
-            State::Tcp(state) => match self.tcp.observe(state, side, &Segment::of(headers)) {
-                Step::To(state) => Some(State::Tcp(state)),
-                _ => None,
-            },
-            State::UdpSingle if side == Side::Reply => Some(State::UdpBoth),
-            State::OtherSingle if side == Side::Reply => Some(State::OtherBoth),
-            state => Some(state),
-        }
-    }
-
     /// Puts it under another verdict.
-    pub(super) fn renew(&mut self, commit: &Commit) {
+    pub(super) const fn renew(&mut self, commit: &Commit) {
         let [_, reply_port] = &mut self.ports;
         *reply_port = commit.output;
         let [_, reply_mac] = &mut self.macs;
         *reply_mac = commit.reply_mac;
-        self.cause = PackedCause::pack(commit.cause);
-        self.would_drop = commit.would_drop;
-        self.epoch = commit.epoch;
+        self.epoch = commit.epoch as u32;
     }
 
     pub(super) const fn is_of_epoch(&self, epoch: u64) -> bool {
-        self.epoch == epoch
+        self.epoch == epoch as u32
     }
 
-    pub(super) fn hit(&self, id: u32, side: Side) -> Hit {
-        Hit {
-            id: ConnectionId(id),
-            side,
-            output: self.port(side.other()),
-            cause: self.cause.unpack(),
-            would_drop: self.would_drop,
-        }
-    }
-
-    pub(super) fn info(&self) -> ConnectionInfo {
-        let [_, output] = self.ports;
-        ConnectionInfo {
-            original: self.original(),
-            output,
-            state: self.state.name(),
-            cause: self.cause.unpack(),
-            would_drop: self.would_drop,
-            epoch: self.epoch,
-            frames: self.frames,
-            bytes: self.bytes,
-            since: Nanos::from_secs(u64::from(self.since_secs)),
-            last: self.last,
-        }
+    pub(super) const fn hit(&self, id: u32, side: Side) -> Hit {
+        Hit { id: ConnectionId(id), side, output: self.port(side.other()) }
     }
 
     const fn port(&self, side: Side) -> PortId {
@@ -257,25 +354,80 @@ impl Entry {
             Side::Reply => reply,
         }
     }
+}
 
-    /// The flow key of its first frame. Extraction refuses IPv4-mapped addresses
-    /// in IPv6 headers, so an address tells its ethertype.
-    pub(super) fn original(&self) -> FlowKey {
-        let direction = self.key.direction(self.turned);
-        let is_ipv4 = direction.src >> 32 == 0xffff;
-        let ([ingress, _], [eth_src, eth_dst]) = (self.ports, self.macs);
-        FlowKey {
-            ingress,
-            vlan: self.key.vlan(),
-            ether_type: if is_ipv4 { ether_type::IPV4 } else { ether_type::IPV6 },
-            protocol: self.key.protocol,
-            tcp_flags: self.tcp_flags,
-            eth_dst,
-            eth_src,
-            src: direction.src,
-            dst: direction.dst,
-            src_port: direction.src_port,
-            dst_port: direction.dst_port,
+impl Activity {
+    /// Reads a word of it.
+    pub(super) const fn touch(&self) -> u32 {
+        let [frames, _] = self.frames;
+        frames as u32
+    }
+
+    /// What a TCP segment of `side` would do in this state.
+    pub(super) fn judge(&self, state: TcpState, side: Side, headers: &Headers) -> Step {
+        self.tcp.judge(state, side, &Segment::of(headers))
+    }
+
+    /// Counts a frame and follows what it says. Returns the state that the frame keeps alive, or
+    /// `None` if it keeps nothing alive.
+    pub(super) fn observe(
+        &mut self,
+        state: State,
+        side: Side,
+        headers: &Headers,
+        bytes: usize,
+    ) -> Option<State> {
+        let [original_frames, reply_frames] = &mut self.frames;
+        let [original_bytes, reply_bytes] = &mut self.bytes;
+        let (frames, total) = match side {
+            Side::Original => (original_frames, original_bytes),
+            Side::Reply => (reply_frames, reply_bytes),
+        };
+        *frames = frames.saturating_add(1);
+        *total = total.saturating_add(bytes as u64);
+        match state {
+            State::Tcp(state) => match self.tcp.observe(state, side, &Segment::of(headers)) {
+                Step::To(state) => Some(State::Tcp(state)),
+                _ => None,
+            },
+            State::UdpSingle if side == Side::Reply => Some(State::UdpBoth),
+            State::OtherSingle if side == Side::Reply => Some(State::OtherBoth),
+            state => Some(state),
         }
+    }
+}
+
+impl Record {
+    /// Puts it under another verdict.
+    pub(super) const fn renew(&mut self, commit: &Commit) {
+        self.cause = PackedCause::pack(commit.cause);
+        self.would_drop = commit.would_drop;
+    }
+
+    /// The verdict's cause, and what it would have been dropped for.
+    pub(super) const fn verdict(&self) -> (Cause, Option<DropReason>) {
+        (self.cause.unpack(), self.would_drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_keep_to_their_sizes() {
+        assert_eq!(
+            (size_of::<Identity>(), size_of::<Activity>(), size_of::<Record>()),
+            (64, 64, 20)
+        );
+    }
+
+    #[test]
+    fn codes_number_the_states() {
+        for (code, state) in State::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(state.code()), code);
+            assert_eq!(State::of_code(state.code()), state);
+        }
+        assert!(State::ALL.len() <= State::CODES);
     }
 }

@@ -17,20 +17,43 @@
 //! state has its timeout ([`timers`]); an entry that has timed out is not found, even before it is
 //! removed. A new timeout holds for all entries at once.
 //!
-//! **How many.** At most `max`. When full, what has timed out goes first, then the least recently
-//! used half-open TCP, then UDP and other protocols of one direction, ICMP queries, and TCP that was
-//! reset or closed. Established TCP, and UDP and other protocols of both directions, stay, and the
-//! newcomer is refused with [`DropReason::ConnectionsFull`].
+//! **How many.** At most [`Limits::connections`], and of those that one port's frames began at most
+//! [`Limits::per_port`]. Nobody can make the switch forget what two sides have agreed on, and nobody
+//! pays for another's flood:
 //!
-//! **What it costs.** 152 bytes an entry and five to eleven for the index: at most 160 in all when
-//! full ([`table`]). Lookups allocate nothing and change nothing; frames change one entry, and its
-//! neighbours by age once a second. Nothing pauses for growth or expiry.
+//! - A connection is charged to the port that its first frame came in by. Nothing else is a port's to
+//!   choose: addresses and ports of frames are.
+//! - What has timed out goes before anything else.
+//! - A port that has used up its share makes room by itself: its own half-open TCP gives way first,
+//!   then UDP and other protocols of one direction, ICMP queries, then TCP that was reset or closed,
+//!   and last UDP and other protocols of both directions that have been silent for two minutes; of
+//!   each, the least recently used. If it has none of these, its newcomer is refused with
+//!   [`DropReason::PortConnectionsFull`].
+//! - When the table is full, a *fair share* is the bound by the number of ports that have connections.
+//!   A port above it makes room by itself. One below it takes what gives way first (silent ones
+//!   excepted) from a port above it, and only if there is none, from itself. Since a full table's mean
+//!   is the fair share, either some port is above it or all are at it. So a flood eats its own
+//!   connections as soon as it has its fair share; a port that holds less loses nothing to it, not
+//!   even half-open handshakes; and a newcomer finds room as long as somebody holds too much. If
+//!   nothing gives way, it is refused with [`DropReason::ConnectionsFull`].
+//! - Established TCP never gives way (RFC 5382 REQ-5), nor does anything of another port that two
+//!   sides have spoken in.
 //!
-//! Invariants: an entry is found by its key's one hash and stands in its timeout's list exactly
-//! once; `created - ended` is the number of live entries.
+//! **What it costs.** A lookup touches two cache lines: one bucket of the [`index`], and the part of
+//! the [`entry`] that frames are compared with; letting the frame pass touches a third. Batches
+//! overlap these waits: see [`Hints`]. An entry takes 148 bytes and eight in the index: less than 160
+//! in all when full. Lookups allocate nothing and change nothing; frames change one entry, and its
+//! neighbours by age once a second. Nothing pauses for growth, which happens by segments of entries
+//! and shards of the index, or for expiry, which looks at what has timed out ([`timers`]).
+//!
+//! Invariants: an entry is found by its key's one hash and stands in one list exactly once;
+//! `created - ended` is the number of live entries.
 
 mod entry;
+mod index;
 mod key;
+mod shares;
+mod slab;
 mod table;
 mod tcp;
 #[cfg(test)]
@@ -38,12 +61,13 @@ mod tests;
 mod timers;
 
 use std::hash::{BuildHasher, RandomState};
+use std::hint::black_box;
 
-use self::entry::Entry;
+use self::entry::{Entry, Identity, State};
 use self::key::FrameKey;
 use self::table::Table;
 use self::tcp::{Control, Segment, Step};
-use self::timers::Class;
+use self::timers::{Class, IDLE, Stamp};
 use crate::extract::{Embedded, Headers};
 use crate::key::FlowKey;
 use crate::mac::MacAddr;
@@ -53,7 +77,7 @@ use crate::verdict::{Cause, DropReason};
 use crate::wire::protocol;
 
 /// Most expired connections that one commit into a full table removes: a bound on its time.
-const EXPIRED_PER_COMMIT: usize = 64;
+const EXPIRED_PER_COMMIT: u32 = 64;
 
 /// Most frames that [`Connections::prepare`] looks ahead.
 pub const BATCH: usize = 64;
@@ -61,11 +85,21 @@ pub const BATCH: usize = 64;
 /// All live connections of one worker. Bounded.
 pub struct Connections {
     table: Table,
-    max: u32,
-    timeouts: Timeouts,
+    limits: Limits,
     stats: ConnectionStats,
-    /// The class that the next [`Connections::expire`] begins with.
-    turn: usize,
+    /// The highest epoch of a commit.
+    epoch: u64,
+}
+
+/// What bounds a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most live connections.
+    pub connections: u32,
+    /// Most of them that were begun by frames of one port.
+    pub per_port: u32,
+    /// Timeouts by state.
+    pub timeouts: Timeouts,
 }
 
 /// Running totals of a table.
@@ -75,9 +109,9 @@ pub struct ConnectionStats {
     pub created: u64,
     /// Connections removed, for whatever reason.
     pub ended: u64,
-    /// Those of `ended` that had to give way to others because the table was full.
+    /// Those of `ended` that had to give way to others because the table or a share was full.
     pub evicted: u64,
-    /// Connections refused because the table was full.
+    /// Connections refused because the table or a share was full.
     pub refused: u64,
 }
 
@@ -123,10 +157,6 @@ pub struct Hit {
     pub side: Side,
     /// Where the frame goes.
     pub output: PortId,
-    /// Who allowed it.
-    pub cause: Cause,
-    /// Set if it lives only because of learn or audit mode.
-    pub would_drop: Option<DropReason>,
 }
 
 /// Handle of an entry.
@@ -171,7 +201,7 @@ pub struct Hint {
 }
 
 impl Hint {
-    /// Whether the frame's connection was in the table then.
+    /// Whether the table seemed to have the frame's connection then: hashes were compared, not keys.
     pub const fn is_found(&self) -> bool {
         self.id != entry::NIL
     }
@@ -236,24 +266,26 @@ impl ConnectionId {
 }
 
 impl Connections {
-    /// An empty table of at most `max` connections. Its hash is seeded by the operating system's
-    /// randomness, as the standard library's maps are.
-    pub fn new(max: u32, timeouts: Timeouts) -> Self {
-        Self::with_seed(max, timeouts, RandomState::new().hash_one(max))
+    /// An empty table. Its hash is seeded by the operating system's randomness, as the standard
+    /// library's maps are.
+    pub fn new(limits: Limits) -> Self {
+        Self::with_seed(limits, RandomState::new().hash_one(limits.connections))
     }
 
     /// Like [`Connections::new`], with a seed of the caller's. Whoever knows the seed can slow the
     /// table down.
-    pub fn with_seed(max: u32, timeouts: Timeouts, seed: u64) -> Self {
-        let table = Table::new(max, seed);
-        Self { table, max, timeouts, stats: ConnectionStats::default(), turn: 0 }
+    pub fn with_seed(limits: Limits, seed: u64) -> Self {
+        let table = Table::new(limits.connections, &limits.timeouts, seed);
+        Self { table, limits, stats: ConnectionStats::default(), epoch: 0 }
     }
 
-    /// Applies other limits. Timeouts hold at once, for live connections too. If more than `max`
-    /// are live they stay, and new ones are refused until enough have ended.
-    pub fn configure(&mut self, max: u32, timeouts: Timeouts) {
-        self.max = max;
-        self.timeouts = timeouts;
+    /// Applies other limits. Timeouts hold at once, for live connections too. If more than a bound
+    /// permits are live they stay, and new ones are refused until enough have ended.
+    pub fn configure(&mut self, limits: Limits) {
+        if limits.timeouts != self.limits.timeouts {
+            self.table.set_timeouts(&limits.timeouts);
+        }
+        self.limits = limits;
     }
 
     /// Finds the connection of a frame. Reads only: state moves in [`Connections::observe`], so a
@@ -262,61 +294,87 @@ impl Connections {
     /// `headers.key.vlan` is the VLAN domain. Cost: one hash, one probe, one entry; no allocation.
     pub fn lookup(&self, headers: &Headers, epoch: u64, now: Nanos) -> Lookup {
         let Some(frame) = FrameKey::of_frame(headers) else { return Lookup::Miss };
-        self.judge(headers, self.find_live(&frame, now), &frame, epoch)
+        let found = self.table.find(&frame.key, self.table.hash(&frame.key));
+        self.judge(headers, &frame, found, epoch, now)
     }
 
     /// Looks up to [`BATCH`] frames ahead, for [`Connections::lookup_hinted`]; further ones get no
     /// hint. Reads only.
+    ///
+    /// Every step is taken for all frames before the next one, and loads nothing that depends on
+    /// another frame, so that the processor waits for many cache lines at once.
     pub fn prepare<'a>(&self, frames: impl IntoIterator<Item = &'a Headers>, hints: &mut Hints) {
         hints.len = 0;
         for (hint, headers) in hints.hints.iter_mut().zip(frames) {
-            let frame = FrameKey::of_frame(headers);
-            let hash = frame.map_or(0, |frame| self.table.hash(&frame.key));
-            *hint = Hint { frame, hash, id: entry::NIL };
+            hint.frame = FrameKey::of_frame(headers);
+            hint.hash = hint.frame.as_ref().map_or(0, |frame| self.table.hash(&frame.key));
             hints.len += 1;
         }
-        for hint in hints.hints.iter_mut().take(hints.len) {
-            if let Some(frame) = &hint.frame
-                && let Some((id, _)) = self.table.find_hashed(&frame.key, hint.hash)
-            {
-                hint.id = id;
-            }
+        let mut touched = 0_u32;
+        let hints = hints.hints.get_mut(..hints.len).unwrap_or_default();
+        for hint in &*hints {
+            touched ^= self.table.touch_bucket(hint.hash);
         }
+        black_box(touched);
+        for hint in &mut *hints {
+            hint.id = self.table.candidate(hint.hash).unwrap_or(entry::NIL);
+        }
+        for hint in &*hints {
+            touched ^= self.table.touch_identity(hint.id);
+        }
+        black_box(touched);
+    }
+
+    /// Has at hand what [`Connections::observe`] will change, and what a TCP lookup reads, of frames
+    /// that were [prepared](Connections::prepare) for. Worth its while if most have connections.
+    pub fn prepare_to_observe(&self, hints: &Hints) {
+        let mut touched = 0_u32;
+        for hint in hints.hints.iter().take(hints.len) {
+            touched ^= self.table.touch_activity(hint.id);
+        }
+        black_box(touched);
     }
 
     /// [`Connections::lookup`] of a frame that [`Connections::prepare`] was shown: the same answer,
     /// whatever was committed, observed, removed or expired since.
     ///
     /// `hint` must be this frame's, and of this table.
+    #[inline]
     pub fn lookup_hinted(&self, headers: &Headers, hint: &Hint, epoch: u64, now: Nanos) -> Lookup {
         let Some(frame) = &hint.frame else { return Lookup::Miss };
         debug_assert_eq!(hint.frame, FrameKey::of_frame(headers));
-        let hinted = self.table.get(hint.id).filter(|entry| entry.key == frame.key);
+        let hinted = self.table.identity(hint.id).filter(|identity| identity.has_key(&frame.key));
         let found = match hinted {
-            Some(entry) => Some((hint.id, entry)),
-            None => self.table.find_hashed(&frame.key, hint.hash),
+            Some(identity) => Some((hint.id, identity)),
+            None => self.table.find(&frame.key, hint.hash),
         };
-        let live = found.filter(|(_, entry)| !self.has_expired(entry, now));
-        self.judge(headers, live, frame, epoch)
+        self.judge(headers, frame, found, epoch, now)
     }
 
+    #[inline]
     fn judge(
         &self,
         headers: &Headers,
-        found: Option<(u32, &Entry)>,
         frame: &FrameKey,
+        found: Option<(u32, &Identity)>,
         epoch: u64,
+        now: Nanos,
     ) -> Lookup {
-        let Some((id, entry)) = found else { return Lookup::Miss };
-        let side = entry.side(frame.turned);
-        if !entry.binds(side, &headers.key) {
+        let Some((id, identity)) = found else { return Lookup::Miss };
+        let side = identity.side(frame.turned);
+        if self.table.has_expired(identity, now) || !identity.binds(side, &headers.key) {
             return Lookup::Miss;
         }
-        match entry.judge(side, headers) {
-            Some(Step::Invalid) => Lookup::Invalid(DropReason::TcpState),
-            Some(Step::Anew) => Lookup::Miss,
-            Some(Step::To(_) | Step::Aside) | None => hit(entry, id, side, epoch),
+        if let State::Tcp(state) = identity.state()
+            && let Some(activity) = self.table.activity(id)
+        {
+            match activity.judge(state, side, headers) {
+                Step::Invalid => return Lookup::Invalid(DropReason::TcpState),
+                Step::Anew => return Lookup::Miss,
+                Step::To(_) | Step::Aside => {}
+            }
         }
+        hit(identity, id, side, epoch)
     }
 
     /// Finds the connection that an ICMP error's embedded packet belongs to. The error must go to
@@ -331,14 +389,24 @@ impl Connections {
         now: Nanos,
     ) -> Lookup {
         let Some(frame) = FrameKey::of_embedded(embedded, vlan) else { return Lookup::Miss };
-        let Some((id, entry)) = self.find_live(&frame, now) else { return Lookup::Miss };
-        hit(entry, id, entry.side(frame.turned).other(), epoch)
+        match self.table.find(&frame.key, self.table.hash(&frame.key)) {
+            Some((id, identity)) if !self.table.has_expired(identity, now) => {
+                hit(identity, id, identity.side(frame.turned).other(), epoch)
+            }
+            _ => Lookup::Miss,
+        }
     }
 
     /// The flow key of the frame that began a connection, its TCP flags included. `None` if it has
     /// ended.
     pub fn original(&self, id: ConnectionId) -> Option<FlowKey> {
-        self.table.get(id.0).map(Entry::original)
+        self.table.entry(id.0).map(|entry| entry.original())
+    }
+
+    /// Who allowed a connection, and what it would have been dropped for if it lives only because of
+    /// learn or audit mode. Good as long as the handle is.
+    pub fn verdict(&self, id: ConnectionId) -> (Cause, Option<DropReason>) {
+        self.table.record(id.0).map_or((Cause::Switch, None), entry::Record::verdict)
     }
 
     /// Whether this frame may begin a connection: any UDP, ICMP request or unknown protocol; a TCP
@@ -347,7 +415,7 @@ impl Connections {
     /// verdict.
     pub fn may_begin(headers: &Headers, midstream: bool) -> bool {
         let Some(frame) = FrameKey::of_frame(headers) else { return false };
-        match frame.key.protocol {
+        match frame.key.protocol() {
             protocol::TCP => match Segment::of(headers).control {
                 Control::Syn => true,
                 Control::Rst | Control::Bogus => false,
@@ -363,7 +431,8 @@ impl Connections {
     /// settings, nothing is recorded, and the handle is [`ConnectionId::NONE`].
     ///
     /// # Errors
-    /// [`DropReason::ConnectionsFull`] when the bound is reached and nothing may be evicted.
+    /// [`DropReason::ConnectionsFull`] or [`DropReason::PortConnectionsFull`] when a bound is reached
+    /// and nothing may be evicted.
     pub fn commit(
         &mut self,
         headers: &Headers,
@@ -375,29 +444,42 @@ impl Connections {
         if !Self::may_begin(headers, true) {
             return Ok(ConnectionId::NONE);
         }
-        if let Some((old, _)) = self.table.find(&frame.key) {
-            self.end(old);
-        } else if !self.make_room(now) {
+        let hash = self.table.hash(&frame.key);
+        let port = headers.key.ingress;
+        let old = self.table.find(&frame.key, hash).map(|(id, old)| (id, old.payer()));
+        if old.is_none_or(|(_, payer)| payer != port)
+            && let Err(reason) = self.make_room(port, now)
+        {
             self.stats.refused += 1;
-            return Err(DropReason::ConnectionsFull);
+            return Err(reason);
+        }
+        if let Some((old, _)) = old {
+            self.end(old);
         }
         self.stats.created += 1;
-        Ok(ConnectionId(self.table.insert(Entry::begin(frame, headers, &commit, bytes, now))))
+        self.epoch = self.epoch.max(commit.epoch);
+        let entry = Entry::begin(frame, headers, &commit, bytes, now);
+        Ok(ConnectionId(self.table.insert(entry, hash, now)))
     }
 
     /// Lets a forwarded frame of `bytes` bytes move its connection's state and counters.
     pub fn observe(&mut self, hit: &Hit, headers: &Headers, bytes: usize, now: Nanos) {
         let ConnectionId(id) = hit.id;
-        let Some(entry) = self.table.get_mut(id) else { return };
-        if let Some(state) = entry.observe(hit.side, headers, bytes) {
-            self.table.touch(id, state, now);
+        let Some(state) = self.table.identity(id).map(Identity::state) else { return };
+        let Some(activity) = self.table.activity_mut(id) else { return };
+        if let Some(state) = activity.observe(state, hit.side, headers, bytes) {
+            self.table.refresh(id, state, now);
         }
     }
 
     /// Renews a stale entry under a new verdict.
     pub fn refresh(&mut self, id: ConnectionId, commit: Commit) {
-        if let Some(entry) = self.table.get_mut(id.0) {
-            entry.renew(&commit);
+        self.epoch = self.epoch.max(commit.epoch);
+        if let Some(identity) = self.table.identity_mut(id.0) {
+            identity.renew(&commit);
+            if let Some(record) = self.table.record_mut(id.0) {
+                record.renew(&commit);
+            }
         }
     }
 
@@ -407,17 +489,14 @@ impl Connections {
     }
 
     /// Forgets what has timed out, at most `limit` of them. Returns how many. Cost: one step per
-    /// connection forgotten, and one per timeout.
+    /// connection forgotten, and a bounded number of looks at lists in which nothing has.
     pub fn expire(&mut self, now: Nanos, limit: usize) -> usize {
         let mut forgotten = 0;
-        self.turn = (self.turn + 1) % Class::ALL.len();
-        for class in Class::ALL.into_iter().cycle().skip(self.turn).take(Class::ALL.len()) {
-            while forgotten < limit
-                && let Some(id) = self.oldest_if_expired(class, now)
-            {
-                self.end(id);
-                forgotten += 1;
-            }
+        while forgotten < limit
+            && let Some(id) = self.table.next_expired(now)
+        {
+            self.end(id);
+            forgotten += 1;
         }
         forgotten
     }
@@ -430,6 +509,11 @@ impl Connections {
     /// Whether there is none.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Bytes that the table holds, spare ones included.
+    pub fn memory(&self) -> usize {
+        self.table.memory()
     }
 
     /// Running totals.
@@ -448,50 +532,85 @@ impl Connections {
         limit: usize,
         now: Nanos,
     ) -> (Vec<ConnectionInfo>, Option<usize>) {
-        let slots = self.table.slab().slots();
+        let slots = self.table.slots();
         let last = from.saturating_add(limit.max(1).saturating_mul(16)).min(slots);
         let mut page = Vec::new();
         let mut at = from;
         while at < last && page.len() < limit.max(1) {
-            let entry = u32::try_from(at).ok().and_then(|id| self.table.get(id));
-            page.extend(entry.filter(|entry| !self.has_expired(entry, now)).map(Entry::info));
+            let entry = u32::try_from(at).ok().and_then(|id| self.table.entry(id));
+            let live = entry.filter(|entry| !self.table.has_expired(&entry.identity, now));
+            page.extend(live.map(|entry| entry.info(self.epoch, now)));
             at += 1;
         }
         (page, (at < slots).then_some(at))
     }
 
-    /// The entry of a key, unless it has timed out.
-    fn find_live(&self, frame: &FrameKey, now: Nanos) -> Option<(u32, &Entry)> {
-        self.table.find(&frame.key).filter(|(_, entry)| !self.has_expired(entry, now))
-    }
-
-    fn has_expired(&self, entry: &Entry, now: Nanos) -> bool {
-        now.since(entry.last) >= entry.state.class().timeout(&self.timeouts)
-    }
-
-    fn oldest_if_expired(&self, class: Class, now: Nanos) -> Option<u32> {
-        let (id, entry) = self.table.oldest(class)?;
-        self.has_expired(entry, now).then_some(id)
-    }
-
-    /// Makes sure that one more fits. What has timed out goes first, then what may be evicted; if
-    /// the bound was lowered below what lives, nothing is evicted.
-    fn make_room(&mut self, now: Nanos) -> bool {
-        let max = self.max as usize;
-        if self.len() < max {
-            return true;
+    /// Makes sure that one more of a port's fits. If a bound was lowered below what lives, nothing is
+    /// evicted for it.
+    fn make_room(&mut self, port: PortId, now: Nanos) -> Result<(), DropReason> {
+        let Limits { connections, per_port, .. } = self.limits;
+        let max = connections as usize;
+        if self.held(port) >= per_port {
+            self.expire_of(port, (self.held(port) - per_port + 1).min(EXPIRED_PER_COMMIT), now);
         }
-        self.expire(now, (self.len() - max + 1).min(EXPIRED_PER_COMMIT));
-        if self.len() != max {
-            return self.len() < max;
+        if self.len() >= max {
+            self.expire(now, (self.len() - max + 1).min(EXPIRED_PER_COMMIT as usize));
         }
-        let oldest = |class| self.table.oldest(class).map(|(id, _)| id);
+        if self.len() >= max {
+            self.expire_of(port, 1, now);
+        }
+        let (held, len) = (self.held(port), self.len());
+        if held >= per_port {
+            let may_evict = held == per_port && len <= max;
+            let has_room = may_evict && self.evict_from(port, true, now);
+            return if has_room { Ok(()) } else { Err(DropReason::PortConnectionsFull) };
+        }
+        if len < max || len == max && self.evict_fairly(port, now) {
+            Ok(())
+        } else {
+            Err(DropReason::ConnectionsFull)
+        }
+    }
+
+    fn held(&self, port: PortId) -> u32 {
+        self.table.shares().connections(port)
+    }
+
+    /// Makes a full table's room for a port: see the module's text on fair shares.
+    fn evict_fairly(&mut self, port: PortId, now: Nanos) -> bool {
+        let shares = self.table.shares();
+        let fair = self.limits.connections / shares.active_with(port);
+        let other = if shares.connections(port) < fair { shares.port_above(fair) } else { None };
+        match other {
+            Some(other) => self.evict_from(other, false, now),
+            None => self.evict_from(port, true, now),
+        }
+    }
+
+    /// Evicts what gives way first of a port's. `idle`: and what is silent.
+    fn evict_from(&mut self, port: PortId, idle: bool, now: Nanos) -> bool {
+        let oldest = |class| self.table.shares().oldest(port, class);
+        let is_idle = |&id: &u32| {
+            let last = self.table.identity(id).map(Identity::last);
+            last.is_some_and(|last| Stamp::of(now).since(last) > IDLE)
+        };
+        let silent = || Class::EVICTABLE_IF_IDLE.into_iter().filter_map(oldest).find(is_idle);
         let victim = Class::EVICTABLE.into_iter().find_map(oldest);
+        let victim = victim.or_else(|| if idle { silent() } else { None });
         if let Some(id) = victim {
             self.end(id);
             self.stats.evicted += 1;
         }
         victim.is_some()
+    }
+
+    /// Forgets up to `limit` of a port's connections that have timed out.
+    fn expire_of(&mut self, port: PortId, limit: u32, now: Nanos) {
+        for _ in 0..limit {
+            let expired = |class| self.table.expired_of(port, class, now);
+            let Some(id) = Class::ALL.into_iter().find_map(expired) else { return };
+            self.end(id);
+        }
     }
 
     fn end(&mut self, id: u32) {
@@ -501,7 +620,7 @@ impl Connections {
     }
 }
 
-fn hit(entry: &Entry, id: u32, side: Side, epoch: u64) -> Lookup {
-    let hit = entry.hit(id, side);
-    if entry.is_of_epoch(epoch) { Lookup::Current(hit) } else { Lookup::Stale(hit) }
+fn hit(identity: &Identity, id: u32, side: Side, epoch: u64) -> Lookup {
+    let hit = identity.hit(id, side);
+    if identity.is_of_epoch(epoch) { Lookup::Current(hit) } else { Lookup::Stale(hit) }
 }

@@ -1,242 +1,229 @@
-//! Where entries lie and how they are found: a slab, an index over it, and the timeout lists.
+//! Live connections by key, by number, and by age.
 //!
-//! - **Slab.** Entries lie in segments that are allocated as they fill and never move, so growth
-//!   copies nothing, and an entry's number is its place for life. Free slots form a list.
-//! - **Index.** Hash tables of entry numbers, sharded by hash: each shard holds a few hundred and
-//!   grows by itself, so an insertion rehashes a shard at most, never the table. At the bound of
-//!   connections a shard is six sevenths full.
-//! - **Lists** by timeout: [`timers`](super::timers).
-//!
-//! Invariant: an entry is live iff the index has its number, under its key's hash, exactly once,
-//! and its class's list has it exactly once. Every method that is public here keeps that.
+//! Invariant: an entry is live iff the [index](super::index) has its number, under its key's hash,
+//! exactly once, and its payer's list of its class has it exactly once. Every method that is public
+//! here keeps that.
 
-use hashbrown::HashTable;
-
-use super::entry::{Entry, NIL, State};
+use super::entry::{Activity, Entry, Identity, Record, State};
+use super::index::Index;
 use super::key::{Hasher, Key};
-use super::timers::{Class, Queues, tick};
+use super::shares::Shares;
+use super::slab::Slab;
+use super::timers::{Class, Patience, Stamp, tick};
+use crate::snapshot::{PortId, Timeouts};
 use crate::time::Nanos;
 
-/// Entries per segment: a power of two.
-const SEGMENT: usize = 4096;
+/// Lists that one call of [`Table::take_expired`] may look at in vain.
+const LOOKS: usize = 64;
 
-/// Connections per shard of the index at the bound: six sevenths of what 512 buckets hold.
-const PER_SHARD: u32 = 384;
-
-/// Most shards. Their own headers take 2 MiB then; beyond 25 million connections shards grow.
-const MAX_SHARDS: u32 = 65_536;
-
-/// Entries by number.
-pub(super) struct Slab {
-    segments: Vec<Vec<Entry>>,
-    first_free: u32,
-}
-
-impl Slab {
-    const fn new() -> Self {
-        Self { segments: Vec::new(), first_free: NIL }
-    }
-
-    /// The slot of this number, free or not.
-    pub(super) fn get(&self, id: u32) -> Option<&Entry> {
-        let id = id as usize;
-        self.segments.get(id / SEGMENT)?.get(id % SEGMENT)
-    }
-
-    pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {
-        let id = id as usize;
-        self.segments.get_mut(id / SEGMENT)?.get_mut(id % SEGMENT)
-    }
-
-    /// Number of slots, free ones included.
-    pub(super) fn slots(&self) -> usize {
-        let full = self.segments.len().saturating_sub(1);
-        full * SEGMENT + self.segments.last().map_or(0, Vec::len)
-    }
-
-    /// Puts an entry into a free slot. Allocates a segment when all are full.
-    fn insert(&mut self, entry: Entry) -> u32 {
-        let id = self.first_free;
-        if let Some(slot) = self.get_mut(id) {
-            let next = slot.next;
-            *slot = entry;
-            self.first_free = next;
-            return id;
-        }
-        let id = self.slots() as u32;
-        match self.segments.last_mut() {
-            Some(segment) if segment.len() < SEGMENT => segment.push(entry),
-            _ => {
-                let mut segment = Vec::with_capacity(SEGMENT);
-                segment.push(entry);
-                self.segments.push(segment);
-            }
-        }
-        id
-    }
-
-    fn free(&mut self, id: u32) {
-        let next = self.first_free;
-        if let Some(slot) = self.get_mut(id) {
-            slot.state = State::Free;
-            slot.next = next;
-            self.first_free = id;
-        }
-    }
-}
-
-/// Live connections by key, by number, and by age.
 pub(super) struct Table {
     slab: Slab,
-    shards: Vec<HashTable<u32>>,
+    index: Index,
     hasher: Hasher,
-    queues: Queues,
+    shares: Shares,
+    patience: Patience,
     len: usize,
 }
 
 impl Table {
     /// An empty table whose index is laid out for `max` connections.
-    pub(super) fn new(max: u32, seed: u64) -> Self {
-        let shards = max.div_ceil(PER_SHARD).clamp(1, MAX_SHARDS);
+    pub(super) fn new(max: u32, timeouts: &Timeouts, seed: u64) -> Self {
         Self {
             slab: Slab::new(),
-            shards: (0..shards).map(|_| HashTable::new()).collect(),
+            index: Index::new(max),
             hasher: Hasher::new(seed),
-            queues: Queues::new(),
+            shares: Shares::new(),
+            patience: Patience::new(timeouts),
             len: 0,
         }
+    }
+
+    /// Puts other timeouts in force.
+    pub(super) fn set_timeouts(&mut self, timeouts: &Timeouts) {
+        self.patience = Patience::new(timeouts);
+        self.shares.hurry();
     }
 
     pub(super) const fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) const fn slab(&self) -> &Slab {
-        &self.slab
+    /// Number of slots, free ones included.
+    pub(super) fn slots(&self) -> usize {
+        self.slab.slots()
     }
 
-    /// The entry of a key. Cost: one hash, one probe of the index, one entry compared.
-    pub(super) fn find(&self, key: &Key) -> Option<(u32, &Entry)> {
-        self.find_hashed(key, self.hash(key))
+    pub(super) const fn shares(&self) -> &Shares {
+        &self.shares
     }
 
-    /// The hash of a key, in this table.
+    /// Bytes held, spare ones included.
+    pub(super) fn memory(&self) -> usize {
+        self.slab.memory() + self.index.memory() + self.shares.memory()
+    }
+
+    #[inline]
     pub(super) fn hash(&self, key: &Key) -> u64 {
         self.hasher.hash(key)
     }
 
-    /// [`Table::find`] of a key whose hash is known.
-    pub(super) fn find_hashed(&self, key: &Key, hash: u64) -> Option<(u32, &Entry)> {
-        let has_key = |&id: &u32| self.slab.get(id).is_some_and(|entry| entry.key == *key);
-        let &id = self.shards.get(shard_of(hash, self.shards.len()))?.find(hash, has_key)?;
-        self.slab.get(id).map(|entry| (id, entry))
+    /// The entry of a key, timed out or not. Cost: one bucket and one entry, two cache lines.
+    #[inline]
+    pub(super) fn find(&self, key: &Key, hash: u64) -> Option<(u32, &Identity)> {
+        let has_key = |id| self.slab.identity(id).is_some_and(|identity| identity.has_key(key));
+        let id = self.index.find(hash, has_key)?;
+        self.slab.identity(id).map(|identity| (id, identity))
     }
 
-    /// The live entry of this number.
-    pub(super) fn get(&self, id: u32) -> Option<&Entry> {
-        self.slab.get(id).filter(|entry| !entry.is_free())
+    /// The first entry that a hash may stand for.
+    #[inline]
+    pub(super) fn candidate(&self, hash: u64) -> Option<u32> {
+        self.index.find(hash, |_| true)
     }
 
-    /// The live entry of this number, to change anything but key, state and links.
-    pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Entry> {
-        self.slab.get_mut(id).filter(|entry| !entry.is_free())
+    /// Reads a word of the bucket of a hash.
+    #[inline]
+    pub(super) fn touch_bucket(&self, hash: u64) -> u32 {
+        self.index.touch(hash)
     }
 
-    /// The least recently used connection of a class.
-    pub(super) fn oldest(&self, class: Class) -> Option<(u32, &Entry)> {
-        let id = self.queues.oldest(class)?;
-        self.slab.get(id).map(|entry| (id, entry))
+    /// Reads a word of an entry's identity.
+    #[inline]
+    pub(super) fn touch_identity(&self, id: u32) -> u32 {
+        self.slab.identity(id).map_or(0, |identity| identity.code().into())
     }
 
-    /// Adds an entry whose key is not in the table.
-    pub(super) fn insert(&mut self, entry: Entry) -> u32 {
-        let Self { slab, shards, hasher, queues, len } = self;
-        let hash = hasher.hash(&entry.key);
-        let class = entry.state.class();
+    /// Reads a word of an entry's activity.
+    #[inline]
+    pub(super) fn touch_activity(&self, id: u32) -> u32 {
+        self.slab.activity(id).map_or(0, Activity::touch)
+    }
+
+    #[inline]
+    pub(super) fn identity(&self, id: u32) -> Option<&Identity> {
+        self.slab.identity(id).filter(|identity| !identity.is_free())
+    }
+
+    pub(super) fn identity_mut(&mut self, id: u32) -> Option<&mut Identity> {
+        self.slab.identity_mut(id).filter(|identity| !identity.is_free())
+    }
+
+    pub(super) fn activity(&self, id: u32) -> Option<&Activity> {
+        self.slab.activity(id)
+    }
+
+    pub(super) fn activity_mut(&mut self, id: u32) -> Option<&mut Activity> {
+        self.slab.activity_mut(id)
+    }
+
+    pub(super) fn record(&self, id: u32) -> Option<&Record> {
+        self.slab.record(id)
+    }
+
+    pub(super) fn record_mut(&mut self, id: u32) -> Option<&mut Record> {
+        self.slab.record_mut(id)
+    }
+
+    /// A copy of the live entry of this number.
+    pub(super) fn entry(&self, id: u32) -> Option<Entry> {
+        self.slab.entry(id)
+    }
+
+    #[inline]
+    pub(super) fn has_expired(&self, identity: &Identity, now: Nanos) -> bool {
+        self.patience.is_over(identity.code(), identity.last(), Stamp::of(now))
+    }
+
+    /// Adds an entry whose key, with this hash, is not in the table.
+    pub(super) fn insert(&mut self, entry: Entry, hash: u64, now: Nanos) -> u32 {
+        let Self { slab, index, hasher, shares, .. } = self;
+        let (port, class) = (entry.identity.payer(), entry.identity.state().class());
+        let due = self.patience.due(entry.identity.code(), entry.identity.last(), now);
         let id = slab.insert(entry);
-        queues.push(slab, class, id);
-        let shard = shard_of(hash, shards.len());
-        if let Some(shard) = shards.get_mut(shard) {
-            let hash_of = |&id: &u32| slab.get(id).map_or(0, |entry| hasher.hash(&entry.key));
-            shard.insert_unique(hash, id, hash_of);
-        }
-        *len += 1;
+        shares.push(slab, port, class, id, due);
+        index.insert(hash, id, |id| {
+            slab.identity(id).map_or(0, |identity| hasher.hash(&identity.key()))
+        });
+        self.len += 1;
         id
     }
 
     /// Takes an entry out. Returns whether it was live.
     pub(super) fn remove(&mut self, id: u32) -> bool {
-        let Some(entry) = self.get(id) else { return false };
-        let (hash, class) = (self.hasher.hash(&entry.key), entry.state.class());
-        let shard = shard_of(hash, self.shards.len());
-        if let Some(shard) = self.shards.get_mut(shard)
-            && let Ok(found) = shard.find_entry(hash, |&other| other == id)
-        {
-            found.remove();
-        }
-        self.queues.unlink(&mut self.slab, class, id);
+        let Some(identity) = self.identity(id) else { return false };
+        let (port, class) = (identity.payer(), identity.state().class());
+        let hash = self.hasher.hash(&identity.key());
+        self.index.remove(hash, id);
+        self.shares.unlink(&mut self.slab, port, class, id);
         self.slab.free(id);
         self.len -= 1;
         true
     }
 
     /// Notes that a frame at `now` keeps a live entry alive in `state`.
-    pub(super) fn touch(&mut self, id: u32, state: State, now: Nanos) {
-        let Some(entry) = self.slab.get_mut(id) else { return };
-        let (from, to) = (entry.state.class(), state.class());
-        let is_in_order = from == to && tick(entry.last) >= tick(now);
-        entry.state = state;
-        entry.last = entry.last.max(now);
+    pub(super) fn refresh(&mut self, id: u32, state: State, now: Nanos) {
+        let stamp = Stamp::of(now);
+        let Some(identity) = self.slab.identity_mut(id) else { return };
+        let (from, to) = (identity.state().class(), state.class());
+        let last = identity.last();
+        let is_in_order = from == to && (stamp.is_in_tick_of(last) || stamp.since(last) == 0);
+        identity.set_state(state);
+        if stamp.since(last) > 0 {
+            identity.set_last(stamp);
+        }
         if !is_in_order {
-            self.queues.unlink(&mut self.slab, from, id);
-            self.queues.push(&mut self.slab, to, id);
+            let (port, code, last) = (identity.payer(), identity.code(), identity.last());
+            let due = self.patience.due(code, last, now);
+            self.shares.unlink(&mut self.slab, port, from, id);
+            self.shares.push(&mut self.slab, port, to, id, due);
         }
     }
-}
 
-/// The shard that a hash belongs to: its middle bits, scaled. A shard itself uses the lowest ones
-/// to place and the highest seven to tell apart.
-const fn shard_of(hash: u64, shards: usize) -> usize {
-    let middle = (hash >> 24) as u32;
-    ((middle as u64 * shards as u64) >> 32) as usize
+    /// The number of an entry that has timed out, if any list is due whose head has.
+    pub(super) fn next_expired(&mut self, now: Nanos) -> Option<u32> {
+        for _ in 0..LOOKS {
+            let (port, class) = self.shares.take_due(tick(now))?;
+            let Some(id) = self.shares.oldest(port, class) else { continue };
+            let Some(identity) = self.slab.identity(id) else { continue };
+            let has_expired = self.has_expired(identity, now);
+            // What is due is looked at again, as long as it has expired heads.
+            let due = self.patience.due(identity.code(), identity.last(), now);
+            self.shares.wait(port, class, due);
+            if has_expired {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// A port's least recently used connection of a class, if it has timed out.
+    pub(super) fn expired_of(&self, port: PortId, class: Class, now: Nanos) -> Option<u32> {
+        let id = self.shares.oldest(port, class)?;
+        self.identity(id).filter(|identity| self.has_expired(identity, now)).map(|_| id)
+    }
 }
 
 #[cfg(test)]
 impl Table {
     /// Checks the invariant: index, lists and free list share out the slots, each in order.
-    pub(super) fn check(&self) {
+    pub(super) fn check(&self, now: Nanos) {
         let mut listed = 0;
-        for class in Class::ALL {
-            let (mut previous, mut at, mut age) = (NIL, self.queues.oldest(class), 0);
-            while let Some(id) = at {
-                let entry = self.get(id).expect("a list holds live entries");
-                assert_eq!((entry.previous, entry.state.class()), (previous, class));
-                assert!(tick(entry.last) >= age, "{class:?} is out of order");
-                assert_eq!(self.find(&entry.key).map(|(found, _)| found), Some(id));
-                (previous, age) = (id, tick(entry.last));
-                at = (entry.next != NIL).then_some(entry.next);
-                listed += 1;
+        for port in self.shares.check(&self.slab) {
+            for class in Class::ALL {
+                let mut age = u64::MAX;
+                for id in self.shares.list(&self.slab, port, class) {
+                    let identity = self.identity(id).expect("a list holds live entries");
+                    assert_eq!((identity.payer(), identity.state().class()), (port, class));
+                    let last = tick(identity.last().before(now));
+                    assert!(age == u64::MAX || age <= last, "{class:?} is out of order");
+                    age = last;
+                    let key = identity.key();
+                    assert_eq!(self.find(&key, self.hash(&key)).map(|(id, _)| id), Some(id));
+                    listed += 1;
+                }
             }
-            assert_eq!(self.queues.newest(class), (previous != NIL).then_some(previous));
         }
-        let mut free = 0;
-        let mut at = self.slab.get(self.slab.first_free);
-        while let Some(slot) = at {
-            assert!(slot.is_free());
-            at = self.slab.get(slot.next);
-            free += 1;
-        }
-        assert_eq!((listed, listed + free), (self.len, self.slab.slots()));
-        assert_eq!(self.shards.iter().map(HashTable::len).sum::<usize>(), self.len);
-    }
-
-    /// Bytes that the table holds, spare ones included.
-    pub(super) fn bytes(&self) -> usize {
-        let segments: usize = self.slab.segments.iter().map(Vec::capacity).sum();
-        let shards: usize = self.shards.iter().map(HashTable::allocation_size).sum();
-        segments * size_of::<Entry>()
-            + shards
-            + self.slab.segments.capacity() * size_of::<Vec<Entry>>()
-            + self.shards.capacity() * size_of::<HashTable<u32>>()
+        assert_eq!((listed, self.index.len()), (self.len, self.len));
+        assert_eq!(self.slab.count_free() + listed, self.slab.slots());
     }
 }

@@ -79,8 +79,12 @@ fn commit_of(headers: &Headers, output: u16, epoch: u64) -> Commit {
     }
 }
 
+fn limits(connections: u32) -> Limits {
+    Limits { connections, per_port: u32::MAX, timeouts: TIMEOUTS }
+}
+
 fn table(max: u32) -> Connections {
-    Connections::with_seed(max, TIMEOUTS, 1)
+    Connections::with_seed(limits(max), 1)
 }
 
 /// Commits a frame to the port of the host that it is for.
@@ -117,11 +121,6 @@ fn secs(secs: u64) -> Nanos {
     Nanos::from_secs(secs)
 }
 
-#[test]
-fn an_entry_keeps_to_its_size() {
-    assert_eq!(size_of::<Entry>(), 152);
-}
-
 /// A million connections may take 160 MB; here a fiftieth of that, at the bound.
 #[test]
 fn a_full_table_takes_160_bytes_a_connection() {
@@ -132,8 +131,13 @@ fn a_full_table_takes_160_bytes_a_connection() {
         begin(&mut table, &headers, secs(0)).unwrap();
     }
     assert_eq!(table.len(), usize::from(max));
-    let each = table.table.bytes() as f64 / f64::from(max);
+    let each = table.memory() as f64 / f64::from(max);
     assert!(each <= 160.0, "{each} bytes");
+}
+
+/// When what may be silent for so long has certainly timed out.
+fn after(timeout: u64) -> Nanos {
+    Nanos::from_millis(timeout * 1_000 + 34)
 }
 
 #[test]
@@ -146,7 +150,7 @@ fn a_reply_finds_the_connection_and_leaves_by_the_first_frames_port() {
     assert_eq!((there.side, there.output), (Side::Original, PortId(2)));
     assert_eq!((back.side, back.output), (Side::Reply, PortId(1)));
     assert_eq!(table.original(back.id), Some(first.key));
-    assert_eq!(back.cause, Cause::Rule(RuleId(3)));
+    assert_eq!(table.verdict(back.id), (Cause::Rule(RuleId(3)), None));
 }
 
 #[test]
@@ -232,7 +236,7 @@ fn a_stale_entry_is_renewed_or_removed() {
     table.refresh(stale.id, commit);
     let renewed = hit(table.lookup(&first, 2, secs(1)));
     assert_eq!(renewed.output, PortId(5));
-    assert_eq!((renewed.cause, renewed.would_drop), (Cause::Default, Some(DropReason::Denied)));
+    assert_eq!(table.verdict(renewed.id), (Cause::Default, Some(DropReason::Denied)));
     table.remove(stale.id);
     assert_eq!(table.lookup(&first, 2, secs(1)), Lookup::Miss);
     table.remove(stale.id);
@@ -299,12 +303,13 @@ fn silence_ends_a_connection_after_its_states_timeout() {
     let mut table = table(8);
     let (there, back) = (udp((1, 2), (1, 53)), udp((2, 1), (53, 1)));
     begin(&mut table, &there, secs(0)).unwrap();
-    assert_eq!(table.lookup(&back, 1, secs(20)), Lookup::Miss);
+    hit(table.lookup(&back, 1, secs(20)));
+    assert_eq!(table.lookup(&back, 1, after(20)), Lookup::Miss);
     hit(pass(&mut table, &back, secs(19)));
     hit(pass(&mut table, &there, secs(198)));
     assert_eq!(table.expire(secs(377), 9), 0);
-    assert_eq!(table.lookup(&there, 1, secs(378)), Lookup::Miss);
-    assert_eq!(table.expire(secs(378), 9), 1);
+    assert_eq!(table.lookup(&there, 1, after(378)), Lookup::Miss);
+    assert_eq!(table.expire(secs(380), 9), 1);
     assert!(table.is_empty());
 }
 
@@ -375,11 +380,10 @@ fn protocols_without_an_answer_do_not_keep_others_out() {
 #[test]
 fn a_full_table_makes_room_of_what_has_timed_out() {
     let mut table = table(1);
-    begin(&mut table, &frame(47, (1, 2), 0, 0), secs(0)).unwrap();
-    hit(pass(&mut table, &frame(47, (2, 1), 0, 0), secs(0)));
-    let other = frame(47, (1, 3), 0, 0);
-    assert_eq!(begin(&mut table, &other, secs(599)), Err(DropReason::ConnectionsFull));
-    assert_eq!(begin(&mut table, &other, secs(600)), Ok(()));
+    establish(&mut table, (1, 80), secs(0));
+    let other = udp((1, 3), (1, 53));
+    assert_eq!(begin(&mut table, &other, secs(7_440)), Err(DropReason::ConnectionsFull));
+    assert_eq!(begin(&mut table, &other, after(7_440)), Ok(()));
     assert_eq!(table.stats().evicted, 0);
 }
 
@@ -389,14 +393,17 @@ fn a_lowered_bound_keeps_what_lives_and_refuses_more() {
     for port in 0..4 {
         begin(&mut table, &udp((1, 2), (port, 53)), secs(0)).unwrap();
     }
-    table.configure(2, TIMEOUTS);
+    table.configure(limits(2));
     assert_eq!(begin(&mut table, &udp((1, 2), (9, 53)), secs(1)), Err(DropReason::ConnectionsFull));
+    table.configure(Limits { per_port: 2, ..limits(9) });
+    let refused = begin(&mut table, &udp((1, 2), (9, 53)), secs(1));
+    assert_eq!(refused, Err(DropReason::PortConnectionsFull));
     assert_eq!(table.len(), 4);
     begin(&mut table, &udp((1, 2), (3, 53)), secs(1)).unwrap();
     let short = Timeouts { udp_single: 2, ..TIMEOUTS };
-    table.configure(2, short);
-    assert_eq!(table.expire(secs(2), 9), 3);
-    begin(&mut table, &udp((1, 2), (9, 53)), secs(2)).unwrap();
+    table.configure(Limits { timeouts: short, ..limits(2) });
+    assert_eq!(table.expire(secs(3), 9), 3);
+    begin(&mut table, &udp((1, 2), (9, 53)), secs(3)).unwrap();
 }
 
 #[test]

@@ -355,8 +355,33 @@ pub(crate) struct PolicyApplyArgs {
 #[command(after_help = "Example: sudo firedoor bench compare --quick")]
 pub(crate) enum BenchCommand {
     Classify(BenchClassifyArgs),
+    Flows(BenchFlowsArgs),
     Compare(BenchCompareArgs),
     Traffic(BenchTrafficArgs),
+}
+
+/// Measures the connection table: hit, miss, insertion, expiry, set-up rate and memory.
+///
+/// With `--flood`, floods it from one port instead, beside 10,000 established connections of others,
+/// and exits 1 if any of those is lost.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples: firedoor bench flows --connections 1000000\n          \
+    firedoor bench flows --flood 10000000")]
+pub(crate) struct BenchFlowsArgs {
+    /// Live connections; with --flood, the table's bound
+    #[arg(long, value_name = "N", default_value_t = 262_144,
+        value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    pub(crate) connections: u32,
+    /// Frames that are looked up together
+    #[arg(long, value_name = "N", default_value_t = 32,
+        value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) batch: u16,
+    /// Send so many different SYNs from one port
+    #[arg(long, value_name = "SYNS")]
+    pub(crate) flood: Option<u64>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Looks headers up among ClassBench rules, with the tables that the switch judges by.

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::connections::tcp::Tcp;
-use crate::connections::timers::tick;
-use crate::connections::{entry::State, tcp::TcpState};
+use crate::connections::tcp::TcpState;
+use crate::connections::timers::{Class, tick};
 
 /// A connection as the list has it.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ impl Known {
         (key.ingress, key.eth_src) == from && key.eth_dst == to.1
     }
 
-    fn timeout(&self) -> Nanos {
+    fn timeout(&self) -> u64 {
         let secs = match self.state {
             State::Free => unreachable!(),
             State::UdpSingle => TIMEOUTS.udp_single,
@@ -89,14 +89,23 @@ impl Known {
             State::Tcp(state) if state.is_half_open() => TIMEOUTS.tcp_handshake,
             State::Tcp(_) => TIMEOUTS.tcp_closing,
         };
-        secs_of(secs)
+        u64::from(secs) * 1_000_000_000
     }
 
+    /// Whether its silence, in whole stamps, is longer than its timeout.
     fn has_expired(&self, now: Nanos) -> bool {
-        self.last.plus(self.timeout().0) <= now
+        self.silence(now) > self.timeout().div_ceil(STAMP)
     }
 
-    /// Who gives way first when the table is full. `None`: never.
+    fn silence(&self, now: Nanos) -> u64 {
+        now.0 / STAMP - self.last.0 / STAMP
+    }
+
+    fn payer(&self) -> PortId {
+        self.original.ingress
+    }
+
+    /// Who gives way first under pressure. `None`: never, or only if silent.
     fn eviction_rank(&self) -> Option<u8> {
         match self.state {
             State::Tcp(state) if state.is_half_open() => Some(0),
@@ -127,8 +136,7 @@ impl Known {
             Side::Original => self.commit.output,
             Side::Reply => self.original.ingress,
         };
-        let Commit { cause, would_drop, .. } = self.commit;
-        let hit = Hit { id, side, output, cause, would_drop };
+        let hit = Hit { id, side, output };
         if self.commit.epoch == epoch { Lookup::Current(hit) } else { Lookup::Stale(hit) }
     }
 
@@ -148,15 +156,21 @@ impl Known {
     }
 }
 
-fn secs_of(secs: u32) -> Nanos {
-    Nanos::from_secs(u64::from(secs))
+/// Nanoseconds in a unit of the table's time.
+const STAMP: u64 = 1 << 24;
+
+/// Nanoseconds within which the table keeps no order.
+const TICK: u64 = 1 << 30;
+
+fn bounds(connections: u32, per_port: u32) -> Limits {
+    Limits { connections, per_port, timeouts: TIMEOUTS }
 }
 
 /// The table and the list side by side.
 struct Twins {
     table: Connections,
     list: Vec<Known>,
-    max: u32,
+    limits: Limits,
     epoch: u64,
     now: Nanos,
     /// The last few frames, with the hints of the time when they came.
@@ -169,7 +183,8 @@ enum Op {
     Frame(Box<Headers>, bool),
     Wait(u64),
     Expire(usize),
-    Bound(u32),
+    /// Other bounds: of the table, and of each port.
+    Bound(u32, u32),
     NewEpoch,
 }
 
@@ -179,9 +194,9 @@ impl Twins {
             Op::Frame(headers, allowed) => self.frame(headers, *allowed),
             Op::Wait(nanos) => self.now = self.now.plus(*nanos),
             Op::Expire(limit) => self.expire(*limit),
-            Op::Bound(max) => {
-                self.max = *max;
-                self.table.configure(*max, TIMEOUTS);
+            Op::Bound(connections, per_port) => {
+                self.limits = bounds(*connections, *per_port);
+                self.table.configure(self.limits);
             }
             Op::NewEpoch => self.epoch += 1,
         }
@@ -243,39 +258,129 @@ impl Twins {
     fn commit(&mut self, headers: &Headers) {
         let output = (headers.key.dst - (A - 1)) as u16;
         let commit = commit_of(headers, output, self.epoch);
-        let replaces = self.list.iter().any(|known| known.side(&headers.key).is_some());
+        let port = headers.key.ingress;
+        let is_same = |known: &Known| known.side(&headers.key).is_some();
+        let before = self.list.clone();
+        let old = self.list.extract_if(.., |known| is_same(known)).next();
         let evicted = self.table.stats().evicted;
         let result = self.table.commit(headers, commit, 60, self.now);
-        if replaces {
-            assert!(result.is_ok());
-            self.list.retain(|known| known.side(&headers.key).is_none());
+        let evicted = self.table.stats().evicted - evicted;
+        let created = Known::begin(headers, commit, self.now);
+        let mut gone = self.take_gone();
+        if old.is_some_and(|old| old.payer() == port) {
+            assert!(result.is_ok() && gone.is_empty());
         } else {
-            let gone = self.take_gone();
-            let evicted = self.table.stats().evicted - evicted;
-            self.judge_room_made(&gone, evicted, result.is_ok());
+            let held = before.iter().filter(|known| known.payer() == port).count();
+            let Limits { connections, per_port, .. } = self.limits;
+            let is_under_pressure =
+                held >= per_port as usize || before.len() >= connections as usize;
+            assert!(is_under_pressure || gone.is_empty());
+            // What is taken over may itself have given way, or timed out.
+            let went = |old: &Known| match result {
+                Ok(_) => old.has_expired(self.now) || gone.is_empty() && evicted > 0,
+                Err(_) => !self.has(old),
+            };
+            let old_went = old.filter(went);
+            gone.extend(old_went);
+            self.judge_room_made(port, &before, &gone, evicted, result.map(drop));
         }
-        if result.is_ok() {
-            self.list.push(Known::begin(headers, commit, self.now));
+        match result {
+            Ok(_) => self.list.push(created),
+            Err(_) => self.list.extend(old),
+        }
+        self.take_gone();
+    }
+
+    /// Whether room was made for a port as it should, of the connections that are `gone`.
+    fn judge_room_made(
+        &self,
+        port: PortId,
+        before: &[Known],
+        gone: &[Known],
+        evicted: u64,
+        result: Result<(), DropReason>,
+    ) {
+        let Limits { connections, per_port, .. } = self.limits;
+        let (max, per_port) = (connections as usize, per_port as usize);
+        let held = |list: &[Known]| list.iter().filter(|known| known.payer() == port).count();
+        let left =
+            || before.iter().filter(|known| !gone.iter().any(|g| g.original == known.original));
+        let left: Vec<Known> = left().copied().collect();
+        let victims: Vec<Known> =
+            gone.iter().copied().filter(|known| !known.has_expired(self.now)).collect();
+        assert!(victims.len() <= evicted as usize && evicted <= 1);
+        if victims.len() < evicted as usize {
+            // What gave way had timed out a moment ago, and there was no telling it from the rest.
+            return assert!(!gone.is_empty());
+        }
+        match result {
+            Ok(()) => assert!(held(&left) < per_port && left.len() < max),
+            Err(DropReason::PortConnectionsFull) => assert!(held(&left) >= per_port),
+            Err(reason) => assert!(reason == DropReason::ConnectionsFull && left.len() >= max),
+        }
+        // What was there when the search for a victim began.
+        let there: Vec<Known> = [left.as_slice(), victims.as_slice()].concat();
+        let share_is_full = held(&there) >= per_port;
+        let may_evict = match share_is_full {
+            true => held(&there) == per_port && there.len() <= max,
+            false => there.len() == max,
+        };
+        if !may_evict {
+            return assert!(victims.is_empty());
+        }
+        let others = if share_is_full { Vec::new() } else { self.ports_above(port, &there) };
+        let payers = if others.is_empty() { vec![port] } else { others };
+        match victims.first() {
+            Some(victim) => {
+                assert!(payers.contains(&victim.payer()), "{victim:?} pays for {port}");
+                self.assert_goes_first(victim, &there, payers == [port]);
+            }
+            None => assert!(!there.iter().any(|known| {
+                payers.contains(&known.payer())
+                    && (known.eviction_rank().is_some()
+                        || payers == [port] && self.is_idle(known, 2 * TICK))
+            })),
         }
     }
 
-    /// Whether room was made as it should, of the connections that are `gone`.
-    fn judge_room_made(&self, gone: &[Known], evicted: u64, made: bool) {
-        let (before, after) = (self.list.len() + gone.len(), self.list.len());
-        let max = self.max as usize;
-        assert!(before >= max || gone.is_empty());
-        assert_eq!(made, after < max);
-        let mut victims = gone.iter().filter(|known| !known.has_expired(self.now));
-        let Some(victim) = victims.next() else {
-            let none_may_go = || self.list.iter().all(|known| known.eviction_rank().is_none());
-            assert!(evicted == 0 && (after != max || none_may_go()));
-            return;
+    /// The ports of highest magnitude that hold more than a fair share and have something to give up,
+    /// if this port holds less than that.
+    fn ports_above(&self, port: PortId, there: &[Known]) -> Vec<PortId> {
+        let held = |port| there.iter().filter(|known| known.payer() == port).count() as u32;
+        let mut ports: Vec<PortId> = there.iter().map(Known::payer).collect();
+        ports.push(port);
+        ports.sort_unstable();
+        ports.dedup();
+        let fair = self.limits.connections / ports.len() as u32;
+        if held(port) >= fair {
+            return Vec::new();
+        }
+        let gives = |&port: &PortId| {
+            there.iter().any(|known| known.payer() == port && known.eviction_rank().is_some())
         };
-        assert!(evicted == 1 && victims.next().is_none());
-        assert!(after + 1 == max && victim.eviction_rank().is_some());
+        ports.retain(|port| held(*port) > fair && gives(port));
+        let highest = ports.iter().map(|&port| held(port).ilog2()).max();
+        ports.retain(|&port| Some(held(port).ilog2()) == highest);
+        ports
+    }
+
+    /// Whether of its payer's connections this one is the first to give way.
+    fn assert_goes_first(&self, victim: &Known, there: &[Known], own: bool) {
         let age = |known: &Known| (known.eviction_rank().unwrap_or(u8::MAX), tick(known.last));
-        assert!(self.list.iter().all(|known| age(victim) <= age(known)), "{victim:?}");
-        self.assert_all_expired_are_recent();
+        if victim.eviction_rank().is_none() {
+            assert!(own && self.is_idle(victim, 0), "{victim:?}");
+        }
+        let mut rivals = there.iter().filter(|known| {
+            known.payer() == victim.payer()
+                && (known.eviction_rank().is_some() || known.state.class() == victim.state.class())
+        });
+        assert!(rivals.all(|known| age(victim) <= age(known)), "{victim:?}");
+    }
+
+    /// Whether it is one of those that give way if silent, and has been for two minutes and more.
+    fn is_idle(&self, known: &Known, more: u64) -> bool {
+        let least = (120_000_000_000_u64 + more).div_ceil(STAMP);
+        Class::EVICTABLE_IF_IDLE.contains(&known.state.class()) && known.silence(self.now) > least
     }
 
     fn expire(&mut self, limit: usize) {
@@ -288,29 +393,34 @@ impl Twins {
         }
     }
 
-    /// What has expired and is still there has done so within a tick.
+    /// What has expired and is still there has done so within two ticks.
     fn assert_all_expired_are_recent(&self) {
-        let tick = 1 << 30;
-        let deadline = |known: &Known| known.last.plus(known.timeout().0 + tick);
+        let deadline = |known: &Known| known.last.plus(known.timeout() + 2 * TICK + 2 * STAMP);
         assert!(self.list.iter().all(|known| deadline(known) > self.now));
     }
 
     /// Takes out of the list what is no longer in the table.
     fn take_gone(&mut self) -> Vec<Known> {
-        let kept: Vec<FlowKey> = self.entries().iter().map(|info| info.original).collect();
-        let is_gone = |known: &mut Known| !kept.contains(&known.original);
+        let entries = self.entries();
+        let is_gone =
+            |known: &mut Known| !entries.iter().any(|info| info.original == known.original);
         self.list.extract_if(.., is_gone).collect()
+    }
+
+    fn has(&self, known: &Known) -> bool {
+        self.entries().iter().any(|info| info.original == known.original)
     }
 
     /// All of the table's entries, expired ones included.
     fn entries(&self) -> Vec<ConnectionInfo> {
-        let slots = self.table.table.slab().slots() as u32;
-        (0..slots).filter_map(|id| self.table.table.get(id)).map(Entry::info).collect()
+        let slots = self.table.table.slots() as u32;
+        let entries = (0..slots).filter_map(|id| self.table.table.entry(id));
+        entries.map(|entry| entry.info(self.epoch, self.now)).collect()
     }
 
     fn compare(&self) {
         self.try_hints();
-        self.table.table.check();
+        self.table.table.check(self.now);
         let stats = self.table.stats();
         assert_eq!(stats.created - stats.ended, self.table.len() as u64);
         let entries = self.entries();
@@ -320,7 +430,10 @@ impl Twins {
             let info = entries.iter().find(is_it).expect("every connection of the list");
             assert_eq!(info.frames, known.frames);
             assert_eq!(info.bytes, known.frames.map(|frames| frames * 60));
-            assert_eq!((info.last, info.epoch), (known.last, known.commit.epoch));
+            let last = Nanos(known.last.0 / STAMP * STAMP);
+            assert_eq!((info.last, info.epoch), (last, known.commit.epoch));
+            let Commit { cause, would_drop, .. } = known.commit;
+            assert_eq!((info.cause, info.would_drop), (cause, would_drop));
         }
         let (page, next) = self.table.list(0, 1_000, self.now);
         let live = self.list.iter().filter(|known| !known.has_expired(self.now)).count();
@@ -367,7 +480,7 @@ fn ops() -> impl Strategy<Value = Op> {
         6 => (0..2_000_000_000_u64).prop_map(Op::Wait),
         2 => (0..150_000_000_000_u64).prop_map(Op::Wait),
         2 => (0..5_usize).prop_map(Op::Expire),
-        1 => (1..12_u32).prop_map(Op::Bound),
+        1 => (1..12_u32, 1..8_u32).prop_map(|(max, per_port)| Op::Bound(max, per_port)),
         1 => Just(Op::NewEpoch),
     ]
 }
@@ -376,10 +489,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn the_table_and_a_list_agree_on_everything(ops in vec(ops(), 1..200), max in 1..12_u32) {
+    fn the_table_and_a_list_agree_on_everything(
+        ops in vec(ops(), 1..200),
+        max in 1..12_u32,
+        per_port in 1..8_u32,
+    ) {
+        let limits = bounds(max, per_port);
         let hinted = VecDeque::new();
         let mut twins =
-            Twins { table: table(max), list: Vec::new(), max, epoch: 1, now: secs(9), hinted };
+            Twins { table: Connections::with_seed(limits, 1), list: Vec::new(), limits, epoch: 1, now: secs(9), hinted };
         for op in &ops {
             twins.run(op);
         }

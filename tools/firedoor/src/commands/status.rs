@@ -270,13 +270,14 @@ fn show_settings(settings: &Settings, out: &mut Output) -> anyhow::Result<()> {
     } = settings.timeouts;
     writeln!(
         out,
-        "limits       {} flows cached, {} upcalls/s a port, and {} frames/s mirrored\n             \
-         per worker, {} bytes of each frame; {} fragments wait per worker",
-        Count(settings.max_flows.into()),
+        "limits       {} connections and {} upcalls/s a port; {} flows cached,\n             \
+         {} fragments wait and {} frames/s mirrored per worker, {} bytes of each",
+        Count(settings.max_connections_per_port.into()),
         Count(settings.upcalls_per_sec.into()),
+        Count(settings.max_flows.into()),
+        Count(settings.max_fragments.into()),
         Count(settings.mirror_per_sec.into()),
-        settings.mirror_snaplen,
-        Count(settings.max_fragments.into())
+        settings.mirror_snaplen
     )?;
     writeln!(
         out,

@@ -2,4 +2,5 @@
 
 pub(crate) mod classify;
 pub(crate) mod compare;
+pub(crate) mod flows;
 pub(crate) mod traffic;
