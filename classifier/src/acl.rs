@@ -2,12 +2,47 @@
 //!
 //! # Structure
 //!
-//! Rules stand in evaluation order and are numbered by it. For each tag there is a bitmap of the
-//! rules that name it as source, and another of those that name it as destination; rules that match
-//! any tag have a shared bitmap each. The rules that speak of a pair of tags are the intersection,
-//! word by word: cost depends on rules / 64, not on workloads squared. A [`Memo`] keeps the
-//! intersection of each pair it has seen as a list, so that the next upcall for the pair walks only
-//! the rules that speak of it.
+//! Four steps lead from a rule to a verdict; each has a file.
+//!
+//! 1. [`selectors`]: each distinct set of tags that rules name on one side is a selector, and each
+//!    distinct list of selectors that some tag is in is a class. Rules tell tags of one class not
+//!    apart.
+//! 2. [`groups`]: the rules that name one selector as source and one as destination are a group.
+//! 3. [`memo`]: for a pair of classes, the groups that speak of it are merged into a program when
+//!    the pair is first asked for.
+//! 4. [`lanes`]: a program is a list of rules in evaluation order, eight side by side, and judging is
+//!    a search for the first that matches.
+//!
+//! A verdict costs two array reads (tags to classes), one probe (classes to program) and one search.
+//! [`Acl::judge_batch`] takes each of these steps for up to 64 conversations before the next step,
+//! so what one waits for from memory the others wait for at the same time.
+//!
+//! # Why a program says what the rules say
+//!
+//! A rule matches a pair of tags iff its sets have both: iff both of its selectors are in the pair's
+//! classes. It stands in the group of its two selectors and in no other. So the groups found for a
+//! pair hold exactly the rules that name both tags, each once. Merging sorts them by evaluation order
+//! and leaves out a lane only if an earlier one matches all that it does: it would never be the first.
+//! Of the first lane that matches, [`lanes`] tell the rule; it decides, because only plain rules are
+//! judged so: those that speak for both permissions, are not under audit, do not pass, and ask for
+//! nothing but tags, services and source ports. A pair with any other rule is judged by walking its
+//! rules in order, which is also what the tests compare lanes with.
+//!
+//! # What a miss costs
+//!
+//! Let a source's class have *s* selectors, a destination's *d*, and *g* be the groups there are.
+//! Finding a pair's groups takes at most min(*s·d*, *g*) steps. With prefixes as tags, *s* and *d* are
+//! depths of nesting, about 5. A pair with up to 64 lanes has them copied and sorted; of a pair with
+//! more, only groups of less than 16 lanes are, and the longer ones are searched where they are. So
+//! who can choose addresses, and with them pairs, makes us sort few lanes each time, and the memo is
+//! bounded in pairs and in bytes.
+//!
+//! # What a change costs
+//!
+//! [`Acl::insert`] and [`Acl::remove`] read the rule's sets to find its selectors, and touch one block
+//! of one group. A set that no rule named before also moves each of its tags to another class. Other
+//! pairs' programs stay as they are: the ACL remembers the last changes' selectors, and a [`Memo`]
+//! finds a pair out anew only if a change since was about both of its classes.
 //!
 //! # Judging
 //!
@@ -21,20 +56,29 @@
 //! what was allowed, the judgement says so.
 
 mod explain;
+mod groups;
+mod lanes;
+mod memo;
 mod reach;
+mod selectors;
 
-use hashbrown::HashMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::key::FlowKey;
 use crate::snapshot::{
-    Conditions, Direction, Rule, RuleAction, RuleId, Service, Services, Snapshot, Tag, TagSet,
+    Conditions, Direction, Rule, RuleAction, RuleId, Service, Services, Snapshot, Tag,
 };
 use crate::verdict::{Cause, DropReason};
 use crate::wire::ethernet::ether_type;
 use crate::wire::protocol;
 
 pub use explain::{Considered, Outcome};
+pub use memo::Memo;
 pub use reach::{Permission, Protocols};
+
+use groups::Groups;
+use lanes::{Block, Firsts, Met, Query, search, search_firsts};
+use selectors::Selectors;
 
 /// What the ACL says of one conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,29 +152,47 @@ impl Opening {
     }
 }
 
-/// A snapshot's rules, compiled. Immutable.
+/// A snapshot's rules, compiled. Rules can be added and removed one at a time.
 #[derive(Clone, Debug)]
 pub struct Acl {
+    /// By number. What was removed stays until its number is given again.
     rules: Vec<CompiledRule>,
-    /// Services of all rules, each rule's side by side.
-    services: Vec<Service>,
-    /// Rules by source tag.
-    from: TagIndex,
-    /// Rules by destination tag.
-    to: TagIndex,
-    /// Whether any rule is under audit.
-    has_audit: bool,
+    /// The same rules' outcomes, which every judgement reads.
+    ranks: Vec<Rank>,
+    /// Numbers of rules that were removed.
+    free: Vec<u32>,
+    in_order: BTreeMap<u64, RuleId>,
+    from: Selectors,
+    to: Selectors,
+    groups: Groups,
+    /// Rules under audit.
+    audits: usize,
+    /// Counts changes.
+    version: u32,
+    /// The selectors, source's and destination's, that the last changes were about.
+    changes: VecDeque<(u32, u32)>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct CompiledRule {
     tier: u8,
     action: RuleAction,
     direction: Direction,
     audit: bool,
+    is_plain: bool,
     conditions: Conditions,
-    /// Range in [`Acl::services`]; `None` matches every service.
-    services: Option<(u32, u32)>,
+    services: Services,
+    /// Selectors.
+    from: u32,
+    to: u32,
+}
+
+/// Where a rule stands and what it decides.
+#[derive(Clone, Copy, Debug)]
+struct Rank {
+    /// Rules are evaluated in ascending order.
+    order: u64,
+    action: RuleAction,
 }
 
 /// Which of a conversation's permissions is judged.
@@ -176,49 +238,318 @@ impl CompiledRule {
 }
 
 impl Acl {
+    /// Changes that are remembered: a [`Memo`] that missed more is found out anew.
+    const MAX_CHANGES: usize = 64;
+    /// Conversations that are judged at once in [`Acl::judge_batch`].
+    const BATCH: usize = 64;
+
     /// Compiles the rules of a snapshot whose invariants hold.
     pub fn new(snapshot: &Snapshot) -> Self {
-        let mut services = Vec::new();
-        let rules = snapshot.rules.iter().map(|rule| compile(rule, &mut services)).collect();
-        let tags = snapshot.tags.len();
-        Self {
-            rules,
-            services,
-            from: TagIndex::new(tags, snapshot.rules.iter().map(|rule| &rule.from)),
-            to: TagIndex::new(tags, snapshot.rules.iter().map(|rule| &rule.to)),
-            has_audit: snapshot.rules.iter().any(|rule| rule.audit),
+        let rules = &snapshot.rules;
+        let (from, from_of) = Selectors::new(rules.iter().map(|rule| &rule.from));
+        let (to, to_of) = Selectors::new(rules.iter().map(|rule| &rule.to));
+        let order = |number: u32| u64::from(number + 1) << 32;
+        let mut acl = Self {
+            rules: Vec::with_capacity(rules.len()),
+            ranks: Vec::with_capacity(rules.len()),
+            free: Vec::new(),
+            in_order: (0..rules.len() as u32).map(|id| (order(id), RuleId(id))).collect(),
+            from,
+            to,
+            groups: Groups::default(),
+            audits: 0,
+            version: 0,
+            changes: VecDeque::new(),
+        };
+        for ((number, rule), pair) in (0..).zip(rules).zip(from_of.into_iter().zip(to_of)) {
+            acl.put(number, order(number), rule, pair);
+        }
+        acl
+    }
+
+    /// Adds a rule to be evaluated just before another, or last if there is no such rule. Tiers must
+    /// stay together.
+    ///
+    /// Returns its number, by which judgements name it. Cost: its sets of tags are read; a set that
+    /// no rule named before also gives each of its tags another class.
+    pub fn insert(&mut self, rule: &Rule, before: Option<RuleId>) -> RuleId {
+        let order = self.order_before(before);
+        let number = self.free.pop().unwrap_or(self.rules.len() as u32);
+        self.in_order.insert(order, RuleId(number));
+        let pair = (self.from.add(&rule.from), self.to.add(&rule.to));
+        self.put(number, order, rule, pair);
+        self.note_change(pair);
+        RuleId(number)
+    }
+
+    /// Removes a rule; false if there is none of this number.
+    pub fn remove(&mut self, RuleId(number): RuleId) -> bool {
+        if !self.has(RuleId(number)) {
+            return false;
+        }
+        let order = self.order(number);
+        self.in_order.remove(&order);
+        let rule = &self.rules[number as usize];
+        let (pair, ranks) = ((rule.from, rule.to), &self.ranks);
+        self.audits -= usize::from(rule.audit);
+        let is_before = |other: u32| ranks[other as usize].order < order;
+        self.groups.remove(pair, number, rule.is_plain, is_before);
+        self.free.push(number);
+        self.note_change(pair);
+        true
+    }
+
+    /// Whether there is a rule of this number.
+    fn has(&self, rule: RuleId) -> bool {
+        let rank = self.ranks.get(rule.0 as usize);
+        rank.is_some_and(|rank| self.in_order.get(&rank.order) == Some(&rule))
+    }
+
+    fn put(&mut self, number: u32, order: u64, rule: &Rule, (from, to): (u32, u32)) {
+        let compiled = CompiledRule {
+            tier: rule.tier,
+            action: rule.action,
+            direction: rule.direction,
+            audit: rule.audit,
+            is_plain: lanes::is_plain(rule),
+            conditions: rule.conditions,
+            services: rule.services.clone(),
+            from,
+            to,
+        };
+        let is_plain = compiled.is_plain;
+        let rank = Rank { order, action: rule.action };
+        self.audits += usize::from(rule.audit);
+        if self.rules.len() == number as usize {
+            self.rules.push(compiled);
+            self.ranks.push(rank);
+        } else {
+            self.rules[number as usize] = compiled;
+            self.ranks[number as usize] = rank;
+        }
+        let ranks = &self.ranks;
+        let stays_before = |other: u32| ranks[other as usize].order <= order;
+        self.groups.insert((from, to), &lanes::lanes(rule, number), is_plain, stays_before);
+    }
+
+    /// A free place in the order, before a rule or last.
+    fn order_before(&mut self, before: Option<RuleId>) -> u64 {
+        let before = before.filter(|&rule| self.has(rule));
+        for _ in 0..2 {
+            let last = self.in_order.last_key_value().map_or(0, |(&order, _)| order);
+            let (low, high) = match before {
+                Some(RuleId(number)) => {
+                    let high = self.order(number);
+                    let low = self.in_order.range(..high).next_back().map_or(0, |(&low, _)| low);
+                    (low, high)
+                }
+                None => (last, last.saturating_add(1 << 33)),
+            };
+            if high - low >= 2 {
+                return low + (high - low) / 2;
+            }
+            self.spread();
+        }
+        unreachable!("rules are numbered by 32 bits, so there is room between 64-bit places")
+    }
+
+    /// Gives all rules places far apart.
+    fn spread(&mut self) {
+        let rules = std::mem::take(&mut self.in_order);
+        let gap = u64::MAX / (rules.len() as u64 + 2);
+        let places = rules.into_values().zip(1..).map(|(rule, place)| (place * gap, rule));
+        self.in_order = places.collect();
+        for (&order, &RuleId(number)) in &self.in_order {
+            self.ranks[number as usize].order = order;
         }
     }
 
-    /// Judges one conversation. Cost: a walk over the rules that speak of its pair of tags, after an
-    /// intersection of rules / 64 words if `memo` has not seen the pair.
+    fn note_change(&mut self, pair: (u32, u32)) {
+        self.version = self.version.wrapping_add(1);
+        self.changes.push_back(pair);
+        if self.changes.len() > Self::MAX_CHANGES {
+            self.changes.pop_front();
+        }
+    }
+
+    /// Whether what was true of a pair of classes at `version` may not be any more.
+    fn has_changed(&self, version: u32, from: u32, to: u32) -> bool {
+        let missed = self.version.wrapping_sub(version) as usize;
+        let (from, to) = (self.from.in_class(from), self.to.in_class(to));
+        missed > self.changes.len()
+            || self.changes.range(self.changes.len() - missed..).any(|(source, destination)| {
+                from.binary_search(source).is_ok() && to.binary_search(destination).is_ok()
+            })
+    }
+
+    /// Rules there are.
+    pub fn len(&self) -> usize {
+        self.in_order.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.in_order.is_empty()
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        let services = |rule: &CompiledRule| match &rule.services {
+            Services::Any => 0,
+            Services::Only(list) => size_of_val(&**list),
+        };
+        self.rules.iter().map(services).sum::<usize>()
+            + self.rules.capacity() * size_of::<CompiledRule>()
+            + self.ranks.capacity() * size_of::<Rank>()
+            + self.in_order.len() * size_of::<(u64, RuleId)>()
+            + self.from.bytes()
+            + self.to.bytes()
+            + self.groups.bytes()
+    }
+
+    fn order(&self, rule: u32) -> u64 {
+        self.ranks[rule as usize].order
+    }
+
+    fn order_of_group(&self, group: u32) -> u64 {
+        self.order(self.groups.group(group).first())
+    }
+
+    /// Judges one conversation. Cost: a search through the program of its pair, which is compiled
+    /// first if `memo` does not have it.
+    #[inline]
     pub fn judge(&self, conversation: &Conversation, memo: &mut Memo) -> Judgement {
-        let candidates = memo.candidates(self, conversation.from, conversation.to);
-        self.judge_by(candidates, conversation)
+        memo.make_room(1);
+        let place = memo.place(self, self.from.of(conversation.from), self.to.of(conversation.to));
+        self.judge_at(place, conversation, memo)
+    }
+
+    /// Judges many conversations into `judgements`, in the same order. What one of them waits for
+    /// from memory, others wait for at the same time.
+    pub fn judge_batch(
+        &self,
+        conversations: &[Conversation],
+        memo: &mut Memo,
+        judgements: &mut Vec<Judgement>,
+    ) {
+        judgements.clear();
+        for some in conversations.chunks(Self::BATCH) {
+            let mut classes = [(0, 0); Self::BATCH];
+            for (classes, one) in classes.iter_mut().zip(some) {
+                *classes = (self.from.of(one.from), self.to.of(one.to));
+            }
+            memo.make_room(some.len());
+            let mut places = [0; Self::BATCH];
+            for (place, &(from, to)) in places.iter_mut().zip(&classes[..some.len()]) {
+                *place = memo.place(self, from, to);
+            }
+            judgements.extend(
+                some.iter().zip(&places).map(|(one, &place)| self.judge_at(place, one, memo)),
+            );
+        }
     }
 
     /// Whether any conversation at all from one tag to the other is allowed. Cost: as
     /// [`Acl::allowed_services`], once per pair and `memo`.
     pub fn may_talk(&self, from: Tag, to: Tag, memo: &mut Memo) -> bool {
-        let pair = memo.pair(self, from, to);
-        if let Some(known) = pair.may_talk {
+        memo.make_room(1);
+        let place = memo.place(self, self.from.of(from), self.to.of(to));
+        if let Some(known) = memo.at(place).may_talk {
             return known;
         }
-        let candidates = memo.candidates(self, from, to);
+        let candidates = &self.candidates(from, to);
         let may_talk = self.cuts(candidates).any(|(protocol, dst_port)| {
             let opening = Opening::COMMON;
             let conversation = Conversation { from, to, protocol, dst_port, opening };
             self.judge_by(candidates, &conversation).action == RuleAction::Allow
         });
-        memo.pairs.insert((from, to), Pair { may_talk: Some(may_talk), ..pair });
+        memo.set_may_talk(place, may_talk);
         may_talk
+    }
+
+    /// The rules that speak of this pair of tags, in order.
+    fn candidates(&self, from: Tag, to: Tag) -> Vec<u32> {
+        let (mut groups, mut rules) = (Vec::new(), Vec::new());
+        let (from, to) = (self.from.of(from), self.to.of(to));
+        self.groups.find(self.from.in_class(from), self.to.in_class(to), &mut groups);
+        self.rules_of(&groups, &mut rules);
+        rules
+    }
+
+    /// Adds the rules of these groups to `rules`, in order.
+    fn rules_of(&self, groups: &[u32], rules: &mut Vec<u32>) {
+        let first = rules.len();
+        for &group in groups {
+            rules.extend(self.groups.group(group).lanes().map(|lane| lane.rule));
+        }
+        rules[first..].sort_unstable_by_key(|&rule| self.order(rule));
+        let mut last = None;
+        let mut at = first;
+        for n in first..rules.len() {
+            let rule = rules[n];
+            if last != Some(rule) {
+                rules[at] = rule;
+                at += 1;
+            }
+            last = Some(rule);
+        }
+        rules.truncate(at);
+    }
+
+    #[inline]
+    fn judge_at(&self, place: u32, conversation: &Conversation, memo: &Memo) -> Judgement {
+        let pair = memo.at(place);
+        let numbers = pair.numbers.of(&memo.numbers);
+        if pair.walks {
+            return self.judge_by(numbers, conversation);
+        }
+        let query = Query::new(conversation);
+        let blocks = pair.blocks.of(&memo.blocks);
+        let Met { hit, ports, opening } = if numbers.is_empty() {
+            search(blocks, &query)
+        } else {
+            self.search_all(blocks, numbers, &query)
+        };
+        let (action, cause) = match hit {
+            Some(hit) => (self.ranks[hit as usize].action, Cause::Rule(RuleId(hit))),
+            None => (RuleAction::Deny, Cause::Default),
+        };
+        Judgement { action, cause, used_ports: ports, used_opening: opening, audit: None }
+    }
+
+    /// Searches a pair's own blocks and those of groups besides.
+    fn search_all(&self, blocks: &[Block], groups: &[u32], query: &Query) -> Met {
+        let mut firsts = search_firsts(blocks, query);
+        for &group in groups {
+            let end = firsts.hit.map_or(u64::MAX, |hit| self.order(hit));
+            if end < self.order_of_group(group) {
+                break;
+            }
+            let here = search_firsts(self.groups.group(group).blocks(), query);
+            firsts = Firsts {
+                hit: self.earlier(firsts.hit, here.hit),
+                ports: self.earlier(firsts.ports, here.ports),
+                opening: self.earlier(firsts.opening, here.opening),
+            };
+        }
+        let end = firsts.hit.map_or(u64::MAX, |hit| self.order(hit));
+        let is_reached = |rule: u32| self.order(rule) <= end;
+        Met {
+            hit: firsts.hit,
+            ports: firsts.ports.is_some_and(is_reached),
+            opening: firsts.opening.is_some_and(is_reached),
+        }
+    }
+
+    fn earlier(&self, one: Option<u32>, other: Option<u32>) -> Option<u32> {
+        one.into_iter().chain(other).min_by_key(|&rule| self.order(rule))
     }
 
     fn judge_by(&self, candidates: &[u32], conversation: &Conversation) -> Judgement {
         let mut used = Used::default();
         let (action, cause) = self.walk(candidates, conversation, false, &mut used);
         let mut audit = None;
-        if self.has_audit && action == RuleAction::Allow {
+        if self.audits > 0 && action == RuleAction::Allow {
             let (action, cause) = self.walk(candidates, conversation, true, &mut used);
             audit = (action != RuleAction::Allow).then_some(cause);
         }
@@ -273,29 +604,9 @@ impl Acl {
         if !conditions.hold(with.protocol, &with.opening) {
             return false;
         }
-        let Some((first, end)) = rule.services else { return true };
-        let services = &self.services[first as usize..end as usize];
+        let Services::Only(services) = &rule.services else { return true };
         used.ports |= services.iter().any(|service| names_ports(service, with.protocol));
         services.iter().any(|service| service.matches(with.protocol, with.dst_port))
-    }
-}
-
-fn compile(rule: &Rule, services: &mut Vec<Service>) -> CompiledRule {
-    let range = match &rule.services {
-        Services::Any => None,
-        Services::Only(list) => {
-            let first = services.len() as u32;
-            services.extend(list);
-            Some((first, services.len() as u32))
-        }
-    };
-    CompiledRule {
-        tier: rule.tier,
-        action: rule.action,
-        direction: rule.direction,
-        audit: rule.audit,
-        conditions: rule.conditions,
-        services: range,
     }
 }
 
@@ -304,103 +615,6 @@ fn names_ports(service: &Service, protocol: u8) -> bool {
     match *service {
         Service::Ports { protocol: p, .. } | Service::Icmp { protocol: p, .. } => p == protocol,
         Service::Protocol(_) => false,
-    }
-}
-
-/// For each tag, the rules that match it in one role.
-#[derive(Clone, Debug)]
-struct TagIndex {
-    /// Rules that match every tag.
-    any: Vec<u64>,
-    /// Rules that name a tag, by tag. Bitmaps end with their last word that is not zero.
-    named: Vec<Vec<u64>>,
-}
-
-impl TagIndex {
-    fn new<'a>(tags: usize, sets: impl ExactSizeIterator<Item = &'a TagSet>) -> Self {
-        let mut any = vec![0; sets.len().div_ceil(64)];
-        let mut named = vec![Vec::new(); tags];
-        for (rule, set) in sets.enumerate() {
-            match set {
-                TagSet::Any => set_bit(&mut any, rule),
-                TagSet::Only(tags) => {
-                    for tag in tags {
-                        set_bit(&mut named[tag.0 as usize], rule);
-                    }
-                }
-            }
-        }
-        Self { any, named }
-    }
-
-    /// Word `at` of the bitmap of rules that match `tag`.
-    fn word(&self, tag: Tag, at: usize) -> u64 {
-        let named = self.named.get(tag.0 as usize).and_then(|words| words.get(at));
-        self.any[at] | named.copied().unwrap_or(0)
-    }
-}
-
-fn set_bit(words: &mut Vec<u64>, bit: usize) {
-    if words.len() <= bit / 64 {
-        words.resize(bit / 64 + 1, 0);
-    }
-    words[bit / 64] |= 1 << (bit % 64);
-}
-
-/// What was found out about each pair of tags that was asked for. Bounded; belongs to one policy.
-#[derive(Clone, Debug, Default)]
-pub struct Memo {
-    pairs: HashMap<(Tag, Tag), Pair>,
-    /// The rules that speak of each pair, side by side.
-    rules: Vec<u32>,
-}
-
-/// What is known of one pair of tags.
-#[derive(Clone, Copy, Debug)]
-struct Pair {
-    /// Range in [`Memo::rules`] of the rules that speak of it.
-    first: u32,
-    end: u32,
-    /// Whether anything at all is allowed, once that was asked.
-    may_talk: Option<bool>,
-}
-
-impl Memo {
-    /// Most pairs that are remembered.
-    pub const MAX_PAIRS: usize = 65_536;
-    /// Rule numbers that are remembered before all is forgotten, for all pairs together.
-    pub const MAX_RULES: usize = 1 << 20;
-
-    /// Forgets everything: to be called when another policy comes into force.
-    pub fn clear(&mut self) {
-        self.pairs.clear();
-        self.rules.clear();
-    }
-
-    /// The rules of `acl` that speak of this pair, in order.
-    fn candidates(&mut self, acl: &Acl, from: Tag, to: Tag) -> &[u32] {
-        let Pair { first, end, .. } = self.pair(acl, from, to);
-        &self.rules[first as usize..end as usize]
-    }
-
-    fn pair(&mut self, acl: &Acl, from: Tag, to: Tag) -> Pair {
-        if let Some(&pair) = self.pairs.get(&(from, to)) {
-            return pair;
-        }
-        if self.pairs.len() >= Self::MAX_PAIRS || self.rules.len() >= Self::MAX_RULES {
-            self.clear();
-        }
-        let first = self.rules.len() as u32;
-        for at in 0..acl.rules.len().div_ceil(64) {
-            let mut word = acl.from.word(from, at) & acl.to.word(to, at);
-            while word != 0 {
-                self.rules.push(at as u32 * 64 + word.trailing_zeros());
-                word &= word - 1;
-            }
-        }
-        let pair = Pair { first, end: self.rules.len() as u32, may_talk: None };
-        self.pairs.insert((from, to), pair);
-        pair
     }
 }
 

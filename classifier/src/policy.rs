@@ -115,6 +115,11 @@ impl Policy {
         self.addresses.owner(addr)
     }
 
+    /// Whom addresses belong to.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
     /// Who is in a VLAN; `None` if no port carries it.
     pub fn vlan(&self, vlan: u16) -> Option<&Vlan> {
         self.vlans.get(&vlan)

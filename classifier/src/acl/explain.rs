@@ -58,9 +58,10 @@ impl Acl {
             Permit::Receive => Direction::Ingress,
         };
         let (mut decided, mut left) = (false, None);
-        let mut considered = Vec::with_capacity(self.rules.len());
-        for (id, rule) in self.rules.iter().enumerate() {
-            let outcome = match self.mismatch(id, rule, conversation, permit) {
+        let mut considered = Vec::with_capacity(self.in_order.len());
+        for &RuleId(id) in self.in_order.values() {
+            let rule = &self.rules[id as usize];
+            let outcome = match self.mismatch(rule, conversation, permit) {
                 Some(outcome) => outcome,
                 None if left == Some(rule.tier) => Outcome::PassedOver,
                 None if decided => Outcome::Late,
@@ -74,7 +75,7 @@ impl Acl {
                     Outcome::Decides
                 }
             };
-            considered.push(Considered { permission, rule: RuleId(id as u32), outcome });
+            considered.push(Considered { permission, rule: RuleId(id), outcome });
         }
         considered
     }
@@ -82,15 +83,13 @@ impl Acl {
     /// Why the rule does not match, if it does not.
     fn mismatch(
         &self,
-        id: usize,
         rule: &CompiledRule,
         conversation: &Conversation,
         permit: Permit,
     ) -> Option<Outcome> {
-        let has = |word: u64| word >> (id % 64) & 1 == 1;
-        if !has(self.from.word(conversation.from, id / 64)) {
+        if !self.from.has(rule.from, conversation.from) {
             Some(Outcome::OtherSource)
-        } else if !has(self.to.word(conversation.to, id / 64)) {
+        } else if !self.to.has(rule.to, conversation.to) {
             Some(Outcome::OtherDestination)
         } else if !self.serves(rule, conversation, &mut Used::default()) {
             Some(Outcome::OtherService)

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use super::{Acl, Conversation, Memo, Opening};
-use crate::snapshot::{Conditions, RuleAction, Service, Tag};
+use super::{Acl, Conversation, Opening};
+use crate::snapshot::{Conditions, RuleAction, Service, Services, Tag};
 use crate::verdict::Cause;
 use crate::wire::protocol::{SCTP, TCP, UDP};
 
@@ -37,8 +37,7 @@ impl Acl {
     /// over all protocols, ports and ICMP types, in order of protocol and port, what holds for all
     /// other protocols last.
     pub fn allowed_services(&self, from: Tag, to: Tag, opening: Opening) -> Vec<Permission> {
-        let mut memo = Memo::default();
-        let candidates = memo.candidates(self, from, to);
+        let candidates = &self.candidates(from, to);
         let (pair, cuts) = ((from, to, opening), self.cuts_by_protocol(candidates));
         let others = self.unnamed_protocol(&cuts).map(|protocol| {
             let ports = BTreeSet::from([0]);
@@ -85,8 +84,8 @@ impl Acl {
                 cuts.entry(UDP).or_insert_with(all);
                 cuts.entry(SCTP).or_insert_with(all);
             }
-            let Some((first, end)) = self.rules[id as usize].services else { continue };
-            for service in &self.services[first as usize..end as usize] {
+            let Services::Only(services) = &self.rules[id as usize].services else { continue };
+            for service in services {
                 let (protocol, range) = range_of(service);
                 let ports = cuts.entry(protocol).or_insert_with(all);
                 ports.insert(*range.start());
@@ -149,7 +148,7 @@ fn is_like(permissions: &[Permission], others: Option<&Permission>) -> bool {
 }
 
 /// The protocol and ports that a service matches.
-fn range_of(service: &Service) -> (u8, RangeInclusive<u16>) {
+pub(super) fn range_of(service: &Service) -> (u8, RangeInclusive<u16>) {
     match *service {
         Service::Ports { protocol, first, last } => (protocol, first..=last),
         Service::Icmp { protocol, kind, code: Some(code) } => {

@@ -3,6 +3,7 @@ use proptest::sample::{select, subsequence};
 
 use super::*;
 use crate::fixture::{rule, snapshot, tcp};
+use crate::snapshot::{FlagMatch, TagSet};
 
 const TAGS: u32 = 3;
 
@@ -22,16 +23,20 @@ fn service() -> impl Strategy<Value = Service> {
     ]
 }
 
-fn acl() -> impl Strategy<Value = Acl> {
-    use RuleAction::{Allow, Deny, Pass, Reject};
-    let services = prop_oneof![
+fn services() -> impl Strategy<Value = Services> {
+    prop_oneof![
         1 => Just(Services::Any),
         3 => prop::collection::vec(service(), 1..3).prop_map(Services::Only),
-    ];
+    ]
+}
+
+/// Rules of every kind, without conditions.
+fn any_rule() -> impl Strategy<Value = Rule> {
+    use RuleAction::{Allow, Deny, Pass, Reject};
     let direction = select(vec![Direction::Both, Direction::Ingress, Direction::Egress]);
     let action = select(vec![Allow, Allow, Deny, Reject, Pass]);
-    let parts = (0u8..3, action, tag_set(), tag_set(), services, direction, any::<bool>());
-    let rule = parts.prop_map(|(tier, action, from, to, services, direction, audit)| Rule {
+    let parts = (0u8..3, action, tag_set(), tag_set(), services(), direction, any::<bool>());
+    parts.prop_map(|(tier, action, from, to, services, direction, audit)| Rule {
         tier,
         from,
         to,
@@ -39,11 +44,112 @@ fn acl() -> impl Strategy<Value = Acl> {
         direction,
         audit,
         ..rule("", action, 0, 0, tcp(0))
-    });
-    prop::collection::vec(rule, 0..8).prop_map(|mut rules| {
-        rules.sort_by_key(|rule| rule.tier);
-        Acl::new(&Snapshot { rules, ..snapshot() })
     })
+}
+
+/// Rules that lanes can say.
+fn plain_rule() -> impl Strategy<Value = Rule> {
+    let action = select(vec![RuleAction::Allow, RuleAction::Deny, RuleAction::Reject]);
+    let src_ports =
+        prop::option::weighted(0.3, select(vec![(0, 65_535), (53, 53), (1_024, 65_535)]));
+    (action, tag_set(), tag_set(), services(), src_ports).prop_map(
+        |(action, from, to, services, src_ports)| Rule {
+            from,
+            to,
+            services,
+            conditions: Conditions { src_ports, ..Conditions::default() },
+            ..rule("", action, 0, 0, tcp(0))
+        },
+    )
+}
+
+/// Rules that ask for more than lanes can say.
+fn odd_rule() -> impl Strategy<Value = Rule> {
+    let ether_type = prop::option::weighted(0.2, select(vec![0x0800, 0x86dd, 0x88cc]));
+    let vlan = prop::option::weighted(0.2, select(vec![0, 10]));
+    let tcp_flags = prop::option::weighted(0.2, Just(FlagMatch { mask: 0x12, value: 2 }));
+    (any_rule(), plain_rule(), ether_type, vlan, tcp_flags).prop_map(
+        |(rule, Rule { conditions, .. }, ether_type, vlan, tcp_flags)| {
+            let services = if ether_type.is_some() { Services::Any } else { rule.services };
+            let conditions = Conditions { ether_type, vlan, tcp_flags, ..conditions };
+            Rule { tier: 1, services, conditions, ..rule }
+        },
+    )
+}
+
+/// Few of every kind, or so many that pairs share long groups.
+fn rules() -> impl Strategy<Value = Vec<Rule>> {
+    let all = |rule| Rule { tier: 1, ..rule };
+    let mixed = prop_oneof![3 => plain_rule(), 1 => odd_rule()].prop_map(all);
+    prop_oneof![
+        prop::collection::vec(mixed, 0..12),
+        prop::collection::vec(plain_rule().prop_map(all), 0..12),
+        prop::collection::vec(plain_rule().prop_map(all), 100..300),
+    ]
+}
+
+fn acl() -> impl Strategy<Value = Acl> {
+    prop::collection::vec(any_rule(), 0..8).prop_map(|mut rules| {
+        rules.sort_by_key(|rule| rule.tier);
+        acl_of(rules)
+    })
+}
+
+fn acl_of(rules: Vec<Rule>) -> Acl {
+    Acl::new(&Snapshot { rules, ..snapshot() })
+}
+
+fn conversation(from: Tag, to: Tag) -> Conversation {
+    Conversation { from, to, protocol: 6, dst_port: 80, opening: Opening::COMMON }
+}
+
+/// Conversations between tags that rules know, and one that none does.
+fn conversations() -> impl Strategy<Value = Vec<Conversation>> {
+    let tag = || (0..=TAGS).prop_map(Tag);
+    let ends = (select(vec![0, 1, 6, 17, 47, 132]), select(vec![0, 1, 22, 80, 2048, 65_535]));
+    let opening = (
+        select(vec![0x0800, 0x0800, 0x86dd, 0x88cc]),
+        select(vec![0, 10]),
+        select(vec![0, 53, 1_023, 1_024]),
+        select(vec![2, 16, 18]),
+    );
+    let one =
+        (tag(), tag(), ends, opening).prop_map(|(from, to, (protocol, dst_port), opening)| {
+            let (ether_type, vlan, src_port, tcp_flags) = opening;
+            let opening = Opening { ether_type, vlan, src_port, tcp_flags };
+            Conversation { from, to, protocol, dst_port, opening }
+        });
+    prop::collection::vec(one, 1..100)
+}
+
+/// What a walk over all rules that name both tags comes to.
+fn walked(acl: &Acl, rules: &[Rule], conversation: &Conversation) -> Judgement {
+    let speaks =
+        |rule: &Rule| rule.from.contains(conversation.from) && rule.to.contains(conversation.to);
+    let candidates: Vec<u32> =
+        (0..).zip(rules).filter(|(_, rule)| speaks(rule)).map(|(number, _)| number).collect();
+    let walked = acl.judge_by(&candidates, conversation);
+    // No plain rule speaks of frames other than IP, so nothing that it asks for is consulted. A walk
+    // does not see that as long as every rule is plain.
+    let is_ip = [0x0800, 0x86dd].contains(&conversation.opening.ether_type);
+    let is_plain = candidates.iter().all(|&number| acl.rules[number as usize].is_plain);
+    Judgement { used_opening: walked.used_opening && (is_ip || !is_plain), ..walked }
+}
+
+/// A change of one rule: what to add where, or which to take away. Places count modulo rules.
+#[derive(Clone, Debug)]
+enum Change {
+    Insert(usize, Box<Rule>),
+    Remove(usize),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let rule = prop_oneof![4 => plain_rule(), 1 => odd_rule()];
+    let rule = rule.prop_map(|rule| Box::new(Rule { tier: 1, ..rule }));
+    prop_oneof![
+        (any::<usize>(), rule).prop_map(|(place, rule)| Change::Insert(place, rule)),
+        any::<usize>().prop_map(Change::Remove),
+    ]
 }
 
 impl Permission {
@@ -57,6 +163,60 @@ impl Permission {
 }
 
 proptest! {
+    #[test]
+    fn one_by_one_and_in_batches_judgements_are_what_a_walk_comes_to(
+        rules in rules(), conversations in conversations(),
+    ) {
+        let acl = acl_of(rules.clone());
+        let (mut memo, mut batch) = (Memo::default(), Vec::new());
+        acl.judge_batch(&conversations, &mut Memo::default(), &mut batch);
+        prop_assert_eq!(batch.len(), conversations.len());
+        for (conversation, batched) in conversations.iter().zip(batch) {
+            let expected = walked(&acl, &rules, conversation);
+            prop_assert_eq!(acl.judge(conversation, &mut memo), expected, "{:?}", conversation);
+            prop_assert_eq!(batched, expected);
+        }
+    }
+
+    #[test]
+    fn after_each_change_judgements_are_those_of_rules_compiled_anew(
+        mut rules in rules(),
+        changes in prop::collection::vec((change(), conversations()), 1..12),
+    ) {
+        let mut acl = acl_of(rules.clone());
+        let mut numbers: Vec<RuleId> = (0..rules.len() as u32).map(RuleId).collect();
+        let mut memo = Memo::default();
+        for (change, conversations) in changes {
+            match change {
+                Change::Insert(place, rule) => {
+                    let place = place % (rules.len() + 1);
+                    let number = acl.insert(&rule, numbers.get(place).copied());
+                    numbers.insert(place, number);
+                    rules.insert(place, *rule);
+                }
+                Change::Remove(_) if rules.is_empty() => {}
+                Change::Remove(place) => {
+                    let place = place % rules.len();
+                    prop_assert!(acl.remove(numbers[place]));
+                    prop_assert!(!acl.remove(numbers[place]), "it is gone");
+                    numbers.remove(place);
+                    rules.remove(place);
+                }
+            }
+            prop_assert_eq!(acl.len(), rules.len());
+            let anew = acl_of(rules.clone());
+            for conversation in conversations {
+                let mut expected = walked(&anew, &rules, &conversation);
+                for cause in [Some(&mut expected.cause), expected.audit.as_mut()] {
+                    if let Some(Cause::Rule(rule)) = cause {
+                        *rule = numbers[rule.0 as usize];
+                    }
+                }
+                prop_assert_eq!(acl.judge(&conversation, &mut memo), expected, "{:?}", conversation);
+            }
+        }
+    }
+
     #[test]
     fn allowed_services_are_those_that_are_allowed(acl in acl(), from in 0..TAGS, to in 0..TAGS) {
         let (from, to) = (Tag(from), Tag(to));
@@ -88,7 +248,7 @@ proptest! {
         let conversation = Conversation { from: Tag(from), to: Tag(to), protocol, dst_port: port, opening: Opening::COMMON };
         let (judgement, rules) = acl.explain(&conversation);
         prop_assert_eq!(judgement, acl.judge(&conversation, &mut Memo::default()));
-        prop_assert_eq!(rules.len(), 2 * acl.rules.len());
+        prop_assert_eq!(rules.len(), 2 * acl.len());
         let decides = |permission| {
             let mut deciding = rules.iter().filter(|considered| {
                 considered.permission == permission && considered.outcome == Outcome::Decides
@@ -113,13 +273,7 @@ fn rules_beyond_the_first_word_are_found() {
         (0..200).map(|n| rule("other", RuleAction::Allow, 1, 3 + n % 5, tcp(n as u16))).collect();
     rules.push(rule("wanted", RuleAction::Allow, 1, 2, tcp(80)));
     let acl = Acl::new(&Snapshot { rules, ..snapshot() });
-    let conversation = Conversation {
-        from: Tag(1),
-        to: Tag(2),
-        protocol: 6,
-        dst_port: 80,
-        opening: Opening::COMMON,
-    };
+    let conversation = conversation(Tag(1), Tag(2));
     let judgement = acl.judge(&conversation, &mut Memo::default());
     assert_eq!((judgement.action, judgement.cause), (RuleAction::Allow, Cause::Rule(RuleId(200))));
 }
@@ -145,14 +299,38 @@ fn ports_count_as_consulted_only_where_a_rule_names_them() {
 }
 
 #[test]
+fn there_is_always_room_before_a_rule() {
+    let rules = vec![
+        rule("first", RuleAction::Allow, 1, 2, tcp(80)),
+        rule("last", RuleAction::Deny, 1, 2, tcp(80)),
+    ];
+    let mut acl = acl_of(rules);
+    let mut memo = Memo::default();
+    let mut last = RuleId(1);
+    acl.remove(RuleId(0));
+    for _ in 0..200 {
+        last = acl.insert(&rule("new", RuleAction::Reject, 1, 2, tcp(80)), Some(last));
+        let judgement = acl.judge(&conversation(Tag(1), Tag(2)), &mut memo);
+        assert_eq!(judgement.cause, Cause::Rule(last));
+    }
+    assert_eq!(acl.len(), 201);
+}
+
+#[test]
 fn the_memo_is_bounded() {
     let rules = vec![rule("web", RuleAction::Allow, 1, 2, tcp(80))];
-    let acl = Acl::new(&Snapshot { rules, ..snapshot() });
+    let mut acl = Acl::new(&Snapshot { rules, ..snapshot() });
     let mut memo = Memo::default();
+    let names = |n| TagSet::Only(vec![Tag(n)]);
+    for n in 0..400 {
+        let rule = rule("one of many classes", RuleAction::Allow, 0, 0, tcp(80));
+        acl.insert(&Rule { from: names(n), to: names(n), ..rule }, None);
+    }
     for from in 0..400 {
         for to in 0..400 {
-            memo.pair(&acl, Tag(from), Tag(to));
+            acl.judge(&conversation(Tag(from), Tag(to)), &mut memo);
         }
     }
-    assert!(memo.pairs.len() <= Memo::MAX_PAIRS);
+    assert!(memo.len() > 1_000);
+    assert!(memo.len() <= Memo::MAX_PAIRS);
 }

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use firedoor_classifier::Policy;
-use firedoor_classifier::acl::{Judgement, Memo};
-use firedoor_classifier::policy::PolicyError;
+use firedoor_classifier::acl::{Conversation, Judgement, Memo};
+use firedoor_classifier::policy::{Owner, PolicyError};
 use firedoor_classifier::verdict::Cause;
 use serde::Serialize;
 
@@ -29,6 +29,8 @@ pub struct Options {
     pub trace: Option<PathBuf>,
     /// How many headers to generate.
     pub headers: usize,
+    /// Headers of a batch.
+    pub batch: usize,
     /// Where to write headers and answers.
     pub write_trace: Option<PathBuf>,
 }
@@ -44,6 +46,12 @@ pub struct Report {
     pub build_ms: f64,
     /// Time per lookup, one at a time, in nanoseconds.
     pub ns_batch1: f64,
+    /// Time per lookup in batches, in nanoseconds.
+    pub ns_batch: f64,
+    /// cold
+    pub ns_cold: f64,
+    /// Headers of a batch.
+    pub batch: usize,
     /// Headers whose verdict names another rule than the first that matches.
     pub wrong: usize,
 }
@@ -94,18 +102,93 @@ pub fn run(options: &Options) -> Result<Report, ClassifyError> {
     let policy = Policy::build(snapshot)?;
     let build_ms = start.elapsed().as_secs_f64() * 1e3;
 
-    progress.step("looking up");
+    progress.step("looking up one by one");
     let mut memo = Memo::default();
     let wrong = trace
         .iter()
         .filter(|(header, first)| rule_of(&judge(&policy, &mut memo, header)) != *first);
     let wrong = wrong.count();
-    let ns_batch1 = median_ns(trace.len(), || {
-        for (header, _) in &trace {
+    let headers: Vec<_> = trace.iter().map(|(header, _)| *header).collect();
+    let ns_batch1 = median_ns(headers.len(), || {
+        for header in &headers {
             black_box(judge(&policy, &mut memo, header));
         }
     });
-    Ok(Report { rules: rules.len(), headers: trace.len(), build_ms, ns_batch1, wrong })
+    progress.step("looking up in batches");
+    let mut batch = Batch::new(options.batch);
+    let mut judged = Vec::new();
+    batch.pass(&policy, &mut memo, &headers, |judgements| judged.extend_from_slice(judgements));
+    let expected = trace.iter().map(|(_, first)| *first);
+    let wrong_batched = judged.iter().map(rule_of).zip(expected).filter(|(a, b)| a != b).count();
+    let ns_batch = median_ns(headers.len(), || {
+        batch.pass(&policy, &mut memo, &headers, |judgements| {
+            black_box(judgements);
+        });
+    });
+    progress.step("looking up without a memo");
+    let cold = headers.len().min(COLD);
+    let ns_cold = median_ns(cold, || {
+        for header in &headers[..cold] {
+            memo.clear();
+            black_box(judge(&policy, &mut memo, header));
+        }
+    });
+    Ok(Report {
+        rules: rules.len(),
+        headers: trace.len(),
+        build_ms,
+        ns_batch1,
+        ns_batch,
+        ns_cold,
+        batch: options.batch,
+        wrong: wrong + wrong_batched,
+    })
+}
+
+const COLD: usize = 20_000;
+
+struct Batch {
+    addrs: Vec<u128>,
+    owners: Vec<Owner>,
+    conversations: Vec<Conversation>,
+    judgements: Vec<Judgement>,
+    size: usize,
+}
+
+impl Batch {
+    fn new(size: usize) -> Self {
+        Self {
+            addrs: vec![0; 2 * size],
+            owners: vec![Owner::Unspecified; 2 * size],
+            conversations: Vec::with_capacity(size),
+            judgements: Vec::with_capacity(size),
+            size,
+        }
+    }
+
+    fn pass(
+        &mut self,
+        policy: &Policy,
+        memo: &mut Memo,
+        headers: &[Header],
+        mut told: impl FnMut(&[Judgement]),
+    ) {
+        for some in headers.chunks(self.size) {
+            for (header, addrs) in some.iter().zip(self.addrs.chunks_exact_mut(2)) {
+                (addrs[0], addrs[1]) = scene::addresses(header);
+            }
+            policy.addresses().owners(&self.addrs[..2 * some.len()], &mut self.owners);
+            self.conversations.clear();
+            let owners = self.owners.chunks_exact(2);
+            self.conversations.extend(
+                some.iter()
+                    .zip(owners)
+                    .map(|(header, owners)| scene::conversation(header, owners[0], owners[1])),
+            );
+            policy.acl().judge_batch(&self.conversations, memo, &mut self.judgements);
+            told(&self.judgements);
+        }
+    }
 }
 
 fn judge(policy: &Policy, memo: &mut Memo, header: &Header) -> Judgement {

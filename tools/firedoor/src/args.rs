@@ -401,6 +401,9 @@ pub(crate) struct BenchClassifyArgs {
     #[arg(long, value_name = "N", default_value_t = 100_000, conflicts_with = "trace",
         value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) headers: u32,
+    /// How many headers to look up at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: u32,
     /// Write the headers and the first rule that matches each, for other programs
     #[arg(long, value_name = "FILE")]
     pub(crate) write_trace: Option<PathBuf>,

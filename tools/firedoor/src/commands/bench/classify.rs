@@ -13,6 +13,7 @@ pub(crate) fn run(args: &BenchClassifyArgs, out: &mut Output) -> anyhow::Result<
         rules: args.rules.clone(),
         trace: args.trace.clone(),
         headers: args.headers as usize,
+        batch: args.batch as usize,
         write_trace: args.write_trace.clone(),
     })?;
     if args.json {
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &BenchClassifyArgs, out: &mut Output) -> anyhow::Result<
 }
 
 fn print(report: &Report, out: &mut Output) -> anyhow::Result<()> {
-    let Report { rules, headers, build_ms, ns_batch1, wrong } = report;
+    let Report { rules, headers, build_ms, ns_batch1, wrong, .. } = report;
     writeln!(out, "{rules} rules, compiled in {build_ms:.1} ms")?;
     writeln!(out, "{headers} headers, {ns_batch1:.1} ns each, one at a time")?;
     writeln!(out, "{wrong} wrong")?;

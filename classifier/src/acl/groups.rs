@@ -1,0 +1,202 @@
+//! Rules by what they name: all rules of one selector as source and one as destination are a group.
+//!
+//! A rule stands in one group, so to add or to take one touches one group. The rules that speak of a
+//! pair of classes are those of the groups of (selectors of the one) × (selectors of the other).
+//! Which of these exist is found from the source's side: each selector knows its groups, and either
+//! these are looked through or the destination's selectors are probed, whichever are fewer.
+
+use hashbrown::HashMap;
+
+use super::lanes::{Block, LANES, Lane};
+
+/// Rules of one pair of selectors.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    pub(super) from: u32,
+    pub(super) to: u32,
+    /// Where it stands in the list of its source's selector.
+    at: u32,
+    /// Its rules' lanes in evaluation order. No block is empty; no list either, until it is deleted.
+    blocks: Vec<Block>,
+    /// Lanes in use.
+    len: usize,
+    /// Rules that lanes cannot say.
+    odd: usize,
+}
+
+impl Group {
+    pub(super) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    pub(super) fn lanes(&self) -> impl Iterator<Item = Lane> + '_ {
+        self.blocks.iter().flat_map(Block::lanes)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.odd == 0
+    }
+
+    /// The number of its first rule.
+    pub(super) fn first(&self) -> u32 {
+        self.blocks[0].rule(0)
+    }
+
+    /// Puts a lane behind all that `stays_before` holds for. Cost: one binary search over the
+    /// blocks; a full block is split, which moves the blocks behind it.
+    fn insert(&mut self, lane: Lane, stays_before: impl Fn(u32) -> bool) {
+        self.len += 1;
+        let after = self.blocks.partition_point(|block| stays_before(block.rule(0)));
+        let block = after.saturating_sub(1);
+        let mut lanes: Vec<Lane> = self.blocks[block].lanes().collect();
+        let place = lanes.partition_point(|lane| stays_before(lane.rule));
+        lanes.insert(place, lane);
+        if lanes.len() <= LANES {
+            self.blocks[block] = Block::of(&lanes);
+        } else {
+            // At the end of the list, as when a policy is compiled, blocks stay full.
+            let cut =
+                if block + 1 == self.blocks.len() && place == LANES { LANES } else { LANES / 2 };
+            self.blocks[block] = Block::of(&lanes[..cut]);
+            self.blocks.insert(block + 1, Block::of(&lanes[cut..]));
+        }
+    }
+
+    /// Takes out the lanes of a rule, which `stays_before` tells from those before it.
+    fn remove(&mut self, rule: u32, stays_before: impl Fn(u32) -> bool) {
+        let first = self.blocks.partition_point(|block| stays_before(block.rule(0)));
+        let mut block = first.saturating_sub(1);
+        while let Some(found) = self.blocks.get_mut(block) {
+            if block >= first && found.rule(0) != rule {
+                break;
+            }
+            let all = found.len();
+            let kept: Vec<Lane> = found.lanes().filter(|lane| lane.rule != rule).collect();
+            self.len -= all - kept.len();
+            *found = Block::of(&kept);
+            if kept.is_empty() {
+                self.blocks.remove(block);
+            } else {
+                block += 1;
+            }
+        }
+    }
+}
+
+/// All groups.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Groups {
+    groups: Vec<Group>,
+    /// Numbers of groups that were deleted.
+    free: Vec<u32>,
+    by_pair: HashMap<(u32, u32), u32>,
+    /// For each selector of the source's side: its destinations' selectors, and the groups.
+    by_source: Vec<Vec<(u32, u32)>>,
+}
+
+impl Groups {
+    pub(super) fn group(&self, number: u32) -> &Group {
+        &self.groups[number as usize]
+    }
+
+    /// Adds a rule's lanes. `stays_before` says whether the rule of a number is evaluated before it
+    /// or is it.
+    pub(super) fn insert(
+        &mut self,
+        (from, to): (u32, u32),
+        lanes: &[Lane],
+        is_plain: bool,
+        stays_before: impl Fn(u32) -> bool,
+    ) {
+        let Some((&first, rest)) = lanes.split_first() else { return };
+        let mut rest = rest;
+        let number = match self.by_pair.get(&(from, to)) {
+            Some(&number) => {
+                rest = lanes;
+                number
+            }
+            None => self.create(from, to, first),
+        };
+        let group = &mut self.groups[number as usize];
+        group.odd += usize::from(!is_plain);
+        for &lane in rest {
+            group.insert(lane, &stays_before);
+        }
+    }
+
+    fn create(&mut self, from: u32, to: u32, first: Lane) -> u32 {
+        let number = self.free.pop().unwrap_or(self.groups.len() as u32);
+        if self.by_source.len() <= from as usize {
+            self.by_source.resize(from as usize + 1, Vec::new());
+        }
+        let partners = &mut self.by_source[from as usize];
+        let at = partners.len() as u32;
+        partners.push((to, number));
+        self.by_pair.insert((from, to), number);
+        let group = Group { from, to, at, blocks: vec![Block::of(&[first])], len: 1, odd: 0 };
+        match self.groups.get_mut(number as usize) {
+            Some(freed) => *freed = group,
+            None => self.groups.push(group),
+        }
+        number
+    }
+
+    /// Takes a rule out of its group; see [`Groups::insert`].
+    pub(super) fn remove(
+        &mut self,
+        pair: (u32, u32),
+        rule: u32,
+        is_plain: bool,
+        stays_before: impl Fn(u32) -> bool,
+    ) {
+        let Some(&number) = self.by_pair.get(&pair) else { return };
+        let group = &mut self.groups[number as usize];
+        group.odd -= usize::from(!is_plain);
+        group.remove(rule, stays_before);
+        if group.blocks.is_empty() {
+            self.delete(number);
+        }
+    }
+
+    /// Deletes an empty group. Its number is free for the next.
+    fn delete(&mut self, number: u32) {
+        let &Group { from, to, at, .. } = self.group(number);
+        self.free.push(number);
+        self.by_pair.remove(&(from, to));
+        let partners = &mut self.by_source[from as usize];
+        partners.swap_remove(at as usize);
+        if let Some(&(_, moved)) = partners.get(at as usize) {
+            self.groups[moved as usize].at = at;
+        }
+    }
+
+    /// Fills `found` with the groups of these selectors. Cost: for each of `from`, the fewer of its
+    /// groups and `to`; never more steps than groups there are, nor than from × to.
+    pub(super) fn find(&self, from: &[u32], to: &[u32], found: &mut Vec<u32>) {
+        found.clear();
+        for &source in from {
+            let partners = self.by_source.get(source as usize).map_or(&[][..], Vec::as_slice);
+            if partners.len() <= to.len() {
+                let here = partners.iter().filter(|(partner, _)| to.binary_search(partner).is_ok());
+                found.extend(here.map(|&(_, group)| group));
+            } else {
+                found.extend(to.iter().filter_map(|&to| self.by_pair.get(&(source, to))));
+            }
+        }
+    }
+
+    /// Bytes it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let blocks: usize = self.groups.iter().map(|group| group.blocks.capacity()).sum();
+        let partners: usize = self.by_source.iter().map(Vec::capacity).sum();
+        blocks * size_of::<Block>()
+            + self.groups.capacity() * size_of::<Group>()
+            + self.by_pair.capacity() * (size_of::<((u32, u32), u32)>() + 1)
+            + partners * size_of::<(u32, u32)>()
+            + self.by_source.capacity() * size_of::<Vec<(u32, u32)>>()
+    }
+}

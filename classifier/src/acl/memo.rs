@@ -1,0 +1,287 @@
+//! What was found out about each pair of classes that was asked for.
+//!
+//! For a pair, the lanes of all its groups are merged into blocks of their own, in evaluation order,
+//! without what can never match: what stands behind a lane that matches everything, and what asks
+//! for the same as one before. Groups of many lanes, which many pairs have, are not copied if the
+//! pair has too much for a copy; the pair's program then is its own blocks and the numbers of those
+//! groups. A pair that has a rule which lanes cannot say keeps a list of its rules to walk.
+//!
+//! Everything here can be forgotten and found out again. When there is too much of it, all is.
+
+use super::Acl;
+use super::groups::Group;
+use super::lanes::{Block, LANES, Lane};
+
+/// Groups of at least this many lanes are shared between pairs that have too much to copy.
+const LONG: usize = 2 * LANES;
+
+/// Lanes that a pair has copied in any case.
+const SHORT: usize = 8 * LANES;
+
+/// What was found out about pairs. Bounded; belongs to one ACL.
+#[derive(Clone, Debug, Default)]
+pub struct Memo {
+    /// Open addressing; the length is a power of two, of which at most half is in use.
+    pairs: Vec<Pair>,
+    /// Pairs in use.
+    len: usize,
+    /// Blocks of pairs' programs, side by side.
+    pub(super) blocks: Vec<Block>,
+    /// Numbers of groups, or of rules to walk, side by side.
+    pub(super) numbers: Vec<u32>,
+    /// Counts how often all was forgotten; never 0 once there is a pair.
+    generation: u16,
+    scratch: Scratch,
+}
+
+/// Lists that outlive one use, so that using them does not allocate.
+#[derive(Clone, Debug, Default)]
+struct Scratch {
+    groups: Vec<u32>,
+    lanes: Vec<(u64, Lane)>,
+    kept: Vec<Lane>,
+}
+
+/// What is known of one pair of classes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pair {
+    from: u32,
+    to: u32,
+    /// Its own blocks, in [`Memo::blocks`].
+    pub(super) blocks: Span,
+    /// In [`Memo::numbers`]: groups besides, first rule first; if `walks`, its rules in order.
+    pub(super) numbers: Span,
+    /// The version of the ACL that it was last found true for.
+    version: u32,
+    /// The memo's when it was found out; places of another are free.
+    generation: u16,
+    /// Whether its rules are to be walked one by one.
+    pub(super) walks: bool,
+    /// Whether anything at all is allowed, once that was asked.
+    pub(super) may_talk: Option<bool>,
+}
+
+/// Part of a list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Span {
+    first: u32,
+    len: u32,
+}
+
+impl Span {
+    #[inline]
+    pub(super) fn of<T>(self, list: &[T]) -> &[T] {
+        &list[self.first as usize..][..self.len as usize]
+    }
+}
+
+impl Pair {
+    /// No pair: no memo is of this generation.
+    const FREE: Self = Self {
+        from: 0,
+        to: 0,
+        blocks: Span { first: 0, len: 0 },
+        numbers: Span { first: 0, len: 0 },
+        version: 0,
+        generation: 0,
+        walks: false,
+        may_talk: None,
+    };
+
+    fn is(&self, from: u32, to: u32) -> bool {
+        self.from == from && self.to == to
+    }
+}
+
+impl Memo {
+    /// Most pairs that are remembered.
+    pub const MAX_PAIRS: usize = 1 << 17;
+    /// Most blocks of lanes, and those of one batch of pairs.
+    const MAX_BLOCKS: usize = 1 << 17;
+    /// Most numbers of groups and rules, and those of one batch of pairs.
+    const MAX_NUMBERS: usize = 1 << 20;
+    /// Places for pairs at first.
+    const FIRST_PAIRS: usize = 1 << 10;
+
+    /// Forgets everything: to be called when another policy comes into force. Cost: nothing, but once
+    /// in 65,535 times a walk over all places.
+    pub fn clear(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        if self.generation == Pair::FREE.generation {
+            self.pairs.fill(Pair::FREE);
+            self.generation += 1;
+        }
+        self.len = 0;
+        self.blocks.clear();
+        self.numbers.clear();
+    }
+
+    /// Pairs that are remembered.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.pairs.capacity() * size_of::<Pair>()
+            + self.blocks.capacity() * size_of::<Block>()
+            + self.numbers.capacity() * size_of::<u32>()
+    }
+
+    /// Where a pair stands or would stand first.
+    #[inline]
+    fn home(&self, from: u32, to: u32) -> usize {
+        let pair = u64::from(from) << 32 | u64::from(to);
+        let hash = pair.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash ^ hash >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93) as usize >> 24
+    }
+
+    /// Which place has the pair, if it is remembered and true. Cost: one probe, mostly.
+    #[inline]
+    fn known(&self, version: u32, from: u32, to: u32) -> Option<u32> {
+        let mask = self.pairs.len().checked_sub(1)?;
+        let mut at = self.home(from, to) & mask;
+        loop {
+            let pair = &self.pairs[at];
+            if pair.is(from, to) && pair.generation == self.generation {
+                return (pair.version == version).then_some(at as u32);
+            }
+            if pair.generation != self.generation {
+                return None;
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// The place of a pair of classes, which is found out if it is not remembered. There must be
+    /// [room](Memo::make_room). Holds until room is made.
+    #[inline]
+    pub(super) fn place(&mut self, acl: &Acl, from: u32, to: u32) -> u32 {
+        match self.known(acl.version, from, to) {
+            Some(place) => place,
+            None => self.find_out(acl, from, to),
+        }
+    }
+
+    /// What is known of the pair at a place.
+    #[inline]
+    pub(super) fn at(&self, place: u32) -> &Pair {
+        &self.pairs[place as usize]
+    }
+
+    /// Remembers whether the pair at a place may talk.
+    pub(super) fn set_may_talk(&mut self, place: u32, may_talk: bool) {
+        self.pairs[place as usize].may_talk = Some(may_talk);
+    }
+
+    #[cold]
+    fn find_out(&mut self, acl: &Acl, from: u32, to: u32) -> u32 {
+        let at = self.seat(from, to);
+        let known = self.pairs[at];
+        let is_known = known.generation == self.generation;
+        let pair = if is_known && !acl.has_changed(known.version, from, to) {
+            Pair { version: acl.version, ..known }
+        } else {
+            self.len += usize::from(!is_known);
+            self.compile(acl, from, to)
+        };
+        self.pairs[at] = pair;
+        at as u32
+    }
+
+    /// Makes room for `more` pairs, by forgetting everything if there is too much of it.
+    #[inline]
+    pub(super) fn make_room(&mut self, more: usize) {
+        let is_full = self.len + more > Self::MAX_PAIRS
+            || self.blocks.len() > Self::MAX_BLOCKS
+            || self.numbers.len() > Self::MAX_NUMBERS;
+        if is_full || 2 * (self.len + more) > self.pairs.len() {
+            self.clear_or_grow(is_full, more);
+        }
+    }
+
+    #[cold]
+    fn clear_or_grow(&mut self, is_full: bool, more: usize) {
+        if is_full || self.generation == Pair::FREE.generation {
+            self.clear();
+        }
+        if 2 * (self.len + more) <= self.pairs.len() {
+            return;
+        }
+        let len = (2 * self.pairs.len()).max(Self::FIRST_PAIRS);
+        let pairs = std::mem::replace(&mut self.pairs, vec![Pair::FREE; len]);
+        for pair in pairs.into_iter().filter(|pair| pair.generation == self.generation) {
+            let at = self.seat(pair.from, pair.to);
+            self.pairs[at] = pair;
+        }
+    }
+
+    /// Where the pair stands, or is to stand.
+    fn seat(&self, from: u32, to: u32) -> usize {
+        let mask = self.pairs.len() - 1;
+        let mut at = self.home(from, to) & mask;
+        while self.pairs[at].generation == self.generation && !self.pairs[at].is(from, to) {
+            at = (at + 1) & mask;
+        }
+        at
+    }
+
+    fn compile(&mut self, acl: &Acl, from: u32, to: u32) -> Pair {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        acl.groups.find(acl.from.in_class(from), acl.to.in_class(to), &mut scratch.groups);
+        let groups = || scratch.groups.iter().map(|&number| acl.groups.group(number));
+        let walks = groups().any(|group| !group.is_plain());
+        let is_short = groups().map(Group::len).sum::<usize>() <= SHORT;
+        let numbers = self.numbers.len();
+        if walks {
+            acl.rules_of(&scratch.groups, &mut self.numbers);
+            scratch.groups.clear();
+        } else if !is_short {
+            let long = |number: &u32| acl.groups.group(*number).len() >= LONG;
+            self.numbers.extend(scratch.groups.iter().filter(|number| long(number)));
+            scratch.groups.retain(|number| !long(number));
+            self.numbers[numbers..].sort_unstable_by_key(|&number| acl.order_of_group(number));
+        }
+        let blocks = self.blocks.len();
+        self.merge(acl, &mut scratch);
+        self.scratch = scratch;
+        let span =
+            |first: usize, end: usize| Span { first: first as u32, len: (end - first) as u32 };
+        Pair {
+            from,
+            to,
+            blocks: span(blocks, self.blocks.len()),
+            numbers: span(numbers, self.numbers.len()),
+            version: acl.version,
+            generation: self.generation,
+            walks,
+            may_talk: None,
+        }
+    }
+
+    /// Adds blocks of the groups' lanes, in evaluation order.
+    fn merge(&mut self, acl: &Acl, Scratch { groups, lanes, kept }: &mut Scratch) {
+        lanes.clear();
+        for &number in &*groups {
+            let group = acl.groups.group(number).lanes();
+            lanes.extend(group.map(|lane| (acl.order(lane.rule), lane)));
+        }
+        // A rule's lanes come from one group and must stay as they stand there.
+        lanes.sort_by_key(|&(order, _)| order);
+        kept.clear();
+        for &(_, lane) in &*lanes {
+            if kept.iter().all(|before| before.test != lane.test) {
+                kept.push(lane);
+            }
+            if lane.test.is_everything() {
+                break;
+            }
+        }
+        self.blocks.extend(kept.chunks(LANES).map(Block::of));
+    }
+}

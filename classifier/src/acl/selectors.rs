@@ -1,0 +1,147 @@
+//! Which rules' sides a tag is on.
+//!
+//! A *selector* is one distinct set of tags that some rule names on this side; rules that name the
+//! same set share it. A *class* is one distinct list of selectors that some tag is in. Rules tell
+//! tags of one class not apart, so all that follows knows classes only: there are as many as the
+//! rules make, however many tags there are.
+//!
+//! With prefixes as tags, the class of an address is the longest prefix that a rule names on this
+//! side, and its selectors are the prefixes around that one.
+
+use hashbrown::{HashMap, HashTable};
+
+use crate::snapshot::{Tag, TagSet};
+
+/// The selector of all tags. Every class has it.
+pub(super) const ANY: u32 = 0;
+
+/// One side's selectors and classes, by number.
+#[derive(Clone, Debug)]
+pub(super) struct Selectors {
+    /// The tags of each selector; of [`ANY`], none.
+    sets: Vec<Box<[Tag]>>,
+    by_set: HashTable<u32>,
+    /// The selectors of each class, ascending.
+    classes: Vec<Box<[u32]>>,
+    by_selectors: HashMap<Box<[u32]>, u32>,
+    /// The class of each tag; tags beyond have the class of no set.
+    of_tag: Vec<u32>,
+}
+
+impl Selectors {
+    /// The class of a tag that no set has.
+    const OTHERS: u32 = 0;
+
+    /// The selectors of all these sets, and the number of each set's.
+    pub(super) fn new<'a>(sets: impl Iterator<Item = &'a TagSet>) -> (Self, Vec<u32>) {
+        let mut selectors = Self {
+            sets: vec![Box::default()],
+            by_set: HashTable::new(),
+            classes: Vec::new(),
+            by_selectors: HashMap::new(),
+            of_tag: Vec::new(),
+        };
+        selectors.class(&[ANY]);
+        let numbers = sets.map(|set| selectors.intern(set).0).collect();
+        let mut lists: Vec<Vec<u32>> = Vec::new();
+        for (number, set) in selectors.sets.iter().enumerate() {
+            for &Tag(tag) in set {
+                if lists.len() <= tag as usize {
+                    lists.resize(tag as usize + 1, vec![ANY]);
+                }
+                lists[tag as usize].push(number as u32);
+            }
+        }
+        selectors.of_tag = lists.iter().map(|list| selectors.class(list)).collect();
+        (selectors, numbers)
+    }
+
+    /// The number of this set's selector, which is new if nobody named the set before. Cost: reads
+    /// the set; if it is new, also gives each of its tags another class.
+    pub(super) fn add(&mut self, set: &TagSet) -> u32 {
+        let (number, is_new) = self.intern(set);
+        if is_new {
+            self.reclassify(number);
+        }
+        number
+    }
+
+    /// Every tag of a new selector moves to the class that has it too.
+    fn reclassify(&mut self, number: u32) {
+        let set = std::mem::take(&mut self.sets[number as usize]);
+        let mut moved: HashMap<u32, u32> = HashMap::new();
+        for &Tag(tag) in &set {
+            let before = self.of(Tag(tag));
+            let after = *moved.entry(before).or_insert_with(|| {
+                let mut list = self.classes[before as usize].to_vec();
+                list.push(number);
+                self.class(&list)
+            });
+            if self.of_tag.len() <= tag as usize {
+                self.of_tag.resize(tag as usize + 1, Self::OTHERS);
+            }
+            self.of_tag[tag as usize] = after;
+        }
+        self.sets[number as usize] = set;
+    }
+
+    /// The number of this set's selector, and whether it is new.
+    fn intern(&mut self, set: &TagSet) -> (u32, bool) {
+        let TagSet::Only(tags) = set else { return (ANY, false) };
+        let Self { sets, by_set, .. } = self;
+        let hash = |set: &[Tag]| sum(set);
+        let known = by_set.find(hash(tags), |&number| *sets[number as usize] == **tags);
+        if let Some(&number) = known {
+            return (number, false);
+        }
+        let number = sets.len() as u32;
+        sets.push(tags.clone().into_boxed_slice());
+        by_set.insert_unique(hash(tags), number, |&number| hash(&sets[number as usize]));
+        (number, true)
+    }
+
+    /// The class of these selectors.
+    fn class(&mut self, selectors: &[u32]) -> u32 {
+        if let Some(&class) = self.by_selectors.get(selectors) {
+            return class;
+        }
+        let class = self.classes.len() as u32;
+        self.classes.push(selectors.into());
+        self.by_selectors.insert(selectors.into(), class);
+        class
+    }
+
+    /// The class of a tag. Cost: one array read.
+    #[inline]
+    pub(super) fn of(&self, tag: Tag) -> u32 {
+        self.of_tag.get(tag.0 as usize).copied().unwrap_or(Self::OTHERS)
+    }
+
+    /// The selectors of a class, ascending.
+    pub(super) fn in_class(&self, class: u32) -> &[u32] {
+        &self.classes[class as usize]
+    }
+
+    /// Whether a selector has this tag.
+    pub(super) fn has(&self, selector: u32, tag: Tag) -> bool {
+        self.in_class(self.of(tag)).binary_search(&selector).is_ok()
+    }
+
+    /// Bytes it takes.
+    pub(super) fn bytes(&self) -> usize {
+        let sets: usize = self.sets.iter().map(|set| size_of_val(&**set)).sum();
+        let classes: usize = self.classes.iter().map(|class| size_of_val(&**class)).sum();
+        let list = size_of::<Box<[u32]>>();
+        sets + self.sets.capacity() * list
+            + self.by_set.capacity() * size_of::<u32>()
+            + 2 * (classes + self.classes.capacity() * list)
+            + self.of_tag.capacity() * size_of::<u32>()
+    }
+}
+
+/// A hash that reads a long set fast: the sum of its tags, each spread over 64 bits.
+fn sum(tags: &[Tag]) -> u64 {
+    let spread = |tag: &Tag| u64::from(tag.0 ^ 0x5bd1_e995) * u64::from(tag.0 ^ 0x9e37_79b9);
+    let sum = tags.iter().map(spread).fold(tags.len() as u64, u64::wrapping_add);
+    sum.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
