@@ -2,7 +2,18 @@
 //!
 //! The rules become a [policy](scene) and go through the tables that the switch judges by: addresses
 //! to tags by longest prefix, tags and services to a verdict by the ACL. Every verdict is compared
-//! with the first line that matches, which the trace may know and a linear search finds otherwise.
+//! with the first line that matches, which the trace may know and a linear search finds otherwise:
+//! looked up one by one, in batches, and in batches again after the updates.
+//!
+//! # What the times are
+//!
+//! A lookup begins with the header's addresses and ends with the verdict: both address lookups and
+//! the judgement are in it. Times are medians of nine passes over the whole trace, so between two
+//! lookups of one header all others come by. They are warm: the pass before compiled the program of
+//! every pair of classes in the trace. `ns_cold` is the time with an empty memo, so with compiling.
+//!
+//! An update removes a random rule or puts it back in its place, in turn. The times are those of the
+//! ACL alone, without building another policy.
 
 pub mod files;
 pub mod scene;
@@ -11,10 +22,11 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use firedoor_classifier::Policy;
-use firedoor_classifier::acl::{Conversation, Judgement, Memo};
-use firedoor_classifier::policy::{Owner, PolicyError};
+use firedoor_classifier::acl::{Acl, Conversation, Judgement, Memo};
+use firedoor_classifier::policy::{Addresses, Owner, PolicyError};
+use firedoor_classifier::snapshot::Rule;
 use firedoor_classifier::verdict::Cause;
+use firedoor_classifier::{Policy, RuleId};
 use serde::Serialize;
 
 use crate::Progress;
@@ -29,30 +41,40 @@ pub struct Options {
     pub trace: Option<PathBuf>,
     /// How many headers to generate.
     pub headers: usize,
-    /// Headers of a batch.
-    pub batch: usize,
     /// Where to write headers and answers.
     pub write_trace: Option<PathBuf>,
+    /// Headers of a batch, at least 1.
+    pub batch: usize,
+    /// Rules to remove or put back.
+    pub updates: usize,
 }
 
-/// What came out.
+/// What came out. Times are in nanoseconds unless their names say otherwise.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Rules.
     pub rules: usize,
     /// Headers.
     pub headers: usize,
-    /// Time to compile the rules, in milliseconds.
+    /// Time to compile the rules to a policy, in milliseconds.
     pub build_ms: f64,
-    /// Time per lookup, one at a time, in nanoseconds.
+    /// What the compiled rules and addresses take.
+    pub bytes: usize,
+    /// Per lookup, one at a time.
     pub ns_batch1: f64,
-    /// Time per lookup in batches, in nanoseconds.
+    /// Per lookup, in batches.
     pub ns_batch: f64,
-    /// cold
-    pub ns_cold: f64,
     /// Headers of a batch.
     pub batch: usize,
-    /// Headers whose verdict names another rule than the first that matches.
+    /// Per lookup, one at a time and with nothing in the memo.
+    pub ns_cold: f64,
+    /// Pairs of classes in the memo after the trace.
+    pub pairs: usize,
+    /// What the memo takes then.
+    pub memo_bytes: usize,
+    /// Per update.
+    pub update_ns: f64,
+    /// Verdicts that name another rule than the first that matches.
     pub wrong: usize,
 }
 
@@ -67,15 +89,18 @@ pub enum ClassifyError {
     Policy(#[from] PolicyError),
 }
 
-/// Passes over the trace that a time is the median of.
+/// Passes that a time is the median of.
 const PASSES: usize = 9;
+
+/// Headers that are looked up with an empty memo.
+const COLD: usize = 20_000;
 
 /// Reads, compiles, checks and measures.
 ///
 /// # Errors
 /// If a file cannot be read, or the trace not be written.
 pub fn run(options: &Options) -> Result<Report, ClassifyError> {
-    let progress = Progress::new(4);
+    let progress = Progress::new(7);
     progress.step("reading");
     let rules = files::read_rules(&options.rules)?;
     let trace = match &options.trace {
@@ -87,72 +112,88 @@ pub fn run(options: &Options) -> Result<Report, ClassifyError> {
     };
 
     progress.step("searching rule by rule");
-    let answer = |(header, known): (Header, Option<Option<u32>>)| {
-        let first = known.unwrap_or_else(|| files::linear_search(&rules, &header));
-        (header, first)
+    let answer = |(header, known): files::Expected| {
+        (header, known.unwrap_or_else(|| files::linear_search(&rules, &header)))
     };
     let trace: Vec<_> = trace.into_iter().map(answer).collect();
     if let Some(path) = &options.write_trace {
         files::write_trace(path, &trace)?;
     }
+    let (headers, expected): (Vec<Header>, Vec<_>) = trace.into_iter().unzip();
 
     progress.step("compiling");
     let snapshot = scene::snapshot(&rules);
     let start = Instant::now();
     let policy = Policy::build(snapshot)?;
     let build_ms = start.elapsed().as_secs_f64() * 1e3;
+    let (acl, addresses) = (policy.acl(), policy.addresses());
 
     progress.step("looking up one by one");
     let mut memo = Memo::default();
-    let wrong = trace
-        .iter()
-        .filter(|(header, first)| rule_of(&judge(&policy, &mut memo, header)) != *first);
-    let wrong = wrong.count();
-    let headers: Vec<_> = trace.iter().map(|(header, _)| *header).collect();
+    let judged: Vec<_> =
+        headers.iter().map(|header| look_up(addresses, acl, &mut memo, header)).collect();
+    let mut wrong = count_wrong(&judged, &expected);
     let ns_batch1 = median_ns(headers.len(), || {
         for header in &headers {
-            black_box(judge(&policy, &mut memo, header));
+            black_box(look_up(addresses, acl, &mut memo, header));
         }
     });
+
     progress.step("looking up in batches");
     let mut batch = Batch::new(options.batch);
-    let mut judged = Vec::new();
-    batch.pass(&policy, &mut memo, &headers, |judgements| judged.extend_from_slice(judgements));
-    let expected = trace.iter().map(|(_, first)| *first);
-    let wrong_batched = judged.iter().map(rule_of).zip(expected).filter(|(a, b)| a != b).count();
+    wrong += count_wrong(&batch.judge_all(addresses, acl, &mut memo, &headers), &expected);
     let ns_batch = median_ns(headers.len(), || {
-        batch.pass(&policy, &mut memo, &headers, |judgements| {
-            black_box(judgements);
-        });
-    });
-    progress.step("looking up without a memo");
-    let cold = headers.len().min(COLD);
-    let ns_cold = median_ns(cold, || {
-        for header in &headers[..cold] {
-            memo.clear();
-            black_box(judge(&policy, &mut memo, header));
+        for some in headers.chunks(options.batch) {
+            black_box(batch.look_up(addresses, acl, &mut memo, some));
         }
     });
+    let (pairs, memo_bytes) = (memo.len(), memo.bytes());
+
+    progress.step("looking up with an empty memo");
+    let cold = &headers[..headers.len().min(COLD)];
+    let mut empty = Memo::default();
+    let ns_cold = median_ns(cold.len(), || {
+        for header in cold {
+            empty.clear();
+            black_box(look_up(addresses, acl, &mut empty, header));
+        }
+    });
+
+    progress.step("updating");
+    let mut changing = acl.clone();
+    let update_ns = update(&mut changing, &policy.snapshot().rules, options.updates);
+    wrong += count_wrong(&batch.judge_all(addresses, &changing, &mut memo, &headers), &expected);
+
     Ok(Report {
         rules: rules.len(),
-        headers: trace.len(),
+        headers: headers.len(),
         build_ms,
+        bytes: acl.bytes() + addresses.bytes(),
         ns_batch1,
         ns_batch,
-        ns_cold,
         batch: options.batch,
-        wrong: wrong + wrong_batched,
+        ns_cold,
+        pairs,
+        memo_bytes,
+        update_ns,
+        wrong,
     })
 }
 
-const COLD: usize = 20_000;
+/// Looks one header up.
+fn look_up(addresses: &Addresses, acl: &Acl, memo: &mut Memo, header: &Header) -> Judgement {
+    let (src, dst) = scene::addresses(header);
+    let (from, to) = (addresses.owner(src).0, addresses.owner(dst).0);
+    acl.judge(&scene::conversation(header, from, to), memo)
+}
 
+/// What a batch of lookups needs, made once.
 struct Batch {
+    /// Source and destination of each header.
     addrs: Vec<u128>,
     owners: Vec<Owner>,
     conversations: Vec<Conversation>,
     judgements: Vec<Judgement>,
-    size: usize,
 }
 
 impl Batch {
@@ -162,47 +203,64 @@ impl Batch {
             owners: vec![Owner::Unspecified; 2 * size],
             conversations: Vec::with_capacity(size),
             judgements: Vec::with_capacity(size),
-            size,
         }
     }
 
-    fn pass(
+    /// Looks up as many headers as it is made for, or fewer.
+    fn look_up(
         &mut self,
-        policy: &Policy,
+        addresses: &Addresses,
+        acl: &Acl,
         memo: &mut Memo,
         headers: &[Header],
-        mut told: impl FnMut(&[Judgement]),
-    ) {
-        for some in headers.chunks(self.size) {
-            for (header, addrs) in some.iter().zip(self.addrs.chunks_exact_mut(2)) {
-                (addrs[0], addrs[1]) = scene::addresses(header);
-            }
-            policy.addresses().owners(&self.addrs[..2 * some.len()], &mut self.owners);
-            self.conversations.clear();
-            let owners = self.owners.chunks_exact(2);
-            self.conversations.extend(
-                some.iter()
-                    .zip(owners)
-                    .map(|(header, owners)| scene::conversation(header, owners[0], owners[1])),
-            );
-            policy.acl().judge_batch(&self.conversations, memo, &mut self.judgements);
-            told(&self.judgements);
+    ) -> &[Judgement] {
+        for (header, ends) in headers.iter().zip(self.addrs.chunks_exact_mut(2)) {
+            (ends[0], ends[1]) = scene::addresses(header);
         }
+        addresses.owners(&self.addrs[..2 * headers.len()], &mut self.owners);
+        self.conversations.clear();
+        let ends = headers.iter().zip(self.owners.chunks_exact(2));
+        self.conversations
+            .extend(ends.map(|(header, ends)| scene::conversation(header, ends[0], ends[1])));
+        acl.judge_batch(&self.conversations, memo, &mut self.judgements);
+        &self.judgements
+    }
+
+    fn judge_all(
+        &mut self,
+        addresses: &Addresses,
+        acl: &Acl,
+        memo: &mut Memo,
+        headers: &[Header],
+    ) -> Vec<Judgement> {
+        let size = self.addrs.len() / 2;
+        let batches = headers.chunks(size);
+        batches.flat_map(|some| self.look_up(addresses, acl, memo, some).to_vec()).collect()
     }
 }
 
-fn judge(policy: &Policy, memo: &mut Memo, header: &Header) -> Judgement {
-    let (src, dst) = scene::addresses(header);
-    let (from, to) = (policy.owner(src).0, policy.owner(dst).0);
-    policy.acl().judge(&scene::conversation(header, from, to), memo)
+/// Removes random rules and puts each back before the next is removed. Returns the time of one
+/// update.
+fn update(acl: &mut Acl, rules: &[Rule], updates: usize) -> f64 {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let lines: Vec<usize> = (0..updates.div_ceil(2)).map(|_| rng.usize(..rules.len())).collect();
+    median_ns(2 * lines.len(), || {
+        for &line in &lines {
+            let rule = RuleId(line as u32);
+            acl.remove(rule);
+            // The number that was free last is given first, so the rule gets its own again.
+            let next = RuleId(rule.0 + 1);
+            black_box(acl.insert(&rules[line], Some(next)));
+        }
+    })
 }
 
-/// The rule that decided.
-fn rule_of(judgement: &Judgement) -> Option<u32> {
-    match judgement.cause {
+fn count_wrong(judgements: &[Judgement], expected: &[Option<u32>]) -> usize {
+    let rule = |judgement: &Judgement| match judgement.cause {
         Cause::Rule(rule) => Some(rule.0),
         Cause::Default | Cause::Switch => None,
-    }
+    };
+    judgements.iter().zip(expected).filter(|&(judgement, first)| rule(judgement) != *first).count()
 }
 
 /// The median time of one of `count` steps of `pass`, in nanoseconds.
@@ -215,5 +273,28 @@ fn median_ns(count: usize, mut pass: impl FnMut()) -> f64 {
         })
         .collect();
     times.sort_unstable();
-    times[PASSES / 2].as_secs_f64() * 1e9 / count as f64
+    times[PASSES / 2].as_secs_f64() * 1e9 / count.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_verdict_is_wrong_on_any_rule_set() {
+        for set in ["acl1_1k", "fw1_1k", "ipc1_1k"] {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/classbench");
+            let report = run(&Options {
+                rules: PathBuf::from(folder).join(set),
+                trace: None,
+                headers: 5_000,
+                write_trace: None,
+                batch: 33,
+                updates: 500,
+            });
+            let report = report.expect("the files are there");
+            assert_eq!((report.wrong, report.headers), (0, 5_000), "{set}");
+            assert!(report.rules > 800 && report.pairs > 100, "{set}");
+        }
+    }
 }

@@ -404,6 +404,9 @@ pub(crate) struct BenchClassifyArgs {
     /// How many headers to look up at once
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) batch: u32,
+    /// How many rules to remove or put back
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(crate) updates: u32,
     /// Write the headers and the first rule that matches each, for other programs
     #[arg(long, value_name = "FILE")]
     pub(crate) write_trace: Option<PathBuf>,
