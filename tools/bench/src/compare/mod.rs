@@ -11,6 +11,7 @@
 mod cpu;
 mod error;
 mod histogram;
+pub mod html;
 mod machine;
 mod measure;
 mod policy;

@@ -103,12 +103,13 @@ pub(super) fn rows(
     findings: &BTreeMap<(usize, usize), Findings>,
 ) -> Vec<Row> {
     let source = |scenario: usize, system: usize| {
-        if is_measured(&scenarios[scenario], systems[system]) {
+        if is_measured(scenarios, &scenarios[scenario], systems[system]) {
             return Some(scenario);
         }
         // Without policy there is nothing that rules could change.
         let bare = |other: &Scenario| {
-            other.family == scenarios[scenario].family && is_measured(other, systems[system])
+            other.family == scenarios[scenario].family
+                && is_measured(scenarios, other, systems[system])
         };
         scenarios.iter().position(bare)
     };
@@ -116,7 +117,8 @@ pub(super) fn rows(
         let cells = (0..systems.len()).filter_map(|system| {
             let source = source(at, system)?;
             let found = findings.get(&(source, system))?;
-            Some(cell(systems[system].name(), scenarios[source].rules, found))
+            let rules = if systems[system].takes_policy() { scenarios[source].rules } else { 0 };
+            Some(cell(systems[system].name(), rules, found))
         });
         let mut cells: Vec<Cell> = cells.collect();
         compare(&mut cells);
@@ -152,8 +154,67 @@ fn compare(cells: &mut [Cell]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A report of three systems in every scenario, one of which fails.
+    pub(in crate::compare) fn example() -> Report {
+        let scenarios = crate::compare::scenario::all();
+        let systems: Vec<&'static dyn System> = ["bridge", "ovs-afxdp+ct", "firedoor"]
+            .iter()
+            .filter_map(|n| crate::compare::system::named(n).into_iter().next())
+            .collect();
+        let mut findings = BTreeMap::new();
+        for (at, scenario) in scenarios.iter().enumerate() {
+            for system in 0..systems.len() {
+                let value = |metric: &Metric| {
+                    let base = 1e3 * (1 + at + system) as f64;
+                    (*metric, vec![base, base * 1.1, base * 0.9])
+                };
+                let values = scenario.traffic.metrics().iter().map(value).collect();
+                let mut found = Findings { values, ..Findings::default() };
+                for ns in [9_000, 10_000, 11_000, 500_000] {
+                    found.round_trips.record(ns * (1 + system as u64));
+                }
+                found.failure = (system == 1 && at % 5 == 1).then(|| "it broke".to_owned());
+                findings.insert((at, system), found);
+            }
+        }
+        let info = |system: &&dyn System| SystemInfo {
+            name: system.name().to_owned(),
+            about: system.about().to_owned(),
+            version: "1.0".to_owned(),
+            note: None,
+        };
+        Report {
+            command: "firedoor bench compare".to_owned(),
+            began: "2026-01-01T00:00:00Z".to_owned(),
+            seconds: 60.0,
+            machine: Machine::this(),
+            rounds: 3,
+            rounds_asked: 3,
+            window_seconds: 1.0,
+            seed: 1,
+            unoptimised: false,
+            systems: systems.iter().map(info).collect(),
+            missing: vec![MissingSystem {
+                name: "ovs-afxdp".to_owned(),
+                missing: Missing { program: "ovs-vswitchd", package: "openvswitch-switch" },
+            }],
+            left_out: Vec::new(),
+            rows: rows(&scenarios, &systems, &findings),
+        }
+    }
+
+    #[test]
+    fn a_report_has_stable_names_in_json() {
+        let json = serde_json::to_value(example()).unwrap();
+        let row = &json["rows"][0];
+        assert_eq!(row["id"], "udp-1/0");
+        assert_eq!(row["cells"][0]["system"], "bridge");
+        assert!(row["cells"][0]["metrics"]["frames_per_second"]["median"].is_f64());
+        assert!(row["cells"][0]["firedoor_ratio"]["cpu_ns_per_frame"].is_f64());
+    }
 
     fn cell_of(system: &str, rate: f64) -> Cell {
         let values = BTreeMap::from([(Metric::FramesPerSecond, vec![rate])]);

@@ -60,7 +60,10 @@ pub(super) struct Plan<'a> {
 impl Plan<'_> {
     /// Measurements of one round.
     pub(super) fn len(&self) -> usize {
-        let measured = |s: &Scenario| self.systems.iter().filter(|y| is_measured(s, **y)).count();
+        let measured = |scenario| {
+            let measured = |system: &&&dyn System| is_measured(self.scenarios, scenario, **system);
+            self.systems.iter().filter(measured).count()
+        };
         self.scenarios.iter().map(measured).sum()
     }
 
@@ -72,7 +75,7 @@ impl Plan<'_> {
         for setting in settings(self.scenarios) {
             for system in 0..self.systems.len() {
                 let measured = |&scenario: &usize| {
-                    is_measured(&self.scenarios[scenario], self.systems[system])
+                    is_measured(self.scenarios, &self.scenarios[scenario], self.systems[system])
                         && !self.has_failed((scenario, system))
                 };
                 let mut scenarios: Vec<usize> = setting.iter().copied().filter(measured).collect();
@@ -129,7 +132,10 @@ impl Plan<'_> {
         let connections = scenarios().map(Scenario::connections).max().unwrap_or(1);
         let directory = building("make a directory", tempfile::tempdir())?;
         let topology = Topology::build(ports)?;
-        let policy = Policy::new(rules);
+        let policy = match scenarios().any(Scenario::is_attacked) {
+            true => Policy::for_attacks(),
+            false => Policy::new(rules),
+        };
         let site = Site {
             topology: &topology,
             policy: &policy,
@@ -148,16 +154,22 @@ impl Plan<'_> {
     }
 }
 
-/// Whether a system is measured in a scenario, rather than shown as it is without rules.
-pub(super) fn is_measured(scenario: &Scenario, system: &dyn System) -> bool {
-    scenario.ports <= system.max_ports() && (scenario.rules == 0 || system.takes_policy())
+/// Whether a system is measured in a scenario. One without policy is measured once for all numbers
+/// of rules, without any if that is among the scenarios, and not where policy is what matters.
+pub(super) fn is_measured(all: &[Scenario], scenario: &Scenario, system: &dyn System) -> bool {
+    let without_rules = |s: &Scenario| s.family == scenario.family && s.rules < scenario.rules;
+    scenario.ports <= system.max_ports()
+        && (system.takes_policy() || !(scenario.is_attacked() || all.iter().any(without_rules)))
 }
 
-/// Scenarios that share rules, ports and the room for connections, by position, in their order.
+/// Scenarios that share wires: the same rules, ports and room for connections, by position, in their order.
 fn settings(scenarios: &[Scenario]) -> Vec<Vec<usize>> {
-    let mut settings: Vec<((usize, usize, bool), Vec<usize>)> = Vec::new();
+    let mut settings: Vec<(_, Vec<usize>)> = Vec::new();
     for (position, scenario) in scenarios.iter().enumerate() {
-        let key = (scenario.rules, scenario.ports, scenario.connections() > MANY_CONNECTIONS);
+        let many = scenario.connections() > MANY_CONNECTIONS;
+        // What an attack leaves behind is nobody else's burden.
+        let alone = scenario.is_attacked().then_some(position);
+        let key = (scenario.rules, scenario.ports, many, alone);
         match settings.iter_mut().find(|(known, _)| *known == key) {
             Some((_, members)) => members.push(position),
             None => settings.push((key, vec![position])),

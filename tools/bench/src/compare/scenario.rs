@@ -150,8 +150,26 @@ pub enum Traffic {
     RoundTrips,
     /// TCP connections, opened and closed.
     Connections,
+    /// UDP at a modest rate, and from another port an attack.
+    Attack {
+        /// The victim's load.
+        victim: Load,
+        /// What the attacker sends.
+        attack: Attack,
+    },
     /// None.
     Silence,
+}
+
+/// What an attacker sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attack {
+    /// Packets, all refused, each of which differs from a rule in another bit of each field, so
+    /// that a cache which remembers just those bits has to keep a mask for each.
+    TupleSpace,
+    /// Connections that are begun and go no further, all allowed.
+    SynFlood,
 }
 
 impl Traffic {
@@ -164,6 +182,7 @@ impl Traffic {
             Self::Udp(Load { rate: Some(_), .. }) => &[Metric::CpuNsPerFrame, Metric::Lost],
             Self::LossFree(_) => &[Metric::LossFree],
             Self::Tcp { .. } => &[Metric::BitsPerSecond, Metric::CpuNsPerKilobyte],
+            Self::Attack { .. } => &[Metric::Kept, Metric::FramesPerSecond],
             Self::RoundTrips => &[Metric::P50, Metric::P99, Metric::P90, Metric::P999],
             Self::Connections => &[Metric::ConnectionsPerSecond, Metric::CpuNsPerConnection],
             Self::Silence => &[Metric::IdleProcessors],
@@ -181,6 +200,7 @@ impl Traffic {
             Self::Tcp { .. } => 2,
             Self::Connections => 3,
             Self::Udp(load) | Self::LossFree(load) => 4 + load.flows,
+            Self::Attack { .. } => u32::MAX,
         }
     }
 }
@@ -203,6 +223,11 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// Whether someone attacks.
+    pub fn is_attacked(&self) -> bool {
+        matches!(self.traffic, Traffic::Attack { .. })
+    }
+
     /// What it is called on the command line, alone: `udp-10k/1000`.
     pub fn id(&self) -> String {
         format!("{}/{}", self.family, self.rules)
@@ -224,6 +249,8 @@ impl Scenario {
 
 /// Numbers of rules, from none to as many as any comparison has.
 const RULES: [usize; 3] = [0, 1_000, 10_000];
+/// Rules of the policy for attacks.
+const ATTACKED: [usize; 1] = [4];
 /// Without and with policy.
 const SOME: [usize; 2] = [0, 1_000];
 
@@ -242,6 +269,9 @@ pub fn all() -> Vec<Scenario> {
     let as_workloads = Load { kind: Kind::Packet, ..many };
     let modest = Load { rate: Some(MODEST), ..as_workloads };
     let tcp = |streams| Traffic::Tcp { streams };
+    let victim = Load { flows: 1_000, ..modest };
+    let tuple_space = Traffic::Attack { victim, attack: Attack::TupleSpace };
+    let syn_flood = Traffic::Attack { victim, attack: Attack::SynFlood };
     // Family, title, traffic, ports, numbers of rules, and those of them that are quick.
     let table: &[(_, _, _, _, &[usize], &[usize])] = &[
         ("udp-1", "64-byte UDP, one flow", Traffic::Udp(flood(1, small)), 2, &RULES, &[0]),
@@ -292,6 +322,15 @@ pub fn all() -> Vec<Scenario> {
         ("connect", "TCP connections opened and closed", Traffic::Connections, 2, &SOME, &[1_000]),
         ("ports-20", "64-byte UDP, 10,000 flows, 20 ports", Traffic::Udp(many), 20, &SOME, &[]),
         ("ports-200", "64-byte UDP, 10,000 flows, 200 ports", Traffic::Udp(many), 200, &SOME, &[]),
+        (
+            "tuple-space",
+            "a victim's UDP beside a tuple space attack",
+            tuple_space,
+            3,
+            &ATTACKED,
+            &[],
+        ),
+        ("syn-flood", "a victim's UDP beside a SYN flood", syn_flood, 3, &ATTACKED, &[]),
         ("idle-20", "nothing sent, 20 ports", Traffic::Silence, 20, &SOME[..1], &[0]),
     ];
     let scenarios = table.iter().flat_map(|&(family, title, traffic, ports, rules, quick)| {

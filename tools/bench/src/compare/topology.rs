@@ -56,7 +56,7 @@ pub struct Host {
 
 impl Host {
     /// The host at the port of this position.
-    fn at(position: usize) -> Self {
+    pub(super) fn at(position: usize) -> Self {
         let [high, low] = u16::try_from(position + 1).unwrap_or(u16::MAX).to_be_bytes();
         let (name, ifname) = match position {
             SENDER => ("sender".to_owned(), HOST_IFNAME.to_owned()),

@@ -4,6 +4,7 @@
 //! machine's processors were busy meanwhile. Both ends of the window are read together, so nothing
 //! before or after it counts.
 
+mod attack;
 mod echo;
 mod stream;
 mod udp;
@@ -76,6 +77,7 @@ pub(super) fn measure(
     match traffic {
         Traffic::Udp(load) => udp::measure(load, topology, manner),
         Traffic::LossFree(load) => udp::measure_loss_free(load, topology, manner),
+        Traffic::Attack { victim, attack } => attack::measure(victim, attack, topology, manner),
         Traffic::Tcp { streams } => stream::measure(streams, topology, manner),
         Traffic::Connections => stream::measure_connections(topology, manner),
         Traffic::RoundTrips => echo::measure(topology, manner),

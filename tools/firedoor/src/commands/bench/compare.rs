@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use firedoor_bench::compare::report::{Cell as Measured, Row};
 use firedoor_bench::compare::scenario::{self, Metric, Scenario};
 use firedoor_bench::compare::system::{self, System};
-use firedoor_bench::compare::{Options, Report, compare};
+use firedoor_bench::compare::{Options, Report, compare, html};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::BenchCompareArgs;
@@ -135,11 +135,16 @@ fn bar() -> ProgressBar {
 
 /// Writes what a report is kept as.
 fn write(report: &Report, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let path = directory.join("report.json");
-    let failed = || format!("cannot write {}", path.display());
-    let text = serde_json::to_string_pretty(report)?;
-    fs::write(&path, text).with_context(failed)?;
-    Ok(vec![path])
+    let files = [
+        ("report.json", serde_json::to_string_pretty(report)?),
+        ("report.html", html::page(report)),
+    ];
+    let write = |(name, text): &(&str, String)| {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    };
+    files.iter().map(write).collect()
 }
 
 fn show(report: &Report, out: &mut Output) -> anyhow::Result<()> {
@@ -193,7 +198,7 @@ fn line(row: &Row, cell: &Measured) -> [Cell; 8] {
     let metrics = row.scenario.traffic.metrics();
     if let Some(why) = &cell.failure {
         let why = why.lines().next().unwrap_or_default();
-        line[7] = Cell::new(Tone::Bad, format!("failed: {why}"));
+        line[7] = Cell::new(Tone::Bad, format!("failed: {}", why.trim_end_matches(':')));
     }
     if let Some(note) = cell.note {
         line[7] = Cell::new(Tone::Dim, note);

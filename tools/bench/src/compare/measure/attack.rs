@@ -1,0 +1,199 @@
+//! A victim's flow, and beside it an attack on the switch from another port.
+//!
+//! The victim sends at a modest rate, first alone, then while the attacker sends, too. What it
+//! keeps is the rate that arrives during the attack over the rate that arrived before.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use firedoor_dataplane::link::Netlink;
+use firedoor_dataplane::sys::packet::{MAX_BATCH, PacketSender};
+use firedoor_lab::netns::Netns;
+
+use super::udp::{SEED, Sinks, generator, settle, start};
+use super::window::watch;
+use super::{Manner, Sample};
+use crate::compare::error::{BuildError, building};
+use crate::compare::policy::{OPEN_PORT, TRUSTED_SOURCE, TRUSTED_SOURCE_PORT};
+use crate::compare::scenario::{Attack, Load, Metric};
+use crate::compare::topology::{ATTACKER, Host, Topology};
+use crate::traffic::pacer::Pacer;
+
+/// Packets per second of each attack. A switch that withstands them notices neither.
+const TUPLE_SPACE_RATE: u64 = 20_000;
+const SYN_RATE: u64 = 50_000;
+/// How many sources begin connections.
+const SYN_SOURCES: usize = 65_536;
+/// How long an attack goes on before the victim is watched: each packet was there once.
+const ATTACK_SETTLE: Duration = Duration::from_millis(1_500);
+/// Length of a TCP packet's frame without data: Ethernet, IPv4 and TCP headers, and padding.
+const FRAME: usize = 60;
+
+/// Measures what a victim keeps of its rate.
+pub(super) fn measure(
+    victim: Load,
+    attack: Attack,
+    topology: &Topology,
+    manner: &Manner<'_>,
+) -> Result<Sample, BuildError> {
+    let Some((attacker, netns)) = topology.attacker().zip(topology.inside(ATTACKER)) else {
+        return building("attack", Err(io::ErrorKind::NotFound.into()));
+    };
+    let (frames, rate) = match attack {
+        Attack::TupleSpace => (tuple_space(attacker, topology.receiver()), TUPLE_SPACE_RATE),
+        Attack::SynFlood => (syn_flood(attacker, topology.receiver()), SYN_RATE),
+    };
+    let sinks = Sinks::attach(victim.kind, topology)?;
+    let sender = open(netns, attacker)?;
+    let generator = start(generator(victim, topology)?)?;
+    let watched = settle(victim, &sinks, manner).and_then(|()| {
+        let count = || Ok(sinks.read()?.frames);
+        let alone = watch(manner, count)?;
+        let done = AtomicBool::new(false);
+        let attacked = thread::scope(|scope| {
+            let attacking = scope.spawn(|| send(&sender, &frames, rate, &done));
+            let watched = manner.wait(ATTACK_SETTLE).and_then(|()| watch(manner, count));
+            done.store(true, Ordering::Relaxed);
+            let sent = attacking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            building("attack", sent)?;
+            watched
+        });
+        Ok((alone, attacked?))
+    });
+    generator.stop()?;
+    let (alone, attacked) = watched?;
+    Ok(Sample::of([
+        (Metric::Kept, attacked.rate() / alone.rate().max(1.0)),
+        (Metric::FramesPerSecond, attacked.rate()),
+    ]))
+}
+
+fn open(netns: &Netns, attacker: &Host) -> Result<PacketSender, BuildError> {
+    let opened = netns.run(|| {
+        let link = Netlink::open()?.link(&attacker.ifname).map_err(io::Error::other)?;
+        PacketSender::open(link.index)
+    })?;
+    building("open a packet socket", opened)
+}
+
+/// Sends the frames again and again, at a rate, until told to stop.
+fn send(
+    sender: &PacketSender,
+    frames: &[[u8; FRAME]],
+    rate: u64,
+    done: &AtomicBool,
+) -> io::Result<()> {
+    let mut pacer = Pacer::new(rate);
+    let mut frames = frames.iter().cycle();
+    let start = Instant::now();
+    while !done.load(Ordering::Relaxed) {
+        thread::sleep(pacer.due().saturating_sub(start.elapsed()));
+        let count = pacer.take(start.elapsed()) as usize;
+        let burst: Vec<&[u8]> =
+            frames.by_ref().take(count.min(MAX_BATCH)).map(<[u8; FRAME]>::as_slice).collect();
+        if !burst.is_empty() {
+            sender.send(&burst)?;
+        }
+    }
+    Ok(())
+}
+
+/// One packet for each bit of the trusted address, of the trusted source port and of the open port
+/// that it differs in: 32 × 16 × 16 of them.
+fn tuple_space(attacker: &Host, target: &Host) -> Vec<[u8; FRAME]> {
+    let mut frames = Vec::with_capacity(32 * 16 * 16);
+    for address_bit in 0..32 {
+        for source_bit in 0..16 {
+            for port_bit in 0..16 {
+                let address = TRUSTED_SOURCE.to_bits() ^ (1 << address_bit);
+                let source = TRUSTED_SOURCE_PORT ^ (1 << source_bit);
+                let port = OPEN_PORT ^ (1 << port_bit);
+                frames.push(syn(attacker, target, address.into(), (source, port)));
+            }
+        }
+    }
+    Rng::with_seed(SEED).shuffle(&mut frames);
+    frames
+}
+
+/// Beginnings of connections to the open port from many sources.
+fn syn_flood(attacker: &Host, target: &Host) -> Vec<[u8; FRAME]> {
+    let mut rng = Rng::with_seed(SEED);
+    let syn = |_| {
+        // Addresses of 198.18.0.0/15, from which nobody answers.
+        let address = Ipv4Addr::from_bits(0xc612_0000 | rng.u32(..1 << 17));
+        syn(attacker, target, address, (rng.u16(1_024..), OPEN_PORT))
+    };
+    (0..SYN_SOURCES).map(syn).collect()
+}
+
+/// A TCP SYN without options, from the attacker's MAC address.
+fn syn(attacker: &Host, target: &Host, from: Ipv4Addr, ports: (u16, u16)) -> [u8; FRAME] {
+    let mut frame = [0; FRAME];
+    frame[..6].copy_from_slice(&target.mac.0);
+    frame[6..12].copy_from_slice(&attacker.mac.0);
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    // Version and header length, DSCP, total length, identification, don't fragment, time to live.
+    frame[14..24].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6]);
+    frame[26..30].copy_from_slice(&from.octets());
+    frame[30..34].copy_from_slice(&target.ip.octets());
+    let header = checksum(&frame[14..34], 0);
+    frame[24..26].copy_from_slice(&header.to_be_bytes());
+    frame[34..36].copy_from_slice(&ports.0.to_be_bytes());
+    frame[36..38].copy_from_slice(&ports.1.to_be_bytes());
+    // Length of the header in words, SYN, window.
+    frame[46..50].copy_from_slice(&[0x50, 0x02, 0xff, 0xff]);
+    // The pseudo header: addresses, protocol, length.
+    let pseudo = sum(&frame[26..34]) + 6 + 20;
+    let segment = checksum(&frame[34..54], pseudo);
+    frame[50..52].copy_from_slice(&segment.to_be_bytes());
+    frame
+}
+
+/// The sum of 16-bit words (RFC 1071).
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum()
+}
+
+fn checksum(bytes: &[u8], more: u32) -> u16 {
+    let sum = sum(bytes) + more;
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use firedoor_classifier::PortId;
+    use firedoor_classifier::extract::extract;
+
+    use super::*;
+
+    #[test]
+    fn attacks_are_valid_frames_and_all_different() {
+        let (attacker, target) = (Host::at(ATTACKER), Host::at(1));
+        let attacks = [tuple_space(&attacker, &target), syn_flood(&attacker, &target)];
+        for (frames, least) in attacks.into_iter().zip([8_000, 60_000]) {
+            for frame in frames.iter().step_by(97) {
+                let headers = extract(frame, PortId(0));
+                assert!(headers.is_ok(), "{headers:?}");
+                assert_eq!(checksum(&frame[34..54], sum(&frame[26..34]) + 26), 0);
+            }
+            assert!(frames.iter().collect::<BTreeSet<_>>().len() > least);
+        }
+    }
+
+    #[test]
+    fn no_packet_of_the_tuple_space_attack_matches_a_rule() {
+        for frame in tuple_space(&Host::at(ATTACKER), &Host::at(1)) {
+            assert_ne!(frame[26..30], TRUSTED_SOURCE.octets());
+            assert_ne!(frame[34..36], TRUSTED_SOURCE_PORT.to_be_bytes());
+            assert_ne!(frame[36..38], OPEN_PORT.to_be_bytes());
+        }
+    }
+}
