@@ -56,6 +56,40 @@ pub enum PcapOpenError {
     },
 }
 
+/// The frames of a capture file, all in memory.
+#[derive(Debug, Default)]
+pub struct Recording {
+    /// Whole Ethernet frames, in order, each at most [`MAX_FRAME`] bytes long.
+    pub frames: Vec<Vec<u8>>,
+    /// How many frames could not be played.
+    pub skipped: u64,
+    /// What is wrong with the file behind these frames, if it is damaged.
+    pub damage: Option<PcapError>,
+}
+
+impl Recording {
+    /// Reads a capture file to its end, or to where it is damaged.
+    ///
+    /// # Errors
+    /// See [`PcapOpenError`].
+    pub fn read(path: &Path) -> Result<Self, PcapOpenError> {
+        let mut capture = Capture::open(path)?;
+        let mut recording = Self::default();
+        while let Some(record) = capture.next() {
+            match record {
+                Ok(Record::Frame(bytes)) => recording.frames.push(bytes.into_owned()),
+                Ok(Record::Unplayable) => recording.skipped += 1,
+                Ok(Record::NoFrame) => {}
+                Err(error) => {
+                    recording.damage = Some(error);
+                    break;
+                }
+            }
+        }
+        Ok(recording)
+    }
+}
+
 /// How far the replay is. May be watched from any thread.
 #[derive(Debug, Default)]
 pub struct Replay {
@@ -101,17 +135,7 @@ impl PcapPort {
     /// # Errors
     /// See [`PcapOpenError`].
     pub fn open(umem: Arc<Umem>, path: &Path) -> Result<Self, PcapOpenError> {
-        let file = File::open(path)
-            .map_err(|source| PcapOpenError::Unreadable { path: path.to_owned(), source })?;
-        let capture = Capture::new(Box::new(file)).map_err(|error| match error {
-            PcapError::IoError(source) => {
-                PcapOpenError::Unreadable { path: path.to_owned(), source }
-            }
-            source => PcapOpenError::Malformed { path: path.to_owned(), source },
-        })?;
-        if let Some(link) = capture.foreign_link() {
-            return Err(PcapOpenError::NotEthernet { path: path.to_owned(), link });
-        }
+        let capture = Capture::open(path)?;
         Ok(Self { umem, capture, replay: Arc::default(), discarded: Vec::new() })
     }
 
@@ -206,6 +230,21 @@ enum Record<'a> {
 }
 
 impl Capture {
+    fn open(path: &Path) -> Result<Self, PcapOpenError> {
+        let file = File::open(path)
+            .map_err(|source| PcapOpenError::Unreadable { path: path.to_owned(), source })?;
+        let capture = Self::new(Box::new(file)).map_err(|error| match error {
+            PcapError::IoError(source) => {
+                PcapOpenError::Unreadable { path: path.to_owned(), source }
+            }
+            source => PcapOpenError::Malformed { path: path.to_owned(), source },
+        })?;
+        if let Some(link) = capture.foreign_link() {
+            return Err(PcapOpenError::NotEthernet { path: path.to_owned(), link });
+        }
+        Ok(capture)
+    }
+
     fn new(mut source: Source) -> Result<Self, PcapError> {
         let mut magic = [0; 4];
         source.read_exact(&mut magic).map_err(PcapError::IoError)?;
@@ -400,7 +439,17 @@ mod tests {
             }
             file.truncate(cut.index(file.len()) + 1);
             // Either answer will do; `play` checks that every frame comes back.
-            let _ = play(&file);
+            let played = play(&file);
+            let mut on_disk = tempfile::NamedTempFile::new().unwrap();
+            on_disk.write_all(&file).unwrap();
+            match (played, Recording::read(on_disk.path())) {
+                (Ok((frames, replay)), Ok(recording)) => {
+                    prop_assert_eq!(frames, recording.frames);
+                    prop_assert_eq!(replay.skipped(), recording.skipped);
+                }
+                (Err(_), Err(_)) => {}
+                (played, recording) => panic!("{:?}, {:?}", played.err(), recording.err()),
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What `firedoor bench` measures.
 //!
 //! Each module is one command: [`classify`] the ACL on rules and headers from files, [`flows`] the
-//! connection table, [`tse`] the flow cache under tuple space explosion,
+//! connection table, [`tse`] the flow cache under tuple space explosion, [`replay`] a whole switch on a capture,
 //! [`compare`] whole switches side by side, with [`traffic`] of our own. A measurement is a function
 //! from its options to a report that serializes; printing is the command line's. Whatever takes long
 //! reports to a [`Progress`].
@@ -11,6 +11,7 @@ pub mod classify;
 pub mod compare;
 pub mod flows;
 mod progress;
+pub mod replay;
 pub mod traffic;
 pub mod tse;
 

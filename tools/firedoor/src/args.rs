@@ -358,6 +358,7 @@ pub(crate) enum BenchCommand {
     Flows(BenchFlowsArgs),
     Compare(BenchCompareArgs),
     Traffic(BenchTrafficArgs),
+    Replay(BenchReplayArgs),
 }
 
 /// Measures the connection table: hit, miss, insertion, expiry, set-up rate and memory.
@@ -474,6 +475,35 @@ pub(crate) struct BenchTrafficArgs {
     /// What decides the order of the flows
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Pushes a capture through a switch in memory: what becomes of its frames, and how long that takes.
+///
+/// Each frame comes in by the port of the workload whose address it comes from. Time stands still
+/// meanwhile. Needs no root.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: firedoor bench replay denied.pcapng --config configs/three-tier.toml"
+)]
+pub(crate) struct BenchReplayArgs {
+    /// The capture, pcap or pcapng
+    #[arg(value_name = "FILE")]
+    pub(crate) capture: PathBuf,
+    /// The config whose policy judges; that of the running switch if left out
+    #[arg(long, value_name = "CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) switch: SwitchArgs,
+    /// Let every frame come in by this workload's port, whatever its address
+    #[arg(long, value_name = "WORKLOAD")]
+    pub(crate) port: Option<String>,
+    /// How often to time the capture again after the first time
+    #[arg(long, value_name = "N", default_value_t = 9,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) repeat: u32,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -51,6 +51,7 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Classify(args)) => commands::bench::classify::run(args, out),
         Command::Bench(BenchCommand::Flows(args)) => commands::bench::flows::run(args, out),
         Command::Bench(BenchCommand::Compare(args)) => commands::bench::compare::run(args, out),
+        Command::Bench(BenchCommand::Replay(args)) => commands::bench::replay::run(args, out),
         Command::Bench(BenchCommand::Traffic(args)) => commands::bench::traffic::run(args, out),
         Command::Dataplane(args) => commands::role::dataplane(args),
         Command::Control(args) => commands::role::control(args),

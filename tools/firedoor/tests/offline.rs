@@ -105,6 +105,32 @@ fn connectivity_prints_a_table_json_and_a_graph() {
 }
 
 #[test]
+fn a_capture_is_replayed_without_a_switch() {
+    let capture = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/corpus/capture/three-tier.pcap")
+        .display()
+        .to_string();
+    let replay = |capture: &str, rest: &[&str]| {
+        let args = [&["bench", "replay", capture, "--config", "CONFIG"], rest].concat();
+        with_config(&args, "three-tier.toml")
+    };
+    let output = replay(&capture, &[]);
+    assert_eq!(code(&output), Some(0));
+    let text = stdout(&output);
+    assert!(text.starts_with("12 frames ("), "{text}");
+    assert!(text.contains("spoofed-ip") && text.contains("reject-intruder"), "{text}");
+    let notes = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(notes.contains("02:00:00:00:be:ef (2)"), "{notes}");
+
+    let report = json(&replay(&capture, &["--repeat", "1", "--json"]));
+    assert_eq!((&report["frames"], &report["drops"]["spoofed-ip"]), (&12.into(), &1.into()));
+    assert!(report["ns_per_frame"]["path"]["median"].as_f64().is_some_and(|ns| ns > 0.0));
+
+    assert_eq!(code(&replay(&capture, &["--port", "nobody"])), Some(2));
+    assert_eq!(code(&replay("/nonexistent", &[])), Some(2));
+}
+
+#[test]
 fn without_a_switch_there_is_nothing_to_ask() {
     let output = firedoor(&["connectivity"]);
     assert_eq!(code(&output), Some(2));

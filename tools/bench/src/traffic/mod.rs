@@ -8,7 +8,7 @@
 //! [places](Place): in XDP, where receiving costs next to nothing, or at the stack's door, where the
 //! kernel has done for a frame what it does before any socket can have it.
 //!
-//! With a `rate` a [pacer](pacer) spaces the frames evenly, and [`search`](search::search) finds
+//! With a `rate` a [pacer] spaces the frames evenly, and [`search`](search::search) finds
 //! the highest rate at which none is lost.
 //!
 //! A generator offers frames; it does not know whether they were taken. A veth drops frames that do

@@ -3,4 +3,5 @@
 pub(crate) mod classify;
 pub(crate) mod compare;
 pub(crate) mod flows;
+pub(crate) mod replay;
 pub(crate) mod traffic;
