@@ -32,10 +32,10 @@
 //!
 //! Let a source's class have *s* selectors, a destination's *d*, and *g* be the groups there are.
 //! Finding a pair's groups takes at most min(*s·d*, *g*) steps. With prefixes as tags, *s* and *d* are
-//! depths of nesting, about 5. A pair with up to 64 lanes has them copied and sorted; of a pair with
-//! more, only groups of less than 16 lanes are, and the longer ones are searched where they are. So
-//! who can choose addresses, and with them pairs, makes us sort few lanes each time, and the memo is
-//! bounded in pairs and in bytes.
+//! depths of nesting, about 5. The first time, the groups are searched where they are, first rule
+//! first. A pair that is asked for again has up to 64 lanes copied and sorted; of a pair with more,
+//! only groups of less than 16 lanes are. So who can choose addresses, and with them pairs, makes us
+//! do little for each, and the memo is bounded in pairs and in bytes.
 //!
 //! # What a change costs
 //!
@@ -500,7 +500,7 @@ impl Acl {
     fn judge_at(&self, place: u32, conversation: &Conversation, memo: &Memo) -> Judgement {
         let pair = memo.at(place);
         let numbers = pair.numbers.of(&memo.numbers);
-        if pair.walks {
+        if pair.walks() {
             return self.judge_by(numbers, conversation);
         }
         let query = Query::new(conversation);

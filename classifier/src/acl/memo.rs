@@ -6,6 +6,10 @@
 //! pair has too much for a copy; the pair's program then is its own blocks and the numbers of those
 //! groups. A pair that has a rule which lanes cannot say keeps a list of its rules to walk.
 //!
+//! Copying and sorting more than a block pays only for a pair that is asked for again. So such a pair
+//! is left at the numbers of its groups the first time: who sends from many addresses once has us do
+//! that much and no more.
+//!
 //! Everything here can be forgotten and found out again. When there is too much of it, all is.
 
 use super::Acl;
@@ -49,16 +53,27 @@ pub(super) struct Pair {
     to: u32,
     /// Its own blocks, in [`Memo::blocks`].
     pub(super) blocks: Span,
-    /// In [`Memo::numbers`]: groups besides, first rule first; if `walks`, its rules in order.
+    /// In [`Memo::numbers`]: groups, first rule first, or the rules to walk, in order.
     pub(super) numbers: Span,
     /// The version of the ACL that it was last found true for.
     version: u32,
     /// The memo's when it was found out; places of another are free.
     generation: u16,
-    /// Whether its rules are to be walked one by one.
-    pub(super) walks: bool,
+    /// What its program is.
+    kind: Kind,
     /// Whether anything at all is allowed, once that was asked.
     pub(super) may_talk: Option<bool>,
+}
+
+/// What a pair's program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Numbers of groups. It was asked for once; if it is again, it is to be merged.
+    New,
+    /// Blocks, and numbers of groups besides.
+    Merged,
+    /// Numbers of rules to walk.
+    Walk,
 }
 
 /// Part of a list.
@@ -84,14 +99,24 @@ impl Pair {
         numbers: Span { first: 0, len: 0 },
         version: 0,
         generation: 0,
-        walks: false,
+        kind: Kind::New,
         may_talk: None,
     };
 
+    /// Whether its numbers are rules to walk one by one.
+    #[inline]
+    pub(super) fn walks(&self) -> bool {
+        self.kind == Kind::Walk
+    }
+
+    #[inline]
     fn is(&self, from: u32, to: u32) -> bool {
         self.from == from && self.to == to
     }
 }
+
+// Two pairs share a cache line, and none lies in two.
+const _: () = assert!(size_of::<Pair>() == 32);
 
 impl Memo {
     /// Most pairs that are remembered.
@@ -149,7 +174,7 @@ impl Memo {
         loop {
             let pair = &self.pairs[at];
             if pair.is(from, to) && pair.generation == self.generation {
-                return (pair.version == version).then_some(at as u32);
+                return (pair.version == version && pair.kind != Kind::New).then_some(at as u32);
             }
             if pair.generation != self.generation {
                 return None;
@@ -184,11 +209,13 @@ impl Memo {
         let at = self.seat(from, to);
         let known = self.pairs[at];
         let is_known = known.generation == self.generation;
-        let pair = if is_known && !acl.has_changed(known.version, from, to) {
+        let is_true = is_known && !acl.has_changed(known.version, from, to);
+        let pair = if is_true && known.kind != Kind::New {
             Pair { version: acl.version, ..known }
         } else {
             self.len += usize::from(!is_known);
-            self.compile(acl, from, to)
+            let may_talk = known.may_talk.filter(|_| is_true);
+            Pair { may_talk, ..self.compile(acl, from, to, is_known) }
         };
         self.pairs[at] = pair;
         at as u32
@@ -231,20 +258,27 @@ impl Memo {
         at
     }
 
-    fn compile(&mut self, acl: &Acl, from: u32, to: u32) -> Pair {
+    /// Finds a pair out; merges its groups if it was `asked_before` or they have few lanes.
+    fn compile(&mut self, acl: &Acl, from: u32, to: u32, asked_before: bool) -> Pair {
         let mut scratch = std::mem::take(&mut self.scratch);
         acl.groups.find(acl.from.in_class(from), acl.to.in_class(to), &mut scratch.groups);
         let groups = || scratch.groups.iter().map(|&number| acl.groups.group(number));
         let walks = groups().any(|group| !group.is_plain());
-        let is_short = groups().map(Group::len).sum::<usize>() <= SHORT;
+        let lanes = groups().map(Group::len).sum::<usize>();
+        let is_new = !asked_before && lanes > LANES;
+        let kind = match (walks, is_new) {
+            (true, _) => Kind::Walk,
+            (false, true) => Kind::New,
+            (false, false) => Kind::Merged,
+        };
         let numbers = self.numbers.len();
         if walks {
             acl.rules_of(&scratch.groups, &mut self.numbers);
             scratch.groups.clear();
-        } else if !is_short {
-            let long = |number: &u32| acl.groups.group(*number).len() >= LONG;
-            self.numbers.extend(scratch.groups.iter().filter(|number| long(number)));
-            scratch.groups.retain(|number| !long(number));
+        } else if is_new || lanes > SHORT {
+            let stays = |number: &u32| is_new || acl.groups.group(*number).len() >= LONG;
+            self.numbers.extend(scratch.groups.iter().filter(|number| stays(number)));
+            scratch.groups.retain(|number| !stays(number));
             self.numbers[numbers..].sort_unstable_by_key(|&number| acl.order_of_group(number));
         }
         let blocks = self.blocks.len();
@@ -259,7 +293,7 @@ impl Memo {
             numbers: span(numbers, self.numbers.len()),
             version: acl.version,
             generation: self.generation,
-            walks,
+            kind,
             may_talk: None,
         }
     }

@@ -56,8 +56,8 @@ impl Selectors {
         (selectors, numbers)
     }
 
-    /// The number of this set's selector, which is new if nobody named the set before. Cost: reads
-    /// the set; if it is new, also gives each of its tags another class.
+    /// The number of this set's selector, which is new if nobody named the set before. Cost: compares
+    /// the set, unless it is a run of tags; if it is new, gives each of its tags another class.
     pub(super) fn add(&mut self, set: &TagSet) -> u32 {
         let (number, is_new) = self.intern(set);
         if is_new {
@@ -89,8 +89,7 @@ impl Selectors {
     fn intern(&mut self, set: &TagSet) -> (u32, bool) {
         let TagSet::Only(tags) = set else { return (ANY, false) };
         let Self { sets, by_set, .. } = self;
-        let hash = |set: &[Tag]| sum(set);
-        let known = by_set.find(hash(tags), |&number| *sets[number as usize] == **tags);
+        let known = by_set.find(hash(tags), |&number| is_same(&sets[number as usize], tags));
         if let Some(&number) = known {
             return (number, false);
         }
@@ -139,9 +138,23 @@ impl Selectors {
     }
 }
 
-/// A hash that reads a long set fast: the sum of its tags, each spread over 64 bits.
-fn sum(tags: &[Tag]) -> u64 {
-    let spread = |tag: &Tag| u64::from(tag.0 ^ 0x5bd1_e995) * u64::from(tag.0 ^ 0x9e37_79b9);
-    let sum = tags.iter().map(spread).fold(tags.len() as u64, u64::wrapping_add);
-    sum.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+/// A hash of a set's size and a few of its tags, so that a long one is not read.
+fn hash(set: &[Tag]) -> u64 {
+    let spread = |sum: u64, at: usize| {
+        let tag = set.get(at).map_or(0, |tag| u64::from(tag.0) + 1);
+        (sum ^ tag).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    };
+    let last = set.len().wrapping_sub(1);
+    [0, 1, last / 3, last / 2, last].into_iter().fold(set.len() as u64, spread)
+}
+
+/// Whether two sets are equal. Tags are sorted and not repeated, so as many tags as there are between
+/// the first and the last are all of these: of a run, as the tags under a prefix are, no more is read.
+fn is_same(one: &[Tag], other: &[Tag]) -> bool {
+    let (Some(first), Some(last)) = (one.first(), one.last()) else { return other.is_empty() };
+    if one.len() != other.len() || other.first() != Some(first) || other.last() != Some(last) {
+        return false;
+    }
+    let is_run = (last.0 - first.0) as usize == one.len() - 1;
+    is_run || one == other
 }

@@ -9,7 +9,8 @@
 //!
 //! A lookup begins with the header's addresses and ends with the verdict: both address lookups and
 //! the judgement are in it. Times are medians of nine passes over the whole trace, so between two
-//! lookups of one header all others come by. They are warm: the pass before compiled the program of
+//! lookups of one header all others come by. Time is what the thread had of a processor, which other
+//! programs' turns do not add to. They are warm: the pass before compiled the program of
 //! every pair of classes in the trace. `ns_cold` is the time with an empty memo, so with compiling.
 //!
 //! An update removes a random rule or puts it back in its place, in turn. The times are those of the
@@ -20,13 +21,14 @@ pub mod scene;
 
 use std::hint::black_box;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use firedoor_classifier::acl::{Acl, Conversation, Judgement, Memo};
 use firedoor_classifier::policy::{Addresses, Owner, PolicyError};
 use firedoor_classifier::snapshot::Rule;
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::{Policy, RuleId};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use crate::Progress;
@@ -263,13 +265,18 @@ fn count_wrong(judgements: &[Judgement], expected: &[Option<u32>]) -> usize {
     judgements.iter().zip(expected).filter(|&(judgement, first)| rule(judgement) != *first).count()
 }
 
+/// The time that this thread has had a processor for.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 /// The median time of one of `count` steps of `pass`, in nanoseconds.
 fn median_ns(count: usize, mut pass: impl FnMut()) -> f64 {
     let mut times: Vec<_> = (0..PASSES)
         .map(|_| {
-            let start = Instant::now();
+            let start = processor_time();
             pass();
-            start.elapsed()
+            processor_time() - start
         })
         .collect();
     times.sort_unstable();
