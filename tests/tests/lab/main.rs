@@ -6,6 +6,7 @@
 //! that they make is named after this process, so several runs do not meet.
 #![forbid(unsafe_code)]
 
+mod compare;
 mod cost;
 mod failure;
 mod fixture;
@@ -24,8 +25,15 @@ type Test = (&'static str, &'static [&'static str], fn() -> Shown);
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let tests =
-        [traffic::TESTS, fragments::TESTS, policy::TESTS, failure::TESTS, cost::TESTS].concat();
+    let tests = [
+        traffic::TESTS,
+        fragments::TESTS,
+        policy::TESTS,
+        failure::TESTS,
+        cost::TESTS,
+        compare::TESTS,
+    ]
+    .concat();
     let trials = tests.into_iter().map(|(name, needs, test)| trial(name, needs, test)).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }

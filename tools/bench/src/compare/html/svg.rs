@@ -40,8 +40,9 @@ pub(super) struct Line {
 /// Width and height of plots with axes, and what their labels take of it.
 const SIZE: (f64, f64) = (460.0, 240.0);
 const MARGIN: (f64, f64) = (70.0, 36.0);
-/// Room above the highest value.
+/// Room above the highest value, and beside the last label's middle.
 const TOP: f64 = 8.0;
+const RIGHT: f64 = 24.0;
 
 /// Bars from left to right, with whiskers from the least value to the largest.
 pub(super) fn bars(bars: &[Bar]) -> String {
@@ -104,7 +105,7 @@ pub(super) fn lines(
     let points = || lines.iter().flat_map(|line| line.points.iter().flatten());
     let highest = points().filter(|p| p.is_finite()).map(|p| p.most).fold(0.0, f64::max);
     let mut svg = frame(highest, axis, show);
-    let step = (SIZE.0 - MARGIN.0) / labels.len().max(1) as f64;
+    let step = (SIZE.0 - MARGIN.0 - RIGHT) / labels.len().max(1) as f64;
     let x = |position: usize| MARGIN.0 + step * (position as f64 + 0.5);
     for (position, label) in labels.iter().enumerate() {
         tick_below(&mut svg, x(position), label);
@@ -144,7 +145,8 @@ pub(super) fn histograms(curves: &[(usize, &[Bucket])], show: &dyn Fn(f64) -> St
         curves.iter().map(|&(colour, buckets)| (colour, shares(buckets, first, last))).collect();
     let highest = shares.iter().flat_map(|(_, shares)| shares).copied().fold(0.0, f64::max);
     let mut svg = frame(highest, "round trip", &|share| format!("{:.0} %", share * 100.0));
-    let x = |decade: f64| MARGIN.0 + (decade - first) / (last - first) * (SIZE.0 - MARGIN.0);
+    let x =
+        |decade: f64| MARGIN.0 + (decade - first) / (last - first) * (SIZE.0 - MARGIN.0 - RIGHT);
     for decade in 0..=(last - first) as u32 {
         let decade = first + f64::from(decade);
         tick_below(&mut svg, x(decade), &show(10_f64.powf(decade)));
@@ -187,7 +189,7 @@ fn frame(highest: f64, axis: &str, show: &dyn Fn(f64) -> String) -> String {
             "<path class=\"grid\" d=\"M{:.1} {y:.1}H{:.1}\"/>\
              <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             MARGIN.0,
-            SIZE.0,
+            SIZE.0 - RIGHT,
             MARGIN.0 - 6.0,
             y + 4.0,
             show(value),
@@ -196,7 +198,7 @@ fn frame(highest: f64, axis: &str, show: &dyn Fn(f64) -> String) -> String {
     let _ = writeln!(
         svg,
         "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-        (MARGIN.0 + SIZE.0) / 2.0,
+        (MARGIN.0 + SIZE.0 - RIGHT) / 2.0,
         SIZE.1 - 4.0,
         escape(axis),
     );

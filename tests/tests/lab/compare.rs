@@ -1,0 +1,118 @@
+//! `firedoor bench compare`, in miniature: that it measures, and leaves nothing behind. What it
+//! measures on a machine that runs tests means nothing.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::fixture::{ensure, firedoor, printed};
+use crate::{Shown, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_comparison_measures_every_system_and_writes_a_report", &["ip", "ethtool"], measures),
+    ("a_comparison_that_is_interrupted_reports_and_cleans_up", &["ip", "ethtool"], interrupted),
+    ("the_next_comparison_removes_what_a_killed_one_left", &["ip", "ethtool"], killed),
+];
+
+/// A comparison of the bridge and Firedoor in few scenarios.
+fn comparison(only: &str, directory: &Path) -> Command {
+    let mut command = Command::new(firedoor());
+    command.args(["bench", "compare", "--peers", "bridge,firedoor", "--only", only]);
+    command.args(["--rounds", "2", "--seconds", "1", "--out"]).arg(directory);
+    command
+}
+
+fn measures() -> Shown {
+    let directory = tempfile::tempdir()?;
+    let only = "udp-1/0,latency/0,tcp-1/0,connect/0";
+    let output = comparison(only, directory.path()).output()?;
+    let said = printed("firedoor bench compare", &output)?;
+    ensure!(said.contains("64-byte UDP, one flow"), "{said}");
+
+    let report: Value = serde_json::from_slice(&fs::read(directory.path().join("report.json"))?)?;
+    ensure!(report["rounds"] == 2, "{} rounds", report["rounds"]);
+    let rows = report["rows"].as_array().ok_or("no rows")?;
+    ensure!(rows.len() == 4, "{} rows", rows.len());
+    for row in rows {
+        let cells = row["cells"].as_array().ok_or("no cells")?;
+        ensure!(cells.len() == 2, "{} has {} cells", row["id"], cells.len());
+        for cell in cells {
+            check(&row["id"], cell)?;
+        }
+    }
+    let page = fs::read_to_string(directory.path().join("report.html"))?;
+    ensure!(page.contains("<svg") && page.contains("id=\"latency/0\""), "the page has no plots");
+    Ok(())
+}
+
+/// Every value of a cell was measured twice and is above zero, but for what may be zero.
+fn check(id: &Value, cell: &Value) -> Result<(), Failed> {
+    let system = &cell["system"];
+    ensure!(cell["failure"].is_null(), "{system} in {id}: {}", cell["failure"]);
+    let metrics = cell["metrics"].as_object().ok_or("no metrics")?;
+    ensure!(!metrics.is_empty(), "{system} in {id} measured nothing");
+    for (name, summary) in metrics.iter().filter(|(name, _)| *name != "lost") {
+        let values = summary["values"].as_array().map_or(0, Vec::len);
+        ensure!(values == 2, "{system} in {id}: {values} values of {name}");
+        let median = summary["median"].as_f64().unwrap_or(0.0);
+        ensure!(median > 0.0, "{system} in {id}: {name} is {median}");
+    }
+    Ok(())
+}
+
+fn interrupted() -> Shown {
+    let directory = tempfile::tempdir()?;
+    let mut running = start("udp-1/0,udp-10k/0", directory.path())?;
+    kill(pid(&running)?, Signal::SIGINT)?;
+    let status = running.wait()?;
+    ensure!(status.code() == Some(1), "it ended with {status}");
+    ensure!(left_by(&running).is_empty(), "it left {:?}", left_by(&running));
+    let written = fs::read_to_string(directory.path().join("report.json"))?;
+    let report: Value = serde_json::from_str(&written)?;
+    ensure!(report["rounds"] == 0, "{} rounds were complete", report["rounds"]);
+    Ok(())
+}
+
+fn killed() -> Shown {
+    let directory = tempfile::tempdir()?;
+    let mut running = start("udp-1/0", directory.path())?;
+    running.kill()?;
+    running.wait()?;
+    ensure!(!left_by(&running).is_empty(), "killed, it could clean up");
+    let output = comparison("idle-20/0", directory.path()).output()?;
+    ensure!(left_by(&running).is_empty(), "the next one left {:?}", left_by(&running));
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Starts a comparison, and waits until it has made something.
+fn start(only: &str, directory: &Path) -> Result<Child, Failed> {
+    let mut command = comparison(only, directory);
+    let mut running = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let start = Instant::now();
+    while left_by(&running).len() < 3 {
+        ensure!(running.try_wait()?.is_none(), "it ended at once");
+        ensure!(start.elapsed() < Duration::from_secs(30), "it makes nothing");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(running)
+}
+
+fn pid(process: &Child) -> Result<Pid, Failed> {
+    Ok(Pid::from_raw(i32::try_from(process.id())?))
+}
+
+/// The namespaces that a process has made.
+fn left_by(process: &Child) -> Vec<String> {
+    let prefix = format!("fd-bench-{}-", process.id());
+    let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(&prefix)).collect()
+}
