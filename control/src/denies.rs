@@ -12,6 +12,7 @@ use firedoor_api::dataplane::Denied;
 use firedoor_classifier::verdict::DropGroup;
 use parking_lot::{Condvar, Mutex};
 
+use crate::condition::ether_type_text;
 use crate::service::conversation_text;
 
 /// Most conversations remembered.
@@ -165,7 +166,7 @@ pub fn sentence(denied: &Denied) -> String {
 }
 
 /// The service that a denied frame is of, in the words of the config: `tcp/8080`, `icmp/echo`,
-/// `icmp6/135`, `ip/47`; `arp` and `ethertype 0x88cc` for what is not IP.
+/// `icmp6/135`, `ip/47`; `arp` and `ethertype/0x88cc` for what is not IP.
 pub fn service(denied: &Denied) -> String {
     const IPV4: u16 = 0x0800;
     const ARP: u16 = 0x0806;
@@ -173,7 +174,7 @@ pub fn service(denied: &Denied) -> String {
     match denied.ether_type {
         ARP => "arp".to_owned(),
         IPV4 | IPV6 => conversation_text(denied.protocol, denied.dst_port),
-        other => format!("ethertype {other:#06x}"),
+        other => format!("ethertype/{}", ether_type_text(other)),
     }
 }
 
@@ -287,6 +288,6 @@ pub(crate) mod tests {
         assert_eq!(of(0x86dd, 58, 128 << 8), "icmp6/echo");
         assert_eq!(of(0x86dd, 58, 135 << 8), "icmp6/135");
         assert_eq!(of(0x0800, 47, 0), "ip/47");
-        assert_eq!(of(0x88cc, 0, 0), "ethertype 0x88cc");
+        assert_eq!(of(0x88cc, 0, 0), "ethertype/0x88cc");
     }
 }

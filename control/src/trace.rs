@@ -25,7 +25,7 @@ use serde::Serialize;
 use crate::connectivity::is_link_local;
 use crate::diagnostic::nearest;
 use crate::intent::TIERS;
-use crate::service;
+use crate::{condition, service};
 
 /// Where the clients of a first frame sit: the first dynamic port (RFC 6335 §6).
 const CLIENT_PORT: u16 = 49_152;
@@ -44,6 +44,24 @@ pub struct Question<'q> {
     pub service: &'q Service,
     /// True for IPv4, false for IPv6; `None` takes IPv4 if both ends have it.
     pub v4: Option<bool>,
+    /// How it begins.
+    pub begins: Beginning,
+}
+
+/// What rules may ask of a first frame besides its ends and service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// The source port, of protocols that have one; the identifier of ICMP queries.
+    pub source_port: u16,
+    /// The flags, of TCP.
+    pub flags: TcpFlags,
+}
+
+impl Default for Beginning {
+    /// As a common client begins: from a dynamic port (RFC 6335 §6), with a SYN.
+    fn default() -> Self {
+        Self { source_port: CLIENT_PORT, flags: TcpFlags::SYN }
+    }
 }
 
 /// Why there is no such frame.
@@ -127,6 +145,8 @@ pub struct RulePart {
     pub tier: String,
     /// Its priority.
     pub priority: u32,
+    /// What it asks of the first frame, as `source_port 1024-65535`; empty if nothing.
+    pub when: String,
     /// What became of it when the source's permission to send was judged.
     pub send: &'static str,
     /// Likewise for the destination's permission to receive.
@@ -141,7 +161,7 @@ pub struct RulePart {
 /// If there is no such frame.
 pub fn trace(policy: &Arc<Policy>, question: &Question<'_>) -> Result<Trace, TraceError> {
     let route = Route::find(policy, question)?;
-    let frame = frame(&route, question.service)?;
+    let frame = frame(&route, question.service, question.begins)?;
     let mut story = Story { policy, route: &route, steps: Vec::new() };
     story.receive(&frame);
     let headers = match extract(&frame, route.ingress.port) {
@@ -281,17 +301,16 @@ fn shared_vlan(a: &Workload, b: &Workload) -> Option<u16> {
 }
 
 /// The first frame of a conversation.
-fn frame(route: &Route<'_>, service: &Service) -> Result<Vec<u8>, TraceError> {
+fn frame(route: &Route<'_>, service: &Service, begins: Beginning) -> Result<Vec<u8>, TraceError> {
     let ends = route.ends;
+    let Beginning { source_port, flags } = begins;
     let frame = match *service {
-        Service::Ports { protocol: TCP, first, .. } => {
-            build::tcp(ends, CLIENT_PORT, first, TcpFlags::SYN)
-        }
-        Service::Ports { protocol: UDP, first, .. } => build::udp(ends, CLIENT_PORT, first, &[]),
-        Service::Ports { protocol: SCTP, first, .. } => build::sctp(ends, CLIENT_PORT, first, &[]),
+        Service::Ports { protocol: TCP, first, .. } => build::tcp(ends, source_port, first, flags),
+        Service::Ports { protocol: UDP, first, .. } => build::udp(ends, source_port, first, &[]),
+        Service::Ports { protocol: SCTP, first, .. } => build::sctp(ends, source_port, first, &[]),
         Service::Icmp { kind, code, .. } => {
             let code = code.unwrap_or_default();
-            let header = icmp::Repr { code, ..icmp::Repr::query(kind, CLIENT_PORT, 1) };
+            let header = icmp::Repr { code, ..icmp::Repr::query(kind, source_port, 1) };
             build::icmp_message(ends, header, b"firedoor")
         }
         Service::Protocol(TCP) => return Err(TraceError::NotOneFrame("tcp/8080")),
@@ -460,6 +479,7 @@ fn rule_parts(policy: &Policy, considered: &[Considered], cause: Cause) -> Vec<R
                 action: rule.action,
                 tier: tier.map_or_else(|| rule.tier.to_string(), |tier| (*tier).to_owned()),
                 priority: rule.priority,
+                when: condition::text(&rule.conditions),
                 send: "",
                 receive: "",
                 decides: cause == Cause::Rule(*id),
@@ -482,6 +502,7 @@ fn outcome_text(outcome: Outcome) -> &'static str {
         Outcome::Late => "matches, too late",
         Outcome::PassedOver => "matches, passed over",
         Outcome::OtherDirection => "other direction",
+        Outcome::OtherConditions => "other conditions",
         Outcome::OtherService => "other service",
         Outcome::OtherDestination => "other destination",
         Outcome::OtherSource => "other source",

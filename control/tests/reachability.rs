@@ -10,7 +10,7 @@ use firedoor_classifier::snapshot::{Service, Services};
 use firedoor_control::compile::compile;
 use firedoor_control::connectivity::{Allowed, Pair, connectivity};
 use firedoor_control::service;
-use firedoor_control::trace::{Question, TraceError, trace};
+use firedoor_control::trace::{Beginning, Question, TraceError, trace};
 use jiff::civil::date;
 
 const CONFIGS: [&str; 3] = ["three-tier", "two-vms", "dual-stack"];
@@ -187,7 +187,8 @@ fn a_followed_frame_meets_what_the_policy_says() {
                 let Ok(Services::Only(services)) = service::parse(probe) else { unreachable!() };
                 let service = &services[0];
                 for v4 in [true, false] {
-                    let question = Question { from, to, service, v4: Some(v4) };
+                    let begins = Beginning::default();
+                    let question = Question { from, to, service, v4: Some(v4), begins };
                     let followed_frame = match trace(&policy, &question) {
                         Ok(trace) => trace,
                         Err(TraceError::NoFamily { .. } | TraceError::NoRouter { .. }) => continue,

@@ -31,6 +31,8 @@ pub enum Outcome {
     PassedOver,
     /// It speaks of the other permission.
     OtherDirection,
+    /// It speaks of this pair, but its [conditions](crate::snapshot::Conditions) do not hold.
+    OtherConditions,
     /// It speaks of this pair, but not of this service.
     OtherService,
     /// It does not speak of this destination.
@@ -92,7 +94,9 @@ impl Acl {
         } else if !self.to.has(rule.to, conversation.to) {
             Some(Outcome::OtherDestination)
         } else if !self.serves(rule, conversation, &mut Used::default()) {
-            Some(Outcome::OtherService)
+            let Conversation { protocol, opening, .. } = conversation;
+            let begins_so = rule.conditions.hold(*protocol, opening);
+            Some(if begins_so { Outcome::OtherService } else { Outcome::OtherConditions })
         } else if !rule.is_about(permit) {
             Some(Outcome::OtherDirection)
         } else {

@@ -1,15 +1,19 @@
 //! What policy says is what happens, from the moment on that it says so.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use firedoor_classifier::build::{self, Ends};
 use firedoor_classifier::wire::ethernet;
+use firedoor_classifier::{DropReason, MacAddr};
 use firedoor_lab::netns::Netns;
 use firedoor_lab::probe::{Outcome, Responder, Service};
 use firedoor_lab::reach::{self, Crew, Question};
 use libtest_mimic::Failed;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::bind;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::fixture::{
@@ -32,6 +36,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("learn_mode_records_no_denial_and_blocks_nothing", &[], learn_mode),
     ("a_router_carries_what_policy_allows_to_the_outside", &["ip"], router),
     ("spoofed_frames_are_dropped_and_counted", &[], spoofing),
+    ("a_rule_for_source_ports_lets_real_sockets_at_these_ports_alone_pass", &[], source_ports),
+    ("a_frame_that_is_not_ip_passes_where_a_rule_names_its_ethertype", &[], not_ip),
     ("tshark_opens_the_capture_and_shows_who_why_and_which_rule", &["tshark"], capture_comments),
 ];
 
@@ -271,6 +277,84 @@ fn send_from(netns: &Netns, src: IpAddr, dst: IpAddr, port: u16) -> Shown {
         socket.send_to(packet, &SocketAddr::new(dst, 0).into())
     })??;
     Ok(())
+}
+
+fn source_ports() -> Shown {
+    let rules = allow("a", "b", "udp/9") + "source_port = \"4000-4100\"\n";
+    let lab = Fixture::up(&pair(&rules))?;
+    let (a, b) = (lab.netns("a")?, lab.netns("b")?);
+    let receiver = b.run(|| UdpSocket::bind("0.0.0.0:9"))??;
+    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    for port in [3_999, 4_000, 4_100, 4_101] {
+        let sender = a.run(|| UdpSocket::bind(("0.0.0.0", port)))??;
+        sender.send_to(b"from which port?", (v4(2), 9))?;
+    }
+    let mut came = Vec::new();
+    while let Ok((_, from)) = receiver.recv_from(&mut [0; 64]) {
+        came.push(from.port());
+        receiver.send_to(b"an answer needs no rule", from)?;
+    }
+    ensure!(came == [4_000, 4_100], "datagrams came from ports {came:?}");
+    let denies = lab.denies(|deny| deny.from == "a" && deny.service == "udp/9")?;
+    ensure!(denies.iter().map(|deny| deny.count).sum::<u64>() == 2, "on record: {denies:?}");
+    Ok(())
+}
+
+/// The first of the ethertypes for experiments (IEEE 802 §9.2.3).
+const EXPERIMENT: u16 = 0x88b5;
+
+fn not_ip() -> Shown {
+    let rule = "[[rule]]\nname = \"experiment\"\nfrom = { name = \"a\" }\nto = { name = \"b\" }\n\
+                ethertype = \"0x88b5\"\naction = \"allow\"\n";
+    let lab = Fixture::up(&pair(rule))?;
+    let (a, b) = (lab.netns("a")?, lab.netns("b")?);
+    let mac = |name: &str| -> Result<MacAddr, Failed> {
+        let snapshot = lab.snapshot()?;
+        let workload = snapshot.workloads.iter().find(|workload| workload.name == name);
+        Ok(workload.and_then(|workload| workload.mac).ok_or("a container has a MAC address")?)
+    };
+    let (mac_a, mac_b) = (mac("a")?, mac("b")?);
+    let there =
+        build::ethernet(mac_a, mac_b, EXPERIMENT, b"neither IP nor ARP, and allowed to pass whole");
+    let back =
+        build::ethernet(mac_b, mac_a, EXPERIMENT, b"an answer, which needs a rule of its own here");
+
+    let passes = |from: &Netns, to: &Netns, frame: &[u8]| -> Result<bool, Failed> {
+        let receiver = packet_socket(to)?;
+        packet_socket(from)?.send(frame)?;
+        let mut bytes = [0; 256];
+        Ok((&receiver).read(&mut bytes).is_ok_and(|length| &bytes[..length] == frame))
+    };
+    ensure!(passes(&a, &b, &there)?, "b did not receive what the rule allows");
+    ensure!(!passes(&b, &a, &back)?, "a received what no rule allows");
+    let denies = lab.denies(|deny| deny.from == "b" && deny.to == "a")?;
+    ensure!(
+        denies.iter().any(|deny| deny.service == "ethertype/0x88b5"),
+        "not on record under its ethertype: {denies:?}"
+    );
+    lab.apply(&pair(""))?;
+    ensure!(!passes(&a, &b, &there)?, "b received what no rule names any more");
+    let status = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+    let is_counted = status.drops.iter().any(|(why, _)| *why == DropReason::UnknownEtherType);
+    ensure!(is_counted, "not counted: {:?}", status.drops);
+    Ok(())
+}
+
+/// The kind of an Ethernet interface (linux/if_arp.h).
+const ARPHRD_ETHER: u16 = 1;
+
+/// A packet socket for [`EXPERIMENT`], at the namespace's one Ethernet interface.
+fn packet_socket(netns: &Netns) -> Result<Socket, Failed> {
+    netns.run(|| -> Result<Socket, Failed> {
+        let protocol = Protocol::from(i32::from(EXPERIMENT.to_be()));
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
+        let addresses = getifaddrs()?.filter_map(|interface| interface.address);
+        let mut links = addresses.filter_map(|address| address.as_link_addr().copied());
+        let link = links.find(|link| link.hatype() == ARPHRD_ETHER);
+        bind(socket.as_raw_fd(), &link.ok_or("no Ethernet interface")?)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        Ok(socket)
+    })?
 }
 
 fn capture_comments() -> Shown {

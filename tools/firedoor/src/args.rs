@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firedoor_bench::traffic::FrameSize;
+use firedoor_classifier::snapshot::FlagMatch;
+use firedoor_classifier::wire::tcp::TcpFlags;
+use firedoor_control::condition::flags;
 
 /// A virtual switch with a fire door between every two workloads.
 ///
@@ -112,11 +115,23 @@ pub(crate) struct TraceArgs {
     /// The address family, where both ends have both; IPv4 unless only IPv6 fits
     #[arg(long, value_name = "FAMILY")]
     pub(crate) family: Option<Family>,
+    /// The source port; 49152 if left out
+    #[arg(long, value_name = "PORT")]
+    pub(crate) source_port: Option<u16>,
+    /// The TCP flags that are set, as syn,ece; syn if left out
+    #[arg(long, value_name = "FLAGS", value_parser = tcp_flags)]
+    pub(crate) flags: Option<TcpFlags>,
     #[command(flatten)]
     pub(crate) switch: SwitchArgs,
     /// Print the steps as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn tcp_flags(text: &str) -> Result<TcpFlags, String> {
+    let FlagMatch { value, .. } =
+        flags(text).map_err(|error| format!("{error}: {}", error.help()))?;
+    Ok(TcpFlags::from_bits_retain(value))
 }
 
 /// An address family.

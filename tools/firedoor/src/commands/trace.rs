@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use firedoor_classifier::snapshot::{Mode, RuleAction, Service, Services};
 use firedoor_control::service::{self, ServiceError};
-use firedoor_control::trace::{Question, RulePart, Trace, trace};
+use firedoor_control::trace::{Beginning, Question, RulePart, Trace, trace};
 
 use super::source;
 use crate::args::{Family, TraceArgs};
@@ -17,11 +17,16 @@ use crate::output::{Cell, NO, Output, Table, Tone, YES};
 pub(crate) fn run(args: &TraceArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let policy = Arc::new(source::policy(args.config.as_deref(), &args.switch, out)?);
     let service = one_service(&args.service)?;
+    let common = Beginning::default();
     let question = Question {
         from: &args.from,
         to: &args.to,
         service: &service,
         v4: args.family.map(|family| family == Family::V4),
+        begins: Beginning {
+            source_port: args.source_port.unwrap_or(common.source_port),
+            flags: args.flags.unwrap_or(common.flags),
+        },
     };
     let trace = trace(&policy, &question)?;
     if args.json {
@@ -87,7 +92,10 @@ fn show(trace: &Trace, out: &mut Output) -> anyhow::Result<()> {
 }
 
 fn rules(parts: &[RulePart]) -> Table {
-    let mut table = Table::new(["rule", "action", "tier", ">priority", "may send", "may receive"]);
+    let headings = ["rule", "action", "tier", ">priority", "may send", "may receive", "when"];
+    // Few policies ask for more than ends and services.
+    let width = headings.len() - usize::from(parts.iter().all(|part| part.when.is_empty()));
+    let mut table = Table::with_headings(headings.into_iter().take(width));
     for part in parts {
         let tone = match (part.decides, part.action) {
             (false, _) => Tone::Dim,
@@ -101,8 +109,9 @@ fn rules(parts: &[RulePart]) -> Table {
             part.priority.to_string(),
             part.send.to_owned(),
             part.receive.to_owned(),
+            part.when.clone(),
         ];
-        table.row(cells.map(|text| Cell::new(tone, text)));
+        table.row(cells.into_iter().take(width).map(|text| Cell::new(tone, text)));
     }
     table
 }
