@@ -28,6 +28,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/generate.bpf.o");
 /// Frames follow each other in a circle of this many lengths.
 pub const LENGTHS: usize = 12;
 
+/// Most source ports that flows have; beyond that they differ in their destination ports as well.
+/// (`SOURCE_BITS` in generate.bpf.c.)
+pub const SOURCE_PORTS: u32 = 1 << 15;
+
 /// Frames that the kernel makes before it sends them: as many as a veth's receiver polls at once.
 const BATCH: u32 = 64;
 
@@ -52,12 +56,9 @@ pub struct Recipe {
     pub flows: u32,
     /// How many flows to go on from one frame to the next: less than `flows`.
     pub stride: u32,
-    /// How many source ports there are. Flow n comes from port `source_port + n % source_ports`
-    /// and goes to port `destination_port + n / source_ports`.
-    pub source_ports: u32,
-    /// The first source port.
+    /// The first source port: flow n comes from port `source_port + n % SOURCE_PORTS`.
     pub source_port: u16,
-    /// The first destination port.
+    /// The first destination port: flow n goes to port `destination_port + n / SOURCE_PORTS`.
     pub destination_port: u16,
     /// The first frame's sequence number.
     pub sequence: u64,
@@ -99,10 +100,10 @@ impl LiveFrames {
     /// thread will [`send`](Self::send).
     ///
     /// # Errors
-    /// `InvalidInput` if the recipe names no flow or no source port; the kernel's, above all `EPERM`
-    /// without `CAP_BPF` and `CAP_NET_ADMIN`.
+    /// `InvalidInput` if the stride is not less than the number of flows; the kernel's, above all
+    /// `EPERM` without `CAP_BPF` and `CAP_NET_ADMIN`.
     pub fn load(index: u32, recipe: &Recipe) -> io::Result<Self> {
-        if recipe.stride >= recipe.flows || recipe.source_ports == 0 {
+        if recipe.stride >= recipe.flows {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let longest = recipe.template.len() as u16;
@@ -114,7 +115,6 @@ impl LiveFrames {
             .override_global("longest", &longest, true)
             .override_global("flows", &recipe.flows, true)
             .override_global("stride", &recipe.stride, true)
-            .override_global("source_ports", &recipe.source_ports, true)
             .override_global("source_port", &recipe.source_port, true)
             .override_global("destination_port", &recipe.destination_port, true)
             .load(OBJECT)

@@ -4,9 +4,9 @@
 //! the mark (`struct mark` in dataplane/bpf/load.h): four bytes of magic and the sequence number.
 
 use firedoor_classifier::wire::protocol;
-use firedoor_dataplane::sys::live_frames::{LENGTHS, Recipe};
+use firedoor_dataplane::sys::live_frames::{LENGTHS, Recipe, SOURCE_PORTS};
 
-use super::{CHECK_SEQUENCE, FrameSize, Load, SOURCE_PORTS, TrafficError};
+use super::{CHECK_SEQUENCE, FrameSize, Load, TrafficError};
 
 /// What the payload begins with (`MAGIC` in load.h).
 const MAGIC: [u8; 4] = *b"FDLD";
@@ -61,7 +61,6 @@ pub(super) fn recipe(load: &Load, sequence: u64) -> Result<Recipe, TrafficError>
         checksums,
         flows: load.flows,
         stride: stride(load.flows),
-        source_ports: SOURCE_PORTS,
         source_port: load.from.port,
         destination_port: load.to.port,
         sequence,
@@ -139,8 +138,7 @@ impl Frames {
     fn write(&mut self, slot: usize) -> usize {
         let recipe = &mut self.recipe;
         let frame = &mut self.buffers[slot];
-        let (source, destination) =
-            (recipe.flow % recipe.source_ports, recipe.flow / recipe.source_ports);
+        let (source, destination) = (recipe.flow % SOURCE_PORTS, recipe.flow / SOURCE_PORTS);
         let source = recipe.source_port + source as u16;
         let destination = recipe.destination_port + destination as u16;
         let length = recipe.lengths[self.length];
@@ -150,8 +148,8 @@ impl Frames {
         frame[field::DESTINATION_PORT].copy_from_slice(&destination.to_be_bytes());
         frame[field::SEQUENCE].copy_from_slice(&recipe.sequence.to_be_bytes());
         recipe.sequence += 1;
-        recipe.flow = (u64::from(recipe.flow) + u64::from(recipe.stride))
-            .rem_euclid(recipe.flows.into()) as u32;
+        // Less than 2^32: there are at most 2^31 pairs of ports.
+        recipe.flow = (recipe.flow + recipe.stride) % recipe.flows;
         self.length = (self.length + 1) % LENGTHS;
         length.into()
     }

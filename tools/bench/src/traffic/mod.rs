@@ -30,6 +30,7 @@ use std::ops::{AddAssign, Sub};
 use std::time::Duration;
 
 use firedoor_classifier::MacAddr;
+pub use firedoor_dataplane::sys::live_frames::SOURCE_PORTS;
 pub use firedoor_dataplane::sys::tally::Place;
 use serde::Serialize;
 
@@ -39,10 +40,6 @@ pub use sink::Sink;
 
 /// The frame check sequence, which every length on the wire includes and no buffer holds, in bytes.
 const CHECK_SEQUENCE: u16 = 4;
-
-/// Most source ports that the flows of a load have; beyond that they differ in their destination
-/// ports as well.
-pub const SOURCE_PORTS: u32 = 32_768;
 
 /// What is sent.
 #[derive(Clone, Debug)]
