@@ -38,8 +38,10 @@
 //! - a port that holds fewer evicts from ports that hold more than [`SHARE`], or if there is none,
 //!   from all alike;
 //!
-//! and among these by second chance: what was not hit since the last eviction looked at it, the
-//! longest unused first. So whatever one port sends, it takes a flow from another port only while it
+//! and among these by second chance (Smith, "Sequentiality and Prefetching in Database Systems", TODS
+//! '78: the generalised clock): each hit earns an entry a chance, up to [`CHANCES`]; the one with the
+//! fewest goes, of several the longest unused, and the others lose as many as it had. So flows in use
+//! lose nothing to flows that are seen once. And whatever one port sends, it takes a flow from another port only while it
 //! holds less than its share of that set, and then holds one more: a scan costs others at most
 //! [`SHARE`] entries of a half set, once, and none of them if they hold no more than theirs. How fast
 //! a port may insert is bounded besides, by the [pressure](crate::pressure) it may put.
@@ -47,7 +49,8 @@
 //! # When an entry counts
 //!
 //! It must be of the asked epoch. If its verdict rests on a learned MAC address, the MAC table must
-//! still say the same. Entries that fail are dropped when a lookup meets them.
+//! still say the same. Entries that fail are dropped when a lookup meets them. One of another epoch
+//! is worth a word to the caller, [`Lookup::Stale`]: its flow was there before the policy changed.
 
 use crate::fdb::Fdb;
 use crate::hash::TupleHash;
@@ -61,6 +64,8 @@ use crate::verdict::{DropReason, Verdict};
 const WAYS: usize = 8;
 /// Ways of a half set that a port may take from others.
 const SHARE: usize = WAYS / 4;
+/// Evictions that a flow in use may be passed over by, at most, since its last hit.
+const CHANCES: u8 = 3;
 /// Masks that are remembered to have answered.
 const PREDICTIONS: usize = 65_536;
 /// Lookups of a port between two rankings of its subtables.
@@ -116,8 +121,8 @@ struct Entry {
     verdict: Verdict,
     /// The port that the MAC table named for the destination, if it was asked.
     learned: Option<PortId>,
-    /// Hit since an eviction last looked at it.
-    referenced: bool,
+    /// Earned by hits, taken by evictions; at most [`CHANCES`].
+    chances: u8,
     frames: u64,
     last: Nanos,
 }
@@ -133,6 +138,27 @@ pub struct Cacheable {
     pub learned: Option<PortId>,
     /// Epoch it was judged under.
     pub epoch: u64,
+}
+
+/// What the cache knows of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Its verdict.
+    Current(Verdict),
+    /// Nothing any more: its verdict was of another epoch, and is gone now.
+    Stale,
+    /// Nothing.
+    Miss,
+}
+
+impl Lookup {
+    /// The verdict, if it is known.
+    pub const fn verdict(self) -> Option<Verdict> {
+        match self {
+            Self::Current(verdict) => Some(verdict),
+            Self::Stale | Self::Miss => None,
+        }
+    }
 }
 
 /// One cached flow, for `firedoor flows`.
@@ -198,16 +224,24 @@ impl FlowCache {
     /// The verdict that covers `key`, if a current one is cached.
     ///
     /// Cost: one hash and one set per subtable probed; no allocation.
-    pub fn lookup(&mut self, key: &FlowKey, epoch: u64, fdb: &Fdb, now: Nanos) -> Option<Verdict> {
+    pub fn lookup(&mut self, key: &FlowKey, epoch: u64, fdb: &Fdb, now: Nanos) -> Lookup {
         let port = usize::from(key.ingress.0);
-        self.ports.get_mut(port)?.rank();
         let words = key.words();
-        let first = self.first(port, &words)?;
-        let current = |entry: &Entry| entry.is_current(key, epoch, fdb, now);
-        let at = self
-            .probe(first, self.hash.of(first, &words), &words, current)
-            .or_else(|| self.probe_others(port, first, &words, current))?;
-        Some(self.hit(at, now))
+        let Some(first) = self.first(port, &words) else { return Lookup::Miss };
+        self.ports[port].rank();
+        let mut met_stale = false;
+        let mut current = |entry: &Entry| {
+            met_stale |= entry.epoch != epoch;
+            entry.is_current(key, epoch, fdb, now)
+        };
+        let found = self
+            .probe(first, self.hash.of(first, &words), &words, &mut current)
+            .or_else(|| self.probe_others(port, first, &words, &mut current));
+        match found {
+            Some(at) => Lookup::Current(self.hit(at, now)),
+            None if met_stale => Lookup::Stale,
+            None => Lookup::Miss,
+        }
     }
 
     /// Looks up to [`BATCH`] frames ahead, for [`FlowCache::lookup_hinted`]; `None` stands for a
@@ -246,7 +280,7 @@ impl FlowCache {
         epoch: u64,
         fdb: &Fdb,
         now: Nanos,
-    ) -> Option<Verdict> {
+    ) -> Lookup {
         if let Some(FlowHint { mask, position }) = hint {
             let at = position as usize;
             if self.is_used(at)
@@ -254,7 +288,7 @@ impl FlowCache {
                 && self.entries[at].is_current(key, epoch, fdb, now)
             {
                 self.ports[usize::from(key.ingress.0)].rank();
-                return Some(self.hit(at, now));
+                return Lookup::Current(self.hit(at, now));
             }
         }
         self.lookup(key, epoch, fdb, now)
@@ -274,7 +308,7 @@ impl FlowCache {
         let at = self.claim(hash, verdict.is_forwarded(), key.ingress, epoch);
         self.sets[at / WAYS].put(at % WAYS, fingerprint(hash));
         self.entries[at] =
-            Entry { words, epoch, verdict, learned, referenced: false, frames: 1, last: now };
+            Entry { words, epoch, verdict, learned, chances: 0, frames: 1, last: now };
         self.counts[mask.index()] += 1;
         let port = usize::from(key.ingress.0);
         if self.ports.len() <= port {
@@ -283,9 +317,14 @@ impl FlowCache {
         self.ports[port].count(mask);
     }
 
-    /// Distinct masks in use: no lookup that misses has to probe more.
+    /// Distinct masks in use by all ports.
     pub fn masks(&self) -> usize {
         self.counts.iter().filter(|&&count| count > 0).count()
+    }
+
+    /// Those in use by the frames of one port: what a lookup that misses has to probe.
+    pub fn masks_of(&self, port: PortId) -> usize {
+        self.ports.get(usize::from(port.0)).map_or(0, |subtables| subtables.ranking.len())
     }
 
     /// Entries, stale ones that no lookup has met yet included.
@@ -353,7 +392,7 @@ impl FlowCache {
         port: usize,
         first: Mask,
         words: &[u64; KEY_WORDS],
-        current: impl Fn(&Entry) -> bool,
+        current: &mut impl FnMut(&Entry) -> bool,
     ) -> Option<usize> {
         if self.ports[port].ranking == [first] {
             return None;
@@ -365,7 +404,7 @@ impl FlowCache {
                 rank += 1;
                 continue;
             }
-            if let Some(at) = self.probe(mask, self.hash.of_sums(mask, &sums), words, &current) {
+            if let Some(at) = self.probe(mask, self.hash.of_sums(mask, &sums), words, current) {
                 let prediction = self.prediction(words);
                 self.predictions[prediction] = mask;
                 return Some(at);
@@ -382,7 +421,7 @@ impl FlowCache {
         mask: Mask,
         hash: u64,
         words: &[u64; KEY_WORDS],
-        current: impl Fn(&Entry) -> bool,
+        current: &mut impl FnMut(&Entry) -> bool,
     ) -> Option<usize> {
         let at = self.candidates(hash).find(|&at| self.entries[at].covers(mask, words))?;
         if current(&self.entries[at]) {
@@ -397,7 +436,7 @@ impl FlowCache {
         let entry = &mut self.entries[at];
         entry.frames += 1;
         entry.last = now;
-        entry.referenced = true;
+        entry.chances = CHANCES.min(entry.chances + 1);
         let hits = &mut self.ports[usize::from(entry.port().0)].hits[entry.mask().index()];
         *hits = hits.saturating_add(1);
         entry.verdict
@@ -432,11 +471,13 @@ impl FlowCache {
             holder => 1 + u8::from(held(holder) <= SHARE),
         };
         let classes: [u8; WAYS / 2] = std::array::from_fn(|way| class(&entries[way]));
-        let order = |&way: &usize| (classes[way], entries[way].referenced, entries[way].last);
+        let order = |&way: &usize| (classes[way], entries[way].chances, entries[way].last);
         let victim = (0..WAYS / 2).min_by_key(order).unwrap_or(0);
+        let chances = entries[victim].chances;
         for (way, &class) in classes.iter().enumerate() {
             if class == classes[victim] {
-                self.entries[first + way].referenced = false;
+                let entry = &mut self.entries[first + way];
+                entry.chances = entry.chances.saturating_sub(chances);
             }
         }
         self.free(first + victim);
@@ -544,7 +585,7 @@ impl Entry {
         epoch: 0,
         verdict: Verdict::drop(DropReason::NoPolicy),
         learned: None,
-        referenced: false,
+        chances: 0,
         frames: 0,
         last: Nanos(0),
     };
@@ -625,11 +666,11 @@ mod tests {
     fn an_entry_covers_what_its_mask_leaves_out_and_nothing_else() {
         let (mut cache, fdb) = fixture(1024);
         cache.install(&key(1), forward(Mask::covering(0, 128, true), 1), Nanos(0));
-        assert!(cache.lookup(&key(2), 1, &fdb, Nanos(1)).is_some());
+        assert!(cache.lookup(&key(2), 1, &fdb, Nanos(1)).verdict().is_some());
         let other_port = FlowKey { dst_port: 81, ..key(1) };
-        assert_eq!(cache.lookup(&other_port, 1, &fdb, Nanos(1)), None);
+        assert_eq!(cache.lookup(&other_port, 1, &fdb, Nanos(1)), Lookup::Miss);
         let other_source_port = FlowKey { src_port: 5, tcp_flags: 2, ..key(1) };
-        assert!(cache.lookup(&other_source_port, 1, &fdb, Nanos(1)).is_some());
+        assert!(cache.lookup(&other_source_port, 1, &fdb, Nanos(1)).verdict().is_some());
     }
 
     #[test]
@@ -638,8 +679,17 @@ mod tests {
         cache.install(&key(1), forward(WHOLE, 1), Nanos(0));
         cache.install(&key(1), refuse(Mask::covering(0, 0, false), 2), Nanos(0));
         let verdict = cache.lookup(&key(1), 2, &fdb, Nanos(1));
-        assert_eq!(verdict, Some(Verdict::drop(DropReason::DefaultDeny)));
+        assert_eq!(verdict, Lookup::Current(Verdict::drop(DropReason::DefaultDeny)));
         assert_eq!((cache.masks(), cache.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_flow_that_was_there_before_the_policy_changed_is_known_as_such_once() {
+        let (mut cache, fdb) = fixture(1024);
+        cache.install(&key(1), forward(WHOLE, 1), Nanos(0));
+        assert_eq!(cache.lookup(&key(2), 2, &fdb, Nanos(1)), Lookup::Miss);
+        assert_eq!(cache.lookup(&key(1), 2, &fdb, Nanos(1)), Lookup::Stale);
+        assert_eq!(cache.lookup(&key(1), 2, &fdb, Nanos(1)), Lookup::Miss);
     }
 
     #[test]
@@ -648,9 +698,9 @@ mod tests {
         let learned = Cacheable { learned: Some(PortId(1)), ..forward(WHOLE, 1) };
         fdb.learn(0, key(1).eth_dst, PortId(1), Nanos(0));
         cache.install(&key(1), learned, Nanos(0));
-        assert!(cache.lookup(&key(1), 1, &fdb, Nanos(1)).is_some());
+        assert!(cache.lookup(&key(1), 1, &fdb, Nanos(1)).verdict().is_some());
         fdb.learn(0, key(1).eth_dst, PortId(2), Nanos(2));
-        assert_eq!(cache.lookup(&key(1), 1, &fdb, Nanos(3)), None);
+        assert_eq!(cache.lookup(&key(1), 1, &fdb, Nanos(3)), Lookup::Miss);
         assert!(cache.is_empty());
     }
 
@@ -662,7 +712,10 @@ mod tests {
             cache.install(&key(n), forward(WHOLE, 1), Nanos(0));
         }
         let kept = |cache: &mut FlowCache| {
-            allowed.iter().filter(|&&n| cache.lookup(&key(n), 1, &fdb, Nanos(1)).is_some()).count()
+            allowed
+                .iter()
+                .filter(|&&n| cache.lookup(&key(n), 1, &fdb, Nanos(1)).verdict().is_some())
+                .count()
         };
         let before = kept(&mut cache);
         for n in 0..100_000 {
@@ -677,7 +730,10 @@ mod tests {
         let (mut cache, fdb) = fixture(64);
         cache.install(&key(0), forward(WHOLE, 1), Nanos(0));
         for n in 1..10_000 {
-            assert!(cache.lookup(&key(0), 1, &fdb, Nanos(n.into())).is_some(), "after {n}");
+            assert!(
+                cache.lookup(&key(0), 1, &fdb, Nanos(n.into())).verdict().is_some(),
+                "after {n}"
+            );
             cache.install(&key(n), forward(WHOLE, 1), Nanos(n.into()));
         }
     }
@@ -707,7 +763,7 @@ mod tests {
             for _ in 0..20 {
                 cache.install(&from(2, noise()), forward(WHOLE, 1), now());
             }
-            lost += usize::from(cache.lookup(&flow.key, 1, &fdb, now()).is_none());
+            lost += usize::from(cache.lookup(&flow.key, 1, &fdb, now()).verdict().is_none());
         }
         assert_eq!(lost, 0, "the other half is safe whatever the scan does");
     }
@@ -737,7 +793,7 @@ mod tests {
         }
         assert_eq!(cache.ports[1].ranking.len(), MASKS);
         assert_ne!(cache.ports[1].ranking[0], WHOLE);
-        assert!(cache.lookup(&victim, 1, &fdb, Nanos(2)).is_some());
+        assert!(cache.lookup(&victim, 1, &fdb, Nanos(2)).verdict().is_some());
         assert_eq!(cache.first(1, &victim.words()), Some(WHOLE));
         assert_eq!(cache.ports[2].ranking, [WHOLE]);
     }
@@ -797,15 +853,16 @@ mod tests {
                     let action = Action::Forward(output);
                     let verdict = Verdict { action, cause: Cause::Default, would_drop: None };
                     let flow = Cacheable { mask: *mask, verdict, learned: None, epoch: *epoch };
-                    if *installs && plain.lookup(key, *epoch, &fdb, Nanos(0)).is_none() {
+                    if *installs && plain.lookup(key, *epoch, &fdb, Nanos(0)).verdict().is_none() {
                         plain.install(key, flow, Nanos(0));
                         hinted.lookup(key, *epoch, &fdb, Nanos(0));
                         hinted.install(key, flow, Nanos(0));
                         continue;
                     }
-                    let answer = plain.lookup(key, *epoch, &fdb, Nanos(0)).is_some();
+                    let answer = plain.lookup(key, *epoch, &fdb, Nanos(0));
                     let other = hinted.lookup_hinted(key, hints.get(at), *epoch, &fdb, Nanos(0));
-                    prop_assert_eq!(answer, other.is_some());
+                    let known = |answer: Lookup| answer.verdict().is_some();
+                    prop_assert_eq!(known(answer), known(other));
                 }
             }
         }

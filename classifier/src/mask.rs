@@ -26,13 +26,16 @@
 //! with, and *C(k)* the bits it reported as consulted. Claim: *f(k′) = f(k)* for every *k′* that
 //! agrees with *k* on *C(k)*.
 //!
-//! 1. *f* reads a key in four ways: whole fields that are in every mask; an address, by
-//!    [`Addresses::owner`](crate::policy::Addresses::owner); the destination port, by comparing it
-//!    with a service; and the learned MAC table.
+//! 1. *f* reads a key in five ways: whole fields that are in every mask, VLAN and ethertype among
+//!    them; an address, by [`Addresses::owner`](crate::policy::Addresses::owner); the destination
+//!    port, by comparing it with a service; source port and TCP flags, by comparing them with a
+//!    rule's conditions; and the learned MAC table.
 //! 2. `owner` returns, with its answer, a prefix length *n* such that all addresses that share the
 //!    first *n* bits lie in one range of one owner. So *k′* gets the same answer and, all of its
 //!    block being in that range, may be given the same *n*.
-//! 3. The ACL reports the port as consulted as soon as it compared it with anything.
+//! 3. The ACL reports the destination port as consulted as soon as it compared it with anything; and
+//!    likewise source port and TCP flags, upon which there is no mask, and nothing is cached: the
+//!    claim is about keys that have one.
 //! 4. Each branch of *f* depends on answers of 1 to 3 alone; by induction along the branches, *k*
 //!    and *k′* take the same ones.
 //! 5. The MAC table can change under one policy. A verdict that took its answer from there carries
@@ -40,7 +43,12 @@
 //!
 //! Rounding up turns *C(k)* into a superset: fewer keys *k′* agree on it, so the claim still holds.
 //! The entry is only narrower. A mask that left out a consulted bit would be a hole; one that has a
-//! bit too many costs another upcall. `tests` flips every bit outside the mask, and the pipeline's
+//! bit too many costs another upcall.
+//!
+//! Since every mask has the whole ingress port, an entry covers frames of one port alone. So each port
+//! can have its own subtables, and its lookups probe them in any order: entries of one epoch that cover
+//! a key have one verdict, *f(k)*. And since no mask has the TCP flags, the flow cache may use their
+//! place in a masked key for the mask's number. `tests` flips every bit outside the mask, and the pipeline's
 //! property test compares cached, uncached and [linear](crate::oracle) verdicts.
 
 use crate::key::KEY_WORDS;
@@ -168,6 +176,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::key::FlowKey;
+    use crate::snapshot::PortId;
 
     #[test]
     fn the_family_is_small_and_its_rows_differ() {
@@ -176,6 +186,8 @@ mod tests {
         assert_eq!(rows.len(), MASKS);
         for (i, row) in rows.iter().enumerate() {
             assert!(rows[..i].iter().all(|other| other != row));
+            let [first, ..] = FlowKey { ingress: PortId(u16::MAX), ..FlowKey::default() }.words();
+            assert_eq!((row[0] & first, row[0] & 0xff), (first, 0), "the port, and no TCP flags");
         }
     }
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::acl::Memo;
-use crate::cache::{Cacheable, FlowCache, FlowHint, FlowHints, FlowInfo};
+use crate::cache::{self, Cacheable, FlowCache, FlowHint, FlowHints, FlowInfo};
 use crate::classify::{
     Classified, Context, Related, classify, is_conversation, may_learn, vlan_of,
 };
@@ -197,6 +197,16 @@ impl Pipeline {
         self.cache.masks()
     }
 
+    /// Distinct masks in the flow cache that frames of one port use.
+    pub fn masks_of(&self, port: PortId) -> usize {
+        self.cache.masks_of(port)
+    }
+
+    /// Cached flows, stale ones included, and the memory that the flow cache holds, in bytes.
+    pub fn cached_flows(&self) -> (usize, usize) {
+        (self.cache.len(), self.cache.bytes())
+    }
+
     /// A page of live connections; see [`Connections::list`].
     pub fn list_connections(
         &self,
@@ -299,15 +309,19 @@ impl Pipeline {
     }
 
     /// The policy's verdict: cached, or by upcall if the port may have one.
+    ///
+    /// A flow that was cached before the policy changed comes back at nobody's expense: once per epoch,
+    /// and there are only so many.
     fn judge_by_policy(&mut self, frame: &Arrival<'_>) -> Verdict {
         let Arrival { headers, at, now, .. } = *frame;
-        if let Some(verdict) = self.cached(headers, self.flow_hints.get(at), now) {
-            return verdict;
+        match self.cached(headers, self.flow_hints.get(at), now) {
+            cache::Lookup::Current(verdict) => verdict,
+            cache::Lookup::Stale => self.upcall_and_cache(headers, true, now),
+            cache::Lookup::Miss if self.pressure.take_upcall(&headers.key, now) => {
+                self.upcall_and_cache(headers, false, now)
+            }
+            cache::Lookup::Miss => Verdict::drop(DropReason::UpcallLimit),
         }
-        if !self.pressure.take_upcall(&headers.key, now) {
-            return Verdict::drop(DropReason::UpcallLimit);
-        }
-        self.upcall_and_cache(headers, now)
     }
 
     /// The policy's verdict on a frame that began a live connection.
@@ -317,22 +331,24 @@ impl Pipeline {
     /// is bounded by the port's share of connections.
     fn judge_again(&mut self, original: &Headers, now: Nanos) -> Verdict {
         match self.cached(original, None, now) {
-            Some(verdict) => verdict,
-            None => self.upcall_and_cache(original, now),
+            cache::Lookup::Current(verdict) => verdict,
+            cache::Lookup::Stale => self.upcall_and_cache(original, true, now),
+            cache::Lookup::Miss => self.upcall_and_cache(original, false, now),
         }
     }
 
-    fn cached(&mut self, headers: &Headers, hint: Option<FlowHint>, now: Nanos) -> Option<Verdict> {
+    fn cached(&mut self, headers: &Headers, hint: Option<FlowHint>, now: Nanos) -> cache::Lookup {
         let epoch = self.policy.epoch();
-        let verdict = self.cache.lookup_hinted(&headers.key, hint, epoch, &self.fdb, now)?;
-        self.stats.cache_hits += 1;
-        Some(verdict)
+        let found = self.cache.lookup_hinted(&headers.key, hint, epoch, &self.fdb, now);
+        self.stats.cache_hits += u64::from(found.verdict().is_some());
+        found
     }
 
-    fn upcall_and_cache(&mut self, headers: &Headers, now: Nanos) -> Verdict {
+    /// Judges by upcall. The verdict is cached if it was before, or its port may have one more.
+    fn upcall_and_cache(&mut self, headers: &Headers, was_cached: bool, now: Nanos) -> Verdict {
         let Classified { verdict, mask, learned, .. } = self.upcall(headers, None, now);
         if let Some(mask) = mask
-            && self.pressure.take_install(headers.key.ingress, now)
+            && (was_cached || self.pressure.take_install(headers.key.ingress, now))
         {
             let epoch = self.policy.epoch();
             self.cache.install(&headers.key, Cacheable { mask, verdict, learned, epoch }, now);

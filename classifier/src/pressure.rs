@@ -16,6 +16,9 @@
 //! hampers those in its bucket. Whoever can forge sources at will has the port's whole share, and no
 //! more than that.
 //!
+//! What was there before a change of policy costs no ration when it is judged again: each connection and
+//! each cached flow once per epoch, and they are bounded.
+//!
 //! Rations are per worker: nothing here is shared. State is 16 bytes a port, 2 KiB more for a router's.
 
 use crate::hash::KeyedHash;

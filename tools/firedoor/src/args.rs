@@ -374,6 +374,7 @@ pub(crate) enum BenchCommand {
     Compare(BenchCompareArgs),
     Traffic(BenchTrafficArgs),
     Replay(BenchReplayArgs),
+    Tse(BenchTseArgs),
 }
 
 /// Measures the connection table: hit, miss, insertion, expiry, set-up rate and memory.
@@ -426,6 +427,21 @@ pub(crate) struct BenchClassifyArgs {
     /// Write the headers and the first rule that matches each, for other programs
     #[arg(long, value_name = "FILE")]
     pub(crate) write_trace: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Attacks the flow cache by tuple space explosion, beside flows that should not notice.
+///
+/// Exits 1 if there are more than 64 masks, or a flow beside the attack loses a frame.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: firedoor bench tse")]
+pub(crate) struct BenchTseArgs {
+    /// Play these traces too, against the published policy: files of `SRC DST SRC_PORT DST_PORT
+    /// PROTOCOL` in decimal, or directories of `.trace` files
+    #[arg(long, value_name = "DIR|FILE", num_args = 1..)]
+    pub(crate) traces: Vec<PathBuf>,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -53,6 +53,7 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Compare(args)) => commands::bench::compare::run(args, out),
         Command::Bench(BenchCommand::Replay(args)) => commands::bench::replay::run(args, out),
         Command::Bench(BenchCommand::Traffic(args)) => commands::bench::traffic::run(args, out),
+        Command::Bench(BenchCommand::Tse(args)) => commands::bench::tse::run(args, out),
         Command::Dataplane(args) => commands::role::dataplane(args),
         Command::Control(args) => commands::role::control(args),
     }

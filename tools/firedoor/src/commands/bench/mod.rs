@@ -5,3 +5,4 @@ pub(crate) mod compare;
 pub(crate) mod flows;
 pub(crate) mod replay;
 pub(crate) mod traffic;
+pub(crate) mod tse;
