@@ -82,8 +82,8 @@ pub fn run(options: &Options, interrupted: &AtomicBool) -> Result<Report, Traffi
             Place::Stack => "stack",
         };
         progress.step(format!("{generator}, counted in {sink}"));
-        let trial = Bench::new(generator, place, options)?;
-        pairs.push(trial.run(options, sink, interrupted)?);
+        let bench = Bench::new(generator, place, options)?;
+        pairs.push(bench.run(options, sink, interrupted)?);
     }
     Ok(Report { frame: options.frame, flows: options.flows, seed: options.seed, pairs })
 }
@@ -126,17 +126,30 @@ impl Bench {
         let (sent, received) = self.offer(options.rate, options.duration)?;
         let search = match &options.search {
             None => None,
-            Some(search) => Some(search::search(search, |rate| {
-                // A search that is to end finds nothing passes any more, and ends soon.
-                let duration = match interrupted.load(Ordering::Relaxed) {
-                    true => Duration::ZERO,
-                    false => options.duration,
-                };
-                let (sent, received) = self.offer(Some(rate), duration)?;
-                Ok::<_, TrafficError>(Trial { sent, received: received.frames })
-            })?),
+            Some(search) => self.search(search, options.duration, interrupted)?,
         };
         Ok(Pair { generator: self.kind, sink, sent, received, search })
+    }
+
+    /// The highest rate without loss; `None` if interrupted before it was found.
+    fn search(
+        &mut self,
+        options: &search::Options,
+        duration: Duration,
+        interrupted: &AtomicBool,
+    ) -> Result<Option<Throughput>, TrafficError> {
+        let found = search::search(options, |rate| {
+            if interrupted.load(Ordering::Relaxed) {
+                return Err(None);
+            }
+            let (sent, received) = self.offer(Some(rate), duration).map_err(Some)?;
+            Ok(Trial { sent, received: received.frames })
+        });
+        match found {
+            Ok(found) => Ok(Some(found)),
+            Err(None) => Ok(None),
+            Err(Some(error)) => Err(error),
+        }
     }
 
     /// Offers the load once, and waits for what is on its way.
