@@ -183,14 +183,15 @@ pub fn run(options: &Options) -> Result<Report, ClassifyError> {
 }
 
 /// Looks one header up.
-fn look_up(addresses: &Addresses, acl: &Acl, memo: &mut Memo, header: &Header) -> Judgement {
+pub fn look_up(addresses: &Addresses, acl: &Acl, memo: &mut Memo, header: &Header) -> Judgement {
     let (src, dst) = scene::addresses(header);
     let (from, to) = (addresses.owner(src).0, addresses.owner(dst).0);
     acl.judge(&scene::conversation(header, from, to), memo)
 }
 
 /// What a batch of lookups needs, made once.
-struct Batch {
+#[derive(Debug)]
+pub struct Batch {
     /// Source and destination of each header.
     addrs: Vec<u128>,
     owners: Vec<Owner>,
@@ -199,7 +200,8 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(size: usize) -> Self {
+    /// For batches of at most `size` headers.
+    pub fn new(size: usize) -> Self {
         Self {
             addrs: vec![0; 2 * size],
             owners: vec![Owner::Unspecified; 2 * size],
@@ -209,7 +211,7 @@ impl Batch {
     }
 
     /// Looks up as many headers as it is made for, or fewer.
-    fn look_up(
+    pub fn look_up(
         &mut self,
         addresses: &Addresses,
         acl: &Acl,
