@@ -121,10 +121,10 @@ const _: () = assert!(size_of::<Pair>() == 32);
 impl Memo {
     /// Most pairs that are remembered.
     pub const MAX_PAIRS: usize = 1 << 17;
-    /// Most blocks of lanes, and those of one batch of pairs.
-    const MAX_BLOCKS: usize = 1 << 17;
-    /// Most numbers of groups and rules, and those of one batch of pairs.
-    const MAX_NUMBERS: usize = 1 << 20;
+    /// Most blocks of lanes before those of one more batch of pairs, which fill up a power of two.
+    const MAX_BLOCKS: usize = (1 << 17) - (1 << 12);
+    /// Most numbers of groups and rules, likewise.
+    const MAX_NUMBERS: usize = (1 << 20) - (1 << 12);
     /// Places for pairs at first.
     const FIRST_PAIRS: usize = 1 << 10;
 
