@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use super::error::{BuildError, building};
 use super::histogram::Histogram;
@@ -96,7 +97,7 @@ impl Plan<'_> {
     fn visit(&mut self, system: usize, scenarios: &[usize]) -> Result<(), BuildError> {
         let (topology, up) = match self.bring_up(system, scenarios) {
             Ok(up) => up,
-            Err(BuildError::Interrupted) => return Err(BuildError::Interrupted),
+            Err(error) if self.is_interrupted(&error) => return Err(BuildError::Interrupted),
             Err(error) => {
                 for &scenario in scenarios {
                     self.fail((scenario, system), &error);
@@ -116,7 +117,7 @@ impl Plan<'_> {
                 Ok(sample) => {
                     self.findings.entry((scenario, system)).or_default().add(&sample);
                 }
-                Err(BuildError::Interrupted) => return Err(BuildError::Interrupted),
+                Err(error) if self.is_interrupted(&error) => return Err(BuildError::Interrupted),
                 Err(error) => self.fail((scenario, system), &error),
             }
         }
@@ -147,6 +148,11 @@ impl Plan<'_> {
         prime(&topology, &self.manner)?;
         up.keep(directory);
         Ok((topology, up))
+    }
+
+    /// Whether an error comes of Ctrl-C, which reaches tools that run just then, too.
+    fn is_interrupted(&self, error: &BuildError) -> bool {
+        matches!(error, BuildError::Interrupted) || self.manner.interrupted.load(Ordering::Relaxed)
     }
 
     fn fail(&mut self, at: At, error: &BuildError) {

@@ -19,8 +19,10 @@ const BRIDGE: &str = "fdbr0";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// How long a daemon may take to listen.
 const START_PATIENCE: Duration = Duration::from_secs(10);
-/// How long it may take to add ports, and flows, in seconds.
-const CONFIGURE_SECONDS: &str = "--timeout=60";
+/// How long it may take to load flows, in seconds, and how much longer for each port: adding one
+/// takes about 0.3 s.
+const CONFIGURE_SECONDS: usize = 60;
+const PORT_SECONDS: usize = 2;
 /// Programs, and the packages that bring them.
 const PROGRAMS: [(&str, &str); 6] = [
     ("ovs-vswitchd", "openvswitch-switch"),
@@ -151,7 +153,9 @@ impl OpenVswitch<'_> {
     }
 
     fn add_ports(&self) -> Result<(), BuildError> {
-        let mut words = vec![CONFIGURE_SECONDS, "add-br", BRIDGE, "--", "set", "bridge", BRIDGE];
+        let seconds = CONFIGURE_SECONDS + PORT_SECONDS * self.topology.hosts.len();
+        let timeout = format!("--timeout={seconds}");
+        let mut words = vec![&timeout, "add-br", BRIDGE, "--", "set", "bridge", BRIDGE];
         words.extend(["datapath_type=netdev", "fail-mode=secure"]);
         for host in &self.topology.hosts {
             words.extend(["--", "add-port", BRIDGE, &host.port, "--", "set", "interface"]);
@@ -169,7 +173,8 @@ impl OpenVswitch<'_> {
     /// Loads flows in OpenFlow's words.
     fn load(&self, flows: &str) -> Result<(), BuildError> {
         let bridge = format!("unix:{}", self.path(&format!("{BRIDGE}.mgmt")));
-        let words = [CONFIGURE_SECONDS, "--bundle", "add-flows", &bridge, "-"];
+        let timeout = format!("--timeout={CONFIGURE_SECONDS}");
+        let words = [&timeout, "--bundle", "add-flows", &bridge, "-"];
         tool_with_input(None, "ovs-ofctl", words, flows)?;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! `firedoor bench compare`: switches side by side.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -148,11 +149,9 @@ fn write(report: &Report, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn show(report: &Report, out: &mut Output) -> anyhow::Result<()> {
-    let mut table = Table::new(["", ">median", ">least", ">most", ">×", ">cost", ">×", ""]);
+    let mut table = Table::new(["", ">median", ">least", ">most", ">×", ">median", ">×", ""]);
     for row in &report.rows {
-        let blank = || Cell::from("");
-        let head = [Cell::new(Tone::Strong, heading(row))];
-        table.row(head.into_iter().chain((0..7).map(|_| blank())));
+        table.row(head(row));
         for cell in &row.cells {
             table.row(line(row, cell));
         }
@@ -160,8 +159,29 @@ fn show(report: &Report, out: &mut Output) -> anyhow::Result<()> {
     out.table(&table)?;
     writeln!(out)?;
     writeln!(out, "×: Firedoor's median over this system's. Medians of {} rounds.", report.rounds)?;
+    for (system, why) in failures(report) {
+        out.warn(format!("{system} failed: {why}"));
+    }
+    remarks(report, out);
+    Ok(())
+}
+
+/// Why systems failed, each reason once.
+fn failures(report: &Report) -> BTreeSet<(&str, &str)> {
+    let cells = report.rows.iter().flat_map(|row| &row.cells);
+    cells.filter_map(|cell| Some((cell.system.as_str(), cell.failure.as_deref()?))).collect()
+}
+
+/// What a reader of the table should know.
+fn remarks(report: &Report, out: &mut Output) {
     if report.unoptimised {
         out.warn("this build of Firedoor is not optimised: use `cargo run --release`");
+    }
+    if report.rounds < report.rounds_asked {
+        out.warn(format!(
+            "stopped early: {} of {} rounds are complete",
+            report.rounds, report.rounds_asked
+        ));
     }
     for missing in &report.missing {
         let (name, package) = (&missing.name, missing.missing.package);
@@ -178,7 +198,16 @@ fn show(report: &Report, out: &mut Output) -> anyhow::Result<()> {
     if !report.left_out.is_empty() {
         out.note(format!("not measured: {}", report.left_out.join(", ")));
     }
-    Ok(())
+}
+
+/// A scenario's own heading: what it is, and what its numbers are.
+fn head(row: &Row) -> [Cell; 8] {
+    let mut line = std::array::from_fn(|_| Cell::from(""));
+    line[0] = Cell::new(Tone::Strong, heading(row));
+    for (metric, column) in row.scenario.traffic.metrics().iter().zip([1, 5]) {
+        line[column] = Cell::new(Tone::Dim, metric.name());
+    }
+    line
 }
 
 fn heading(row: &Row) -> String {
@@ -196,9 +225,8 @@ fn line(row: &Row, cell: &Measured) -> [Cell; 8] {
     let mut line = std::array::from_fn(|_| Cell::from(""));
     line[0] = name;
     let metrics = row.scenario.traffic.metrics();
-    if let Some(why) = &cell.failure {
-        let why = why.lines().next().unwrap_or_default();
-        line[7] = Cell::new(Tone::Bad, format!("failed: {}", why.trim_end_matches(':')));
+    if cell.failure.is_some() {
+        line[7] = Cell::new(Tone::Bad, "failed, see below");
     }
     if let Some(note) = cell.note {
         line[7] = Cell::new(Tone::Dim, note);
