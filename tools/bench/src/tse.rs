@@ -25,7 +25,7 @@ use attack::Attack;
 use scene::{Scene, VICTIMS, Victim};
 
 /// Rounds of each measurement, half of them quiet.
-const ROUNDS: usize = 2_000;
+const ROUNDS: usize = 1_000;
 /// Rounds that are quiet, or not, in a row.
 const BLOCK: usize = 50;
 /// Frames of the attack between two looks at the victims.
@@ -152,8 +152,9 @@ fn measure(mut attack: Attack) -> Result<AttackReport, TseError> {
         }
         if under_attack {
             tally.attack(scene, &mut attack);
+        } else {
+            scene.pass(SPACING * ATTACK_PER_ROUND as u64);
         }
-        scene.pass(SPACING * ATTACK_PER_ROUND as u64);
         for watch in &mut victims {
             watch.look(scene, under_attack);
         }
