@@ -37,7 +37,12 @@ fn commit(reply_mac: MacAddr) -> Commit {
 }
 
 fn empty() -> Connections {
-    let limits = Limits { connections: MAX, per_port: MAX, timeouts: Timeouts::default() };
+    let limits = Limits {
+        connections: MAX,
+        per_port: MAX,
+        timeouts: Timeouts::default(),
+        tcp_window_check: true,
+    };
     Connections::with_seed(limits, SEED)
 }
 

@@ -124,6 +124,8 @@ pub struct TcpFields {
     pub window: u16,
     /// Bytes of payload.
     pub payload: u16,
+    /// The window scale option of a SYN.
+    pub window_scale: Option<u8>,
 }
 
 /// Frames that need more than their key.
@@ -509,11 +511,13 @@ fn transmission_control(headers: &mut Headers, payload: &[u8]) -> Option<()> {
     headers.key.src_port = source;
     headers.key.dst_port = destination;
     headers.key.tcp_flags = segment.flags().bits();
+    let is_syn = segment.flags().contains(tcp::TcpFlags::SYN);
     headers.tcp = TcpFields {
         seq: segment.sequence(),
         ack: segment.acknowledgement(),
         window: segment.window(),
         payload: u16::try_from(segment.payload().len()).ok()?,
+        window_scale: is_syn.then(|| segment.window_scale()).flatten(),
     };
     Some(())
 }

@@ -95,6 +95,8 @@ pub struct Settings {
     pub upcalls_per_sec: u32,
     /// Whether TCP connections without a seen handshake may be picked up, if policy allows them.
     pub midstream: bool,
+    /// Whether TCP segments outside their connection's windows are refused.
+    pub tcp_window_check: bool,
     /// Seconds a learned MAC address is kept without being seen.
     pub mac_ageing_secs: u32,
     /// Timeouts of connections.
@@ -118,6 +120,7 @@ impl Settings {
             connections: part(self.max_connections),
             per_port: part(self.max_connections_per_port),
             timeouts: self.timeouts,
+            tcp_window_check: self.tcp_window_check,
         }
     }
 }
@@ -132,6 +135,7 @@ impl Default for Settings {
             max_flows: 65_536,
             upcalls_per_sec: 200_000,
             midstream: false,
+            tcp_window_check: true,
             mac_ageing_secs: 300,
             timeouts: Timeouts::default(),
             mirror_per_sec: 1_000,

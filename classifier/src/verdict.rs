@@ -197,6 +197,8 @@ drop_reasons! {
     TcpNotSyn = "tcp-not-syn", Policy, "it belongs to no TCP connection that the switch has seen begin";
     /// TCP that its connection's state does not permit.
     TcpState = "tcp-state", Policy, "its TCP connection's state does not permit it";
+    /// TCP outside its connection's windows.
+    TcpWindow = "tcp-window", Policy, "it lies outside its TCP connection's windows";
     /// ICMP error about no live connection of the receiver's.
     IcmpUnrelated = "icmp-unrelated", Policy, "the ICMP error is about no live connection";
 

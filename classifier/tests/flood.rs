@@ -11,8 +11,12 @@ use firedoor_classifier::{DropReason, MacAddr, Nanos, PortId};
 
 const SERVER: PortId = PortId(1_000);
 const FLOODER: PortId = PortId(999);
-const LIMITS: Limits =
-    Limits { connections: 65_536, per_port: 32_768, timeouts: Timeouts::DEFAULT };
+const LIMITS: Limits = Limits {
+    connections: 65_536,
+    per_port: 32_768,
+    timeouts: Timeouts::DEFAULT,
+    tcp_window_check: true,
+};
 
 fn mac(port: PortId) -> MacAddr {
     let [high, low] = port.0.to_be_bytes();

@@ -271,6 +271,7 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
             .number("upcalls_per_sec", 1, 1_000_000_000)
             .unwrap_or(default.upcalls_per_sec),
         midstream: table.flag("midstream").unwrap_or(default.midstream),
+        tcp_window_check: table.flag("tcp_window_check").unwrap_or(default.tcp_window_check),
         mac_ageing_secs: table
             .number("mac_ageing_secs", 10, 1_000_000)
             .unwrap_or(default.mac_ageing_secs),

@@ -92,6 +92,7 @@ fn scenes() -> Vec<(DropReason, fn() -> u64)> {
     vec![
         (DropReason::Hairpin, a_frame_to_oneself),
         (DropReason::TcpState, a_reset_out_of_sequence),
+        (DropReason::TcpWindow, data_out_of_the_window),
         (DropReason::PortDown, a_port_that_is_not_there),
         (DropReason::TooBig, a_frame_above_the_mtu),
         (DropReason::NoPolicy, a_port_without_a_workload),
@@ -127,6 +128,13 @@ fn a_reset_out_of_sequence() -> u64 {
     handshake(&mut fabric);
     fabric.send("web", &segment(ends(WEB, API), (40_000, 8080), TcpFlags::RST, 0x8000_0000, 0));
     counted(fabric, DropReason::TcpState)
+}
+
+fn data_out_of_the_window() -> u64 {
+    let mut fabric = Fabric::new(CONFIG);
+    handshake(&mut fabric);
+    fabric.send("web", &segment(ends(WEB, API), (40_000, 8080), TcpFlags::ACK, 0x4000_0000, 1));
+    counted(fabric, DropReason::TcpWindow)
 }
 
 fn a_port_that_is_not_there() -> u64 {

@@ -4,7 +4,7 @@
 //! [`Activity`], another one. [`Record`] is for what happens less often than by the frame.
 
 use super::key::{FrameKey, Key};
-use super::tcp::{Segment, Step, Tcp, TcpState};
+use super::tcp::{Segment, Step, Tcp, TcpState, Windows};
 use super::timers::{Class, Stamp};
 use super::{Commit, ConnectionId, ConnectionInfo, Hit, Side};
 use crate::extract::Headers;
@@ -196,10 +196,11 @@ impl Entry {
         commit: &Commit,
         bytes: usize,
         now: Nanos,
+        windows: Windows,
     ) -> Self {
         let (tcp, state) = match frame.key.protocol() {
             protocol::TCP => {
-                let (tcp, state) = Tcp::begin(&Segment::of(headers));
+                let (tcp, state) = Tcp::begin(&Segment::of(headers), windows);
                 (tcp, State::Tcp(state))
             }
             protocol::UDP => (Tcp::default(), State::UdpSingle),
@@ -364,8 +365,14 @@ impl Activity {
     }
 
     /// What a TCP segment of `side` would do in this state.
-    pub(super) fn judge(&self, state: TcpState, side: Side, headers: &Headers) -> Step {
-        self.tcp.judge(state, side, &Segment::of(headers))
+    pub(super) fn judge(
+        &self,
+        state: TcpState,
+        side: Side,
+        headers: &Headers,
+        windows: Windows,
+    ) -> Step {
+        self.tcp.judge(state, side, &Segment::of(headers), windows)
     }
 
     /// Counts a frame and follows what it says. Returns the state that the frame keeps alive, or
@@ -376,6 +383,7 @@ impl Activity {
         side: Side,
         headers: &Headers,
         bytes: usize,
+        windows: Windows,
     ) -> Option<State> {
         let [original_frames, reply_frames] = &mut self.frames;
         let [original_bytes, reply_bytes] = &mut self.bytes;
@@ -386,10 +394,12 @@ impl Activity {
         *frames = frames.saturating_add(1);
         *total = total.saturating_add(bytes as u64);
         match state {
-            State::Tcp(state) => match self.tcp.observe(state, side, &Segment::of(headers)) {
-                Step::To(state) => Some(State::Tcp(state)),
-                _ => None,
-            },
+            State::Tcp(state) => {
+                match self.tcp.observe(state, side, &Segment::of(headers), windows) {
+                    Step::To(state) => Some(State::Tcp(state)),
+                    _ => None,
+                }
+            }
             State::UdpSingle if side == Side::Reply => Some(State::UdpBoth),
             State::OtherSingle if side == Side::Reply => Some(State::OtherBoth),
             state => Some(state),

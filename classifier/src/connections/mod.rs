@@ -66,7 +66,7 @@ use std::hint::black_box;
 use self::entry::{Entry, Identity, State};
 use self::key::FrameKey;
 use self::table::Table;
-use self::tcp::{Control, Segment, Step};
+use self::tcp::{Control, Segment, Step, Windows};
 use self::timers::{Class, IDLE, Stamp};
 use crate::extract::{Embedded, Headers};
 use crate::key::FlowKey;
@@ -100,6 +100,14 @@ pub struct Limits {
     pub per_port: u32,
     /// Timeouts by state.
     pub timeouts: Timeouts,
+    /// Whether TCP segments outside their windows are refused.
+    pub tcp_window_check: bool,
+}
+
+impl Limits {
+    const fn windows(&self) -> Windows {
+        if self.tcp_window_check { Windows::Checked } else { Windows::Ignored }
+    }
 }
 
 /// Running totals of a table.
@@ -368,8 +376,9 @@ impl Connections {
         if let State::Tcp(state) = identity.state()
             && let Some(activity) = self.table.activity(id)
         {
-            match activity.judge(state, side, headers) {
+            match activity.judge(state, side, headers, self.limits.windows()) {
                 Step::Invalid => return Lookup::Invalid(DropReason::TcpState),
+                Step::Outside => return Lookup::Invalid(DropReason::TcpWindow),
                 Step::Anew => return Lookup::Miss,
                 Step::To(_) | Step::Aside => {}
             }
@@ -458,7 +467,7 @@ impl Connections {
         }
         self.stats.created += 1;
         self.epoch = self.epoch.max(commit.epoch);
-        let entry = Entry::begin(frame, headers, &commit, bytes, now);
+        let entry = Entry::begin(frame, headers, &commit, bytes, now, self.limits.windows());
         Ok(ConnectionId(self.table.insert(entry, hash, now)))
     }
 
@@ -466,8 +475,9 @@ impl Connections {
     pub fn observe(&mut self, hit: &Hit, headers: &Headers, bytes: usize, now: Nanos) {
         let ConnectionId(id) = hit.id;
         let Some(state) = self.table.identity(id).map(Identity::state) else { return };
+        let windows = self.limits.windows();
         let Some(activity) = self.table.activity_mut(id) else { return };
-        if let Some(state) = activity.observe(state, hit.side, headers, bytes) {
+        if let Some(state) = activity.observe(state, hit.side, headers, bytes, windows) {
             self.table.refresh(id, state, now);
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! The machine is RFC 9293 §3.3.2 seen by a third party, with the duties that RFC 5382 lays on it:
 //! simultaneous open (REQ-2), half-close, and timeouts by state (REQ-5). It follows both sides'
-//! sequence numbers only as far as it takes to tell a real RST or FIN from a guessed one; it is not
-//! a sequence-window check.
+//! sequence numbers, to tell a real RST or FIN from a guessed one, and, with [`Windows::Checked`], to
+//! refuse what lies outside the windows.
 //!
 //! Each segment is answered by a [`Step`]:
 //!
@@ -26,11 +26,29 @@
 //! | all | RST outside the window | invalid |
 //! | RESET | ACK, FIN, data | aside: it crossed the RST, or will draw another one |
 //!
+//! **The window check** is the one that Linux's connection tracking makes. An ACK, FIN or data segment
+//! from *S* to *R* that ends before *e* must have (numbers as in RFC 9293 §3.4, modulo 2³²)
+//!
+//! 1. a sequence number not beyond what *R* ever granted: the highest of its acknowledgements plus the
+//!    window that came with it;
+//! 2. an end not further back from what *S* has sent than the largest window that *R* ever had, and
+//!    the byte by which keep-alives and probes lie behind (RFC 9293 §3.8.4);
+//! 3. an acknowledgement not beyond what *R* has sent;
+//! 4. an acknowledgement not further back from that than the largest window that *S* ever had, or
+//!    66,000 bytes if that is more.
+//!
+//! Each bound takes the most that a side may know. So retransmissions, probes of a closed window,
+//! keep-alives, and data sent before a window shrank pass; largest windows are rounded up to powers
+//! of two, and a bound whose numbers are not known (mid-stream) holds nothing up. Windows are scaled
+//! by both SYNs' options (RFC 7323 §2.2), or by 14 where the SYNs were not seen.
+//! Source: van Rooij, *Real Stateful TCP Packet Filtering in IP Filter*, 2001, §4; Linux,
+//! `tcp_in_window` in net/netfilter/nf_conntrack_proto_tcp.c.
+//!
 //! A SYN over a live connection is never judged anew, because whoever can send through the same
-//! router could end connections by it. A window is taken as if scaled by 14, the most that RFC 7323
-//! §2.3 permits: the SYN's option is not kept, and too wide a window only forwards what the
-//! receiver refuses by itself. Data in a SYN (RFC 7413) passes; a server's data that overtakes the
-//! client's ACK does not, and is sent again.
+//! router could end connections by it. Without the window check a window is taken as if scaled by 14,
+//! the most that RFC 7323 §2.3 permits: too wide a window only forwards what the receiver refuses by
+//! itself. Data in a SYN (RFC 7413) passes; a server's data that overtakes the client's ACK does not,
+//! and is sent again.
 
 use bitflags::bitflags;
 
@@ -41,8 +59,19 @@ use crate::wire::tcp::TcpFlags;
 /// Most bytes of data taken to be in a SYN when only its acknowledgement tells.
 const MAX_SYN_DATA: u32 = 0xffff;
 
-/// The scale that every window is taken to have (RFC 7323 §2.3).
-const WINDOW_SCALE: u32 = 14;
+/// The scale of a window whose scale is not known (RFC 7323 §2.3).
+const WINDOW_SCALE: u8 = 14;
+
+/// Least distance by which an acknowledgement may lag behind what was sent: the largest unscaled
+/// window, and some (as Linux has it).
+const LEAST_ACK_WINDOW: u32 = 66_000;
+
+/// Whether segments outside the windows are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Windows {
+    Checked,
+    Ignored,
+}
 
 /// Where a connection stands. The names of RFC 9293 where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +152,8 @@ pub(super) enum Step {
     Anew,
     /// The state does not permit it.
     Invalid,
+    /// It lies outside the windows.
+    Outside,
 }
 
 /// What a segment is, by its flags.
@@ -146,6 +177,8 @@ pub(super) struct Segment {
     pub(super) ack: u32,
     pub(super) window: u16,
     pub(super) payload: u16,
+    /// The window scale option of a SYN.
+    pub(super) scale: Option<u8>,
 }
 
 impl Segment {
@@ -173,6 +206,7 @@ impl Segment {
             ack: tcp.ack,
             window: tcp.window,
             payload: tcp.payload,
+            scale: tcp.window_scale,
         }
     }
 
@@ -192,33 +226,54 @@ bitflags! {
     struct Known: u8 {
         /// `next` means something.
         const NEXT = 1;
-        /// `ack` and `window` mean something.
+        /// `ack`, `edge` and `largest` mean something.
         const ACK = 2;
         /// Of the original side: [`Tcp::syn`] is that of a SYN over the live connection.
         const REOPENS = 4;
+        /// Its SYN offered to scale windows, or may have.
+        const SCALES = 8;
     }
 }
 
 /// One side's place in sequence space.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct End {
     /// After the last byte it sent.
     next: u32,
     /// After the last byte it acknowledged.
     ack: u32,
-    /// Bytes it allowed past `ack`, unscaled.
-    window: u16,
+    /// After the last byte that it ever allowed.
+    edge: u32,
+    /// Binary logarithm of its largest window, rounded up.
+    largest: u8,
+    /// The shift of its windows, if both sides scale.
+    scale: u8,
     known: Known,
 }
 
 impl End {
-    fn begun_by(segment: &Segment) -> Self {
-        let known = if segment.has_ack { Known::NEXT | Known::ACK } else { Known::NEXT };
-        let ack = if segment.has_ack { segment.ack } else { 0 };
-        Self { next: segment.next(), ack, window: segment.window, known }
+    /// An end of which nothing was seen.
+    const UNSEEN: Self =
+        Self { next: 0, ack: 0, edge: 0, largest: 0, scale: WINDOW_SCALE, known: Known::SCALES };
+
+    fn begun_by(segment: &Segment, windows: Windows) -> Self {
+        let is_syn = matches!(segment.control, Control::Syn | Control::SynAck);
+        let (scale, scales) = match segment.scale {
+            Some(scale) => (scale, Known::SCALES),
+            None if is_syn => (0, Known::empty()),
+            None => (WINDOW_SCALE, Known::SCALES),
+        };
+        let known = Known::NEXT | scales;
+        let mut end = Self { next: segment.next(), scale, known, ..Self::UNSEEN };
+        if segment.has_ack {
+            // A SYN's own window is never scaled (RFC 7323 §2.2).
+            let shift = if is_syn && windows == Windows::Checked { 0 } else { WINDOW_SCALE };
+            end.grant(segment.ack, u32::from(segment.window) << shift);
+        }
+        end
     }
 
-    fn knows(&self, what: Known) -> bool {
+    const fn knows(&self, what: Known) -> bool {
         self.known.contains(what)
     }
 
@@ -230,29 +285,54 @@ impl End {
         }
     }
 
+    /// Notes that this end acknowledges everything before `ack` and allows `window` bytes more. Of a
+    /// closed window, the one byte that probes it.
+    fn grant(&mut self, ack: u32, window: u32) {
+        let window = window.max(1);
+        let edge = ack.wrapping_add(window);
+        if !self.knows(Known::ACK) || is_after(edge, self.edge) {
+            self.edge = edge;
+        }
+        self.ack = ack;
+        self.largest = self.largest.max(window.next_power_of_two().ilog2() as u8);
+        self.known.insert(Known::ACK);
+    }
+
     /// Whether this end would take a segment that starts at `seq`, as far as is known.
-    fn accepts(&self, seq: u32) -> bool {
-        let window = (u32::from(self.window) << WINDOW_SCALE).max(1);
-        !self.knows(Known::ACK) || seq.wrapping_sub(self.ack) <= window
+    const fn accepts(&self, seq: u32) -> bool {
+        let granted = self.edge.wrapping_sub(self.ack);
+        !self.knows(Known::ACK) || seq.wrapping_sub(self.ack) <= granted
+    }
+
+    /// The largest window it ever had.
+    const fn largest_window(&self) -> u32 {
+        1 << self.largest
     }
 }
 
-/// Both sides' sequence numbers.
+/// Both sides' sequence numbers: [`End`]s, packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tcp {
-    ends: [End; 2],
+    next: [u32; 2],
+    ack: [u32; 2],
+    edge: [u32; 2],
     /// Sequence number of the original side's last SYN.
     syn: u32,
+    largest: [u8; 2],
+    /// [`Known`], and the scale in the upper half.
+    marks: [u8; 2],
 }
 
 impl Tcp {
     /// A connection whose first segment is this one, of the original side.
-    pub(super) fn begin(segment: &Segment) -> (Self, TcpState) {
-        let original = End::begun_by(segment);
-        let mut reply = End::default();
+    pub(super) fn begin(segment: &Segment, windows: Windows) -> (Self, TcpState) {
+        let mut tcp = Self { syn: segment.seq, ..Self::default() };
+        let mut reply = End::UNSEEN;
         if segment.has_ack {
-            reply = End { next: segment.ack, known: Known::NEXT, ..reply };
+            reply.reach(segment.ack);
         }
+        tcp.put(Side::Original, End::begun_by(segment, windows));
+        tcp.put(Side::Reply, reply);
         let state = match segment.control {
             Control::Syn => SynSent,
             Control::SynAck => SynCrossedOriginal,
@@ -260,11 +340,17 @@ impl Tcp {
             Control::Rst => Reset,
             Control::Ack | Control::Bogus => Established,
         };
-        (Self { ends: [original, reply], syn: segment.seq }, state)
+        (tcp, state)
     }
 
     /// What a segment from `side` would do. Changes nothing.
-    pub(super) fn judge(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
+    pub(super) fn judge(
+        &self,
+        state: TcpState,
+        side: Side,
+        segment: &Segment,
+        windows: Windows,
+    ) -> Step {
         match segment.control {
             Control::Syn => self.judge_syn(state, side, segment),
             Control::SynAck => self.judge_syn_ack(state, side, segment),
@@ -272,22 +358,31 @@ impl Tcp {
             Control::Ack | Control::Fin if state.is_half_open() => {
                 self.judge_handshake_end(state, side, segment)
             }
-            Control::Ack => match state {
-                Reset => Step::Aside,
-                _ => Step::To(state),
-            },
+            Control::Ack | Control::Fin if state == Reset => Step::Aside,
+            Control::Ack | Control::Fin
+                if windows == Windows::Checked && !self.is_in_window(side, segment) =>
+            {
+                Step::Outside
+            }
+            Control::Ack => Step::To(state),
             Control::Fin => self.judge_fin(state, side, segment),
             Control::Bogus => Step::Invalid,
         }
     }
 
     /// Lets a segment from `side` do what [`judge`](Self::judge) says, and returns that.
-    pub(super) fn observe(&mut self, state: TcpState, side: Side, segment: &Segment) -> Step {
-        let step = self.judge(state, side, segment);
+    pub(super) fn observe(
+        &mut self,
+        state: TcpState,
+        side: Side,
+        segment: &Segment,
+        windows: Windows,
+    ) -> Step {
+        let step = self.judge(state, side, segment, windows);
         match step {
-            Step::To(_) => self.record(state, side, segment),
+            Step::To(_) => self.record(state, side, segment, windows),
             Step::Aside => self.record_aside(state, side, segment),
-            Step::Anew | Step::Invalid => {}
+            Step::Anew | Step::Invalid | Step::Outside => {}
         }
         if step == Step::To(Closing) && self.both_fins_are_acknowledged() {
             return Step::To(TimeWait);
@@ -356,7 +451,7 @@ impl Tcp {
 
     /// A FIN after the handshake.
     fn judge_fin(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
-        if state == Reset || !self.end(side.other()).accepts(segment.seq) {
+        if !self.end(side.other()).accepts(segment.seq) {
             return Step::Aside;
         }
         match state {
@@ -384,6 +479,27 @@ impl Tcp {
         }
     }
 
+    /// The window check: whether a segment of the synchronised states lies within its four bounds,
+    /// as far as they are known.
+    fn is_in_window(&self, side: Side, segment: &Segment) -> bool {
+        let (own, other) = (self.end(side), self.end(side.other()));
+        let Segment { seq, ack, .. } = *segment;
+        let mut is_in = true;
+        if other.knows(Known::ACK) {
+            is_in &= !is_after(seq, other.edge);
+        }
+        if other.knows(Known::ACK) && own.knows(Known::NEXT) {
+            let oldest = own.next.wrapping_sub(other.largest_window()).wrapping_sub(1);
+            is_in &= !is_after(oldest, segment.next());
+        }
+        if other.knows(Known::NEXT) {
+            let lag = own.largest_window().max(LEAST_ACK_WINDOW);
+            is_in &= !is_after(ack, other.next);
+            is_in &= !is_after(other.next.wrapping_sub(lag), ack);
+        }
+        is_in
+    }
+
     /// Whether a SYN is the one that its side has sent before.
     fn repeats_syn(&self, side: Side, segment: &Segment) -> bool {
         let own = self.end(side);
@@ -407,22 +523,21 @@ impl Tcp {
     }
 
     /// Follows a segment that keeps the connection alive.
-    fn record(&mut self, state: TcpState, side: Side, segment: &Segment) {
+    fn record(&mut self, state: TcpState, side: Side, segment: &Segment, windows: Windows) {
         match segment.control {
-            Control::Syn => *self.end_mut(side) = End::begun_by(segment),
+            Control::Syn => self.put(side, End::begun_by(segment, windows)),
             Control::SynAck => {
                 if self.reopens(side, segment) {
-                    *self.end_mut(Side::Original) =
-                        End { next: segment.ack, known: Known::NEXT, ..End::default() };
+                    self.put(Side::Original, End::UNSEEN);
                 }
-                *self.end_mut(side) = End::begun_by(segment);
+                self.put(side, End::begun_by(segment, windows));
                 self.count_syn_data(side, segment);
             }
             Control::Ack | Control::Fin => {
                 if state.is_half_open() {
                     self.count_syn_data(side, segment);
                 }
-                self.advance(state, side, segment);
+                self.advance(state, side, segment, windows);
             }
             Control::Rst | Control::Bogus => {}
         }
@@ -433,13 +548,16 @@ impl Tcp {
         match (segment.control, side) {
             (Control::Syn, Side::Original) if segment.seq != self.syn => {
                 self.syn = segment.seq;
-                self.end_mut(side).known.insert(Known::REOPENS);
+                let mut own = self.end(side);
+                own.known.insert(Known::REOPENS);
+                self.put(side, own);
             }
             (Control::Ack, Side::Reply) if state == SynSent => {
-                let own = self.end_mut(side);
-                own.ack = segment.ack;
-                own.window = 0;
-                own.known.insert(Known::ACK);
+                // What an answer from another life acknowledges says nothing of this one's windows.
+                let mut own = self.end(side);
+                own.known.remove(Known::ACK);
+                own.grant(segment.ack, 0);
+                self.put(side, own);
             }
             _ => {}
         }
@@ -447,45 +565,82 @@ impl Tcp {
 
     /// What a handshake segment acknowledges, the other side has sent.
     fn count_syn_data(&mut self, side: Side, segment: &Segment) {
-        self.end_mut(side.other()).next = segment.ack;
+        let mut other = self.end(side.other());
+        other.next = segment.ack;
+        other.known.insert(Known::NEXT);
+        self.put(side.other(), other);
     }
 
     /// Moves a side's numbers forward, never back, and never beyond the windows that were granted.
     /// What a side acknowledges, the other has sent, even if it did not pass here.
-    fn advance(&mut self, state: TcpState, side: Side, segment: &Segment) {
-        let may_send = self.end(side.other()).accepts(segment.next()) && !state.has_fin(side);
-        let own = self.end_mut(side);
-        if may_send {
+    fn advance(&mut self, state: TcpState, side: Side, segment: &Segment, windows: Windows) {
+        let (mut own, mut other) = (self.end(side), self.end(side.other()));
+        // What was checked begins and acknowledges within the windows. It may end a byte beyond one:
+        // that is how a closed window is probed.
+        let is_checked = windows == Windows::Checked;
+        let may_send = is_checked || other.accepts(segment.next());
+        let may_ack = match windows {
+            Windows::Checked => !own.knows(Known::ACK) || !is_after(own.ack, segment.ack),
+            Windows::Ignored => own.accepts(segment.ack),
+        };
+        if may_send && !state.has_fin(side) {
             own.reach(segment.next());
         }
-        if own.accepts(segment.ack) {
-            own.ack = segment.ack;
-            own.window = segment.window;
-            own.known.insert(Known::ACK);
-            self.end_mut(side.other()).reach(segment.ack);
+        if may_ack {
+            let both_scale = own.knows(Known::SCALES) && other.knows(Known::SCALES);
+            let shift = match windows {
+                Windows::Ignored => WINDOW_SCALE,
+                Windows::Checked if both_scale => own.scale,
+                Windows::Checked => 0,
+            };
+            own.grant(segment.ack, u32::from(segment.window) << shift);
+            other.reach(segment.ack);
         }
+        self.put(side, own);
+        self.put(side.other(), other);
     }
 
     fn both_fins_are_acknowledged(&self) -> bool {
-        let [original, reply] = &self.ends;
+        let [original, reply] = [Side::Original, Side::Reply].map(|side| self.end(side));
         let covers =
             |acked: &End, sent: &End| acked.knows(Known::ACK) && !is_after(sent.next, acked.ack);
-        covers(original, reply) && covers(reply, original)
+        covers(&original, &reply) && covers(&reply, &original)
     }
 
-    const fn end(&self, side: Side) -> &End {
-        let [original, reply] = &self.ends;
-        match side {
-            Side::Original => original,
-            Side::Reply => reply,
+    fn end(&self, side: Side) -> End {
+        let marks = side.of(&self.marks);
+        End {
+            next: *side.of(&self.next),
+            ack: *side.of(&self.ack),
+            edge: *side.of(&self.edge),
+            largest: *side.of(&self.largest),
+            scale: marks >> 4,
+            known: Known::from_bits_truncate(marks & 0xf),
         }
     }
 
-    const fn end_mut(&mut self, side: Side) -> &mut End {
-        let [original, reply] = &mut self.ends;
-        match side {
-            Side::Original => original,
-            Side::Reply => reply,
+    fn put(&mut self, side: Side, end: End) {
+        *side.of_mut(&mut self.next) = end.next;
+        *side.of_mut(&mut self.ack) = end.ack;
+        *side.of_mut(&mut self.edge) = end.edge;
+        *side.of_mut(&mut self.largest) = end.largest;
+        *side.of_mut(&mut self.marks) = end.scale << 4 | end.known.bits();
+    }
+}
+
+impl Side {
+    /// This side's of a pair, the original side's first.
+    const fn of<T>(self, [original, reply]: &[T; 2]) -> &T {
+        match self {
+            Self::Original => original,
+            Self::Reply => reply,
+        }
+    }
+
+    const fn of_mut<T>(self, [original, reply]: &mut [T; 2]) -> &mut T {
+        match self {
+            Self::Original => original,
+            Self::Reply => reply,
         }
     }
 }
@@ -551,6 +706,7 @@ mod tests {
     /// Two hosts that number their segments as they should, and the machine between them.
     #[derive(Clone, Copy)]
     struct Wire {
+        windows: Windows,
         tcp: Tcp,
         state: TcpState,
         next: [u32; 2],
@@ -558,14 +714,22 @@ mod tests {
 
     impl Wire {
         fn begin(event: &str) -> Self {
+            Self::begin_with(event, Windows::Checked)
+        }
+
+        fn begin_with(event: &str, windows: Windows) -> Self {
             let next = ISS.map(|iss| iss + 1);
-            let wire = Self { tcp: Tcp::default(), state: SynSent, next };
-            let (tcp, state) = Tcp::begin(&wire.segment(Side::Original, event));
-            Self { tcp, state, next }
+            let wire = Self { windows, tcp: Tcp::default(), state: SynSent, next };
+            let (tcp, state) = Tcp::begin(&wire.segment(Side::Original, event), windows);
+            Self { windows, tcp, state, next }
         }
 
         /// A connection in `state`, got there by the shortest way.
         fn reach(state: TcpState) -> Self {
+            Self::reach_with(state, Windows::Checked)
+        }
+
+        fn reach_with(state: TcpState, windows: Windows) -> Self {
             let way = match state {
                 SynSent => "",
                 SynReceived => "R syn-ack",
@@ -579,7 +743,7 @@ mod tests {
                 TimeWait => "R syn-ack, O ack, O fin, R fin, O ack",
                 Reset => "R syn-ack, O ack, O rst",
             };
-            let mut wire = Self::begin("syn");
+            let mut wire = Self::begin_with("syn", windows);
             wire.run(way);
             assert_eq!(wire.state, state);
             wire
@@ -594,8 +758,8 @@ mod tests {
         }
 
         fn send(&mut self, side: Side, segment: Segment) -> Step {
-            let judged = self.tcp.judge(self.state, side, &segment);
-            let step = self.tcp.observe(self.state, side, &segment);
+            let judged = self.tcp.judge(self.state, side, &segment, self.windows);
+            let step = self.tcp.observe(self.state, side, &segment, self.windows);
             if let Step::To(state) = step {
                 assert!(judged == step || judged == Step::To(Closing) && state == TimeWait);
                 self.state = state;
@@ -617,6 +781,7 @@ mod tests {
                 ack: peer_next,
                 window: 100,
                 payload: 0,
+                scale: None,
             };
             let syn = Segment { control: Control::Syn, has_ack: false, seq: iss, ack: 0, ..plain };
             let syn_ack =
@@ -672,13 +837,15 @@ mod tests {
                     "-" => Step::Invalid,
                     name => Step::To(state_named(name)),
                 };
-                let mut wire = Wire::reach(state);
-                let step = wire.send(side, wire.segment(side, event));
-                assert_eq!(step, expected, "{side:?} {event} in {state:?}");
-                checked += 1;
+                for windows in [Windows::Checked, Windows::Ignored] {
+                    let mut wire = Wire::reach_with(state, windows);
+                    let step = wire.send(side, wire.segment(side, event));
+                    assert_eq!(step, expected, "{side:?} {event} in {state:?}, {windows:?}");
+                    checked += 1;
+                }
             }
         }
-        assert_eq!(checked, 2 * 12 * STATES.len());
+        assert_eq!(checked, 2 * 2 * 12 * STATES.len());
     }
 
     #[test]
@@ -717,8 +884,9 @@ mod tests {
         let wire = Wire::begin("syn");
         let near_end = u32::MAX - 3;
         let syn = Segment { seq: near_end, ..wire.segment(Side::Original, "syn") };
-        let (tcp, state) = Tcp::begin(&syn);
-        let mut wire = Wire { tcp, state, next: [near_end + 1, near_end + 1] };
+        let windows = Windows::Checked;
+        let (tcp, state) = Tcp::begin(&syn, windows);
+        let mut wire = Wire { windows, tcp, state, next: [near_end + 1, near_end + 1] };
         let ack = near_end + 1;
         wire.send(
             Side::Reply,
@@ -816,7 +984,7 @@ mod tests {
 
     #[test]
     fn guessed_resets_and_fins_change_nothing() {
-        let mut wire = Wire::reach(Established);
+        let mut wire = Wire::reach_with(Established, Windows::Ignored);
         wire.run("O data, R ack, R data, O ack");
         let before = (wire.tcp, wire.state);
         for side in [Side::Original, Side::Reply] {
@@ -885,6 +1053,229 @@ mod tests {
             assert_eq!(control(rst | ack | others), Control::Rst);
             for bogus in [others, fin, syn | fin, syn | rst, fin | rst, syn | fin | ack] {
                 assert_eq!(control(bogus | others), Control::Bogus, "{bogus:?}");
+            }
+        }
+    }
+
+    /// What the window check says of segments of an established connection, by the sections that make
+    /// a host send or refuse them. Both sides have sent a hundred bytes that were acknowledged, and
+    /// grant each other 1,000 bytes. `seq` and `ack` are relative to what a side would send next.
+    const WINDOWS: &[(&str, i64, u16, i64, bool)] = &[
+        // What, seq, payload, ack, passes.
+        ("RFC 9293 §3.10.7.4: data at the left edge", 0, 500, 0, true),
+        ("RFC 9293 §3.10.7.4: data at the right edge", 999, 1, 0, true),
+        ("RFC 9293 §3.8.6.1: a byte that probes a closed window", 1_000, 1, 0, true),
+        ("RFC 9293 §3.10.7.4: data behind the right edge", 1_001, 1, 0, false),
+        ("RFC 9293 §3.10.7.4: data far behind it", 1_000_000, 1, 0, false),
+        ("RFC 9293 §3.8.4: a keep-alive without data", -1, 0, 0, true),
+        ("RFC 9293 §3.8.4: a keep-alive of one byte", -1, 1, 0, true),
+        ("RFC 9293 §3.8.1: a retransmission", -100, 100, 0, true),
+        ("RFC 5961 §5.1: data older than any window", -10_000, 10, 0, false),
+        ("RFC 9293 §3.10.7.4: an acknowledgement that was sent before", 0, 0, -100, true),
+        ("RFC 5961 §5.2: an acknowledgement of what was not sent", 0, 0, 1, false),
+        ("RFC 5961 §5.2: an acknowledgement older than any window", 0, 0, -100_000, false),
+        ("RFC 7323 §5.2: one that reordering made old", 0, 0, -60_000, true),
+    ];
+
+    #[test]
+    fn the_window_check_takes_what_a_host_may_send_and_nothing_else() {
+        for &(what, seq, payload, ack, passes) in WINDOWS {
+            for side in [Side::Original, Side::Reply] {
+                let mut wire = wide_awake();
+                let plain = wire.segment(side, "ack");
+                let moved = |number: u32, by: i64| (i64::from(number) + by) as u32;
+                let segment = Segment {
+                    seq: moved(plain.seq, seq),
+                    ack: moved(plain.ack, ack),
+                    payload,
+                    ..plain
+                };
+                let expected = if passes { Step::To(Established) } else { Step::Outside };
+                assert_eq!(wire.send(side, segment), expected, "{what}, {side:?}");
+            }
+        }
+    }
+
+    /// An established connection with 100 bytes each way, and windows of 1,000.
+    fn wide_awake() -> Wire {
+        let mut wire = Wire::reach(Established);
+        for side in [Side::Original, Side::Reply] {
+            let data = Segment { payload: 100, window: 1_000, ..wire.segment(side, "data") };
+            wire.send(side, data);
+            let other = side.other();
+            let ack = Segment { window: 1_000, ..wire.segment(other, "ack") };
+            wire.send(other, ack);
+        }
+        wire
+    }
+
+    /// RFC 7323 §2.2: windows are scaled if both SYNs say so, and those of the SYNs never are.
+    #[test]
+    fn windows_are_scaled_by_both_sides_options() {
+        for (scales, granted) in [([Some(7), Some(3)], 100 << 3), ([Some(7), None], 100)] {
+            let [original, reply] = scales;
+            let mut wire = Wire::begin("syn");
+            let syn = Segment { scale: original, ..wire.segment(Side::Original, "syn") };
+            let (tcp, state) = Tcp::begin(&syn, Windows::Checked);
+            (wire.tcp, wire.state) = (tcp, state);
+            let answer = Segment { scale: reply, ..wire.segment(Side::Reply, "syn-ack") };
+            assert_eq!(wire.send(Side::Reply, answer), Step::To(SynReceived));
+            wire.run("O ack, R ack");
+            let first = wire.segment(Side::Original, "ack");
+            let at = |seq| Segment { seq, payload: 1, ..first };
+            let mut copy = wire;
+            let beyond = at(first.seq + granted + 1);
+            assert_eq!(copy.send(Side::Original, beyond), Step::Outside);
+            let edge = at(first.seq + granted);
+            assert_eq!(wire.send(Side::Original, edge), Step::To(Established));
+        }
+    }
+
+    #[test]
+    fn midstream_holds_nothing_up_that_it_cannot_know() {
+        let mut wire = Wire::begin("data");
+        let far = Segment { seq: 1_000_000, ..wire.segment(Side::Reply, "data") };
+        assert_eq!(wire.send(Side::Reply, far), Step::To(Established));
+        wire.run("R data, O ack, R fin");
+        assert_eq!(wire.state, FinReply);
+    }
+
+    /// A host that keeps to RFC 9293: it sends within the window that it was granted last, sends
+    /// again what was not acknowledged, and may take back what it granted.
+    #[derive(Clone, Copy, Debug)]
+    struct Host {
+        /// What it has sent, what of that was acknowledged, and how far it may send.
+        next: u32,
+        unacked: u32,
+        edge: u32,
+        /// What it has received in order, and what it has room for.
+        received: u32,
+        room: u16,
+    }
+
+    impl Host {
+        fn hear(&mut self, segment: &Segment, scale: u8) {
+            let shift = if segment.control == Control::Ack { scale } else { 0 };
+            if !is_after(self.unacked, segment.ack) && !is_after(segment.ack, self.next) {
+                self.unacked = segment.ack;
+                self.edge = segment.ack.wrapping_add(u32::from(segment.window) << shift);
+            }
+            let end = segment.next();
+            if !is_after(segment.seq, self.received) && is_after(end, self.received) {
+                self.received = end;
+            }
+        }
+
+        fn say(&mut self, act: &Act) -> Segment {
+            let left = self.edge.wrapping_sub(self.next);
+            let left = if is_after(self.next, self.edge) { 0 } else { left };
+            let (seq, payload) = match *act {
+                Act::Data(len) => (self.next, u32::from(len).min(left)),
+                Act::Again => (self.unacked, self.next.wrapping_sub(self.unacked).min(1_460)),
+                Act::KeepAlive => (self.unacked.wrapping_sub(1), 0),
+                Act::Probe => (self.unacked, u32::from(self.next == self.unacked)),
+                Act::Room(room) => {
+                    self.room = room;
+                    (self.next, 0)
+                }
+            };
+            let end = seq.wrapping_add(payload);
+            if is_after(end, self.next) {
+                self.next = end;
+            }
+            Segment {
+                control: Control::Ack,
+                has_ack: true,
+                seq,
+                ack: self.received,
+                window: self.room,
+                payload: payload as u16,
+                scale: None,
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Data(u16),
+        Again,
+        KeepAlive,
+        Probe,
+        Room(u16),
+    }
+
+    use proptest::prelude::*;
+
+    fn acts() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            6 => (1..60_000_u16).prop_map(Act::Data),
+            2 => Just(Act::Again),
+            1 => Just(Act::KeepAlive),
+            1 => Just(Act::Probe),
+            3 => prop_oneof![Just(0), 0..200_u16, any::<u16>()].prop_map(Act::Room),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Whatever is lost behind the switch or overtaken on the way to it. What was overtaken by a
+        /// whole window may be refused: to its receiver it says nothing any more.
+        #[test]
+        fn nothing_that_hosts_send_is_outside_the_windows(
+            iss in any::<[u32; 2]>(),
+            scales in [0..15_u8, 0..15_u8],
+            reorders in any::<bool>(),
+            acts in prop::collection::vec((any::<bool>(), acts(), 0..4_usize, prop::bool::weighted(0.1)), 1..200),
+        ) {
+            let host = |own: usize| Host {
+                next: iss[own].wrapping_add(1),
+                unacked: iss[own].wrapping_add(1),
+                edge: iss[own].wrapping_add(1).wrapping_add(1_000),
+                received: iss[1 - own].wrapping_add(1),
+                room: 1_000,
+            };
+            let mut hosts = [host(0), host(1)];
+            let syn = Segment {
+                control: Control::Syn, has_ack: false, seq: iss[0], ack: 0, window: 1_000,
+                payload: 0, scale: Some(scales[0]),
+            };
+            let (mut tcp, mut state) = Tcp::begin(&syn, Windows::Checked);
+            let answer = Segment {
+                control: Control::SynAck, has_ack: true, seq: iss[1], ack: hosts[0].next,
+                scale: Some(scales[1]), ..syn
+            };
+            let ack = Segment {
+                control: Control::Ack, has_ack: true, seq: hosts[0].next, ack: hosts[1].next,
+                window: 1_000, payload: 0, scale: None,
+            };
+            for (side, segment) in [(Side::Reply, answer), (Side::Original, ack)] {
+                let step = tcp.observe(state, side, &segment, Windows::Checked);
+                let Step::To(next) = step else { panic!("{step:?}") };
+                state = next;
+            }
+            // Segments on their way to the switch: by side, those that were sent first in front.
+            let mut ways: [Vec<Segment>; 2] = [Vec::new(), Vec::new()];
+            for (is_reply, act, overtakes, is_lost) in acts {
+                let (at, side) = if is_reply { (1, Side::Reply) } else { (0, Side::Original) };
+                let overtakes = if reorders { overtakes } else { 0 };
+                let segment = hosts[at].say(&act);
+                ways[at].push(segment);
+                if ways[at].len() <= overtakes {
+                    continue;
+                }
+                let segment = ways[at].remove(overtakes.min(ways[at].len() - 1));
+                let step = tcp.observe(state, side, &segment, Windows::Checked);
+                let receiver = &hosts[1 - at];
+                let says_nothing = !is_after(segment.next(), receiver.received)
+                    && !is_after(segment.ack, receiver.unacked);
+                // RFC 5961 §5.2: such an acknowledgement makes the receiver itself refuse it.
+                let is_ancient = receiver.next.wrapping_sub(segment.ack) > LEAST_ACK_WINDOW;
+                if step != Step::To(Established) {
+                    prop_assert!(reorders && (says_nothing || is_ancient), "{step:?} {segment:?} {side:?}");
+                } else if !is_lost {
+                    hosts[1 - at].hear(&segment, scales[at]);
+                }
             }
         }
     }

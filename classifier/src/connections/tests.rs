@@ -57,7 +57,7 @@ fn addr(host: u16) -> u128 {
 fn tcp(hosts: (u16, u16), ports: (u16, u16), flags: TcpFlags, seq: u32, ack: u32) -> Headers {
     let mut headers = frame(protocol::TCP, hosts, ports.0, ports.1);
     headers.key.tcp_flags = flags.bits();
-    headers.tcp = TcpFields { seq, ack, window: 1_000, payload: 0 };
+    headers.tcp = TcpFields { seq, ack, window: 1_000, payload: 0, window_scale: None };
     headers
 }
 
@@ -80,7 +80,7 @@ fn commit_of(headers: &Headers, output: u16, epoch: u64) -> Commit {
 }
 
 fn limits(connections: u32) -> Limits {
-    Limits { connections, per_port: u32::MAX, timeouts: TIMEOUTS }
+    Limits { connections, per_port: u32::MAX, timeouts: TIMEOUTS, tcp_window_check: true }
 }
 
 fn table(max: u32) -> Connections {

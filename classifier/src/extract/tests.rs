@@ -496,7 +496,10 @@ mod transports {
         };
         for ends in [ENDS, ENDS_V6] {
             let headers = headers(&build::tcp_segment(ends, header, b"hello"));
-            assert_eq!(headers.tcp, TcpFields { seq: 7, ack: 9, window: 11, payload: 5 });
+            assert_eq!(
+                headers.tcp,
+                TcpFields { seq: 7, ack: 9, window: 11, payload: 5, window_scale: None }
+            );
             assert_eq!(headers.key.tcp_flags, header.flags.bits());
         }
     }

@@ -32,6 +32,16 @@ pub mod field {
     pub const CHECKSUM: Range<usize> = 16..18;
 }
 
+/// Kinds of options (RFC 9293 §3.2, RFC 7323 §2.2).
+mod option {
+    /// Ends the list.
+    pub(super) const END: u8 = 0;
+    /// Padding of one byte.
+    pub(super) const NOTHING: u8 = 1;
+    /// The shift of all later windows.
+    pub(super) const WINDOW_SCALE: u8 = 3;
+}
+
 /// Bytes of a header without options.
 pub const HEADER_LEN: usize = 20;
 
@@ -86,6 +96,7 @@ impl TcpFlags {
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
     header: &'a [u8; HEADER_LEN],
+    options: &'a [u8],
     payload: &'a [u8],
 }
 
@@ -98,7 +109,8 @@ impl<'a> Segment<'a> {
         if data_offset < HEADER_LEN {
             return None;
         }
-        Some(Self { header, payload: bytes.get(data_offset..)? })
+        let options = bytes.get(HEADER_LEN..data_offset)?;
+        Some(Self { header, options, payload: bytes.get(data_offset..)? })
     }
 
     /// Source port.
@@ -129,6 +141,21 @@ impl<'a> Segment<'a> {
     /// Receive window, unscaled.
     pub fn window(&self) -> u16 {
         u16_at(self.header, field::WINDOW)
+    }
+
+    /// The window scale option's shift, at most 14 (RFC 7323 §2.2, §2.3). `None` if there is none, or
+    /// none that can be read.
+    pub fn window_scale(&self) -> Option<u8> {
+        let mut options = self.options;
+        loop {
+            match *options {
+                [option::END, ..] | [] => return None,
+                [option::NOTHING, ..] => options = options.get(1..)?,
+                [option::WINDOW_SCALE, 3, shift, ..] => return Some(shift.min(14)),
+                [_, len, ..] if len >= 2 => options = options.get(len.into()..)?,
+                _ => return None,
+            }
+        }
     }
 
     /// The bytes it carries.
@@ -202,6 +229,23 @@ mod tests {
         }
         bytes[field::DATA_OFFSET] = 5 << 4;
         assert!(Segment::new_checked(&bytes[..19]).is_none());
+    }
+
+    #[test]
+    fn the_window_scale_is_found_among_options() {
+        let scale = |options: &[u8]| {
+            let mut bytes = Repr::default().to_bytes().to_vec();
+            bytes[field::DATA_OFFSET] = (5 + options.len() as u8 / 4) << 4;
+            bytes.extend(options);
+            Segment::new_checked(&bytes).unwrap().window_scale()
+        };
+        // As Linux sends it: MSS, SACK permitted, timestamps, padding, window scale.
+        let linux = [2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, option::NOTHING, 3, 3, 7];
+        assert_eq!(scale(&linux), Some(7));
+        assert_eq!(scale(&[3, 3, 200, 0]), Some(14));
+        for without in [&[][..], &[0, 3, 3, 7], &[2, 0, 3, 3], &[1, 1, 3, 3], &[8, 200, 0, 0]] {
+            assert_eq!(scale(without), None, "{without:?}");
+        }
     }
 
     /// The kernel's table, spelled out, for all 256 combinations.

@@ -61,7 +61,12 @@ pub(super) fn grow(count: u32) -> Growth {
 
 /// A table with room for `count` connections, all of them of one port.
 fn empty(count: u32) -> Connections {
-    let limits = Limits { connections: count, per_port: count, timeouts: Timeouts::default() };
+    let limits = Limits {
+        connections: count,
+        per_port: count,
+        timeouts: Timeouts::default(),
+        tcp_window_check: true,
+    };
     Connections::with_seed(limits, SEED)
 }
 
