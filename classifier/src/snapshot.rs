@@ -135,7 +135,7 @@ impl Default for Settings {
             max_flows: 65_536,
             upcalls_per_sec: 200_000,
             midstream: false,
-            tcp_window_check: true,
+            tcp_window_check: false,
             mac_ageing_secs: 300,
             timeouts: Timeouts::default(),
             mirror_per_sec: 1_000,

@@ -131,7 +131,9 @@ fn a_reset_out_of_sequence() -> u64 {
 }
 
 fn data_out_of_the_window() -> u64 {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut strict = snapshot(CONFIG);
+    strict.settings.tcp_window_check = true;
+    let mut fabric = Fabric::of(strict);
     handshake(&mut fabric);
     fabric.send("web", &segment(ends(WEB, API), (40_000, 8080), TcpFlags::ACK, 0x4000_0000, 1));
     counted(fabric, DropReason::TcpWindow)
