@@ -57,6 +57,7 @@ impl Switch {
                 mirror: MirrorSender::new(Mirror::new(0), 0, 0),
                 peers: Peers::new(index, Arc::clone(&doorsteps)),
                 burst: Burst::default(),
+                offload: Default::default(),
                 fragments: Fragmented::new(policy.settings(), umem.frames()),
             };
             let epoch = Arc::<AtomicU64>::default();

@@ -12,7 +12,8 @@ use crate::classify::{
     Classified, Context, Related, classify, is_conversation, may_learn, vlan_of,
 };
 use crate::connections::{
-    self, Commit, ConnectionInfo, Connections, Hint, Hints, Hit, Lookup, Side,
+    self, Commit, ConnectionId, ConnectionInfo, Connections, Credit, Established, Hint, Hints, Hit,
+    Lookup, Side,
 };
 use crate::extract::{Embedded, Headers, Kind, TcpFields};
 use crate::fdb::Fdb;
@@ -174,6 +175,22 @@ impl Pipeline {
     pub fn tick(&mut self, now: Nanos) {
         self.connections.expire(now, TICK_LIMIT);
         self.fdb.expire(now, TICK_LIMIT);
+    }
+
+    /// The connection of a [prepared](Pipeline::prepare) frame, if its like need no more judging under
+    /// the policy in force; see [`Connections::established`].
+    pub fn established(&self, headers: &Headers, now: Nanos) -> Option<Established> {
+        self.connections.established(headers, self.policy.epoch(), now)
+    }
+
+    /// Whether a connection that was [`Established`] is so still.
+    pub fn is_established(&self, id: ConnectionId, original: &FlowKey) -> bool {
+        self.connections.is_established(id, original)
+    }
+
+    /// Counts what was forwarded of a connection elsewhere; see [`Connections::credit`].
+    pub fn credit(&mut self, id: ConnectionId, side: Side, credit: &Credit, now: Nanos) {
+        self.connections.credit(id, side, credit, now);
     }
 
     /// Running totals.

@@ -172,7 +172,7 @@ impl Shared {
             engine.install(snapshot)?;
             return Ok(engine.ports());
         }
-        let opener: Box<dyn Opener> = Box::new(interface::Interfaces);
+        let opener: Box<dyn Opener> = Box::<interface::Interfaces>::default();
         let started = engine.insert(Engine::start(snapshot, opener)?);
         self.subscribers.read_from(started.mirrors());
         Ok(started.ports())

@@ -70,7 +70,7 @@ fn connection(engine: &Engine, policy: &Policy, info: &ConnectionInfo, now: Nano
         verdict: info.would_drop.map_or("allow", DropReason::slug).into(),
         rule: rule_name(engine, info.epoch, info.cause),
         state: info.state.into(),
-        lane: Lane::Switch,
+        lane: engine.lane_of(key, info.output),
         frames: info.frames.iter().sum(),
         bytes: info.bytes.iter().sum(),
         age_ms: now.since(info.since) / 1_000_000,

@@ -16,9 +16,11 @@ use firedoor_classifier::cache::FlowInfo;
 use firedoor_classifier::connections::ConnectionInfo;
 use firedoor_classifier::policy::PolicyError;
 use firedoor_classifier::snapshot::{Lane, Snapshot, Workload};
-use firedoor_classifier::{DropReason, Pipeline, Policy, PortId};
+use firedoor_classifier::{DropReason, FlowKey, Pipeline, Policy, PortId};
 
 use crate::counters::WorkerCounters;
+use crate::express::Members;
+use crate::express::offload::{Offload, turned};
 use crate::fragments::Fragmented;
 use crate::handoff::{Doorstep, Peers};
 use crate::mirror::{Mirror, MirrorSender};
@@ -59,6 +61,12 @@ pub trait Opener: Send {
         workload: &Workload,
         pool: &mut FramePool,
     ) -> Result<Opened, OpenFailure>;
+
+    /// The ports that the express lane reaches. The opener tells of those it opened, the engine of
+    /// those that were closed.
+    fn members(&self) -> Arc<Members> {
+        Arc::default()
+    }
 }
 
 /// What of the umem a port may use.
@@ -78,6 +86,8 @@ pub struct Opened {
     pub mode: String,
     /// Notices, for people.
     pub notices: Vec<String>,
+    /// The lane that carries it.
+    pub lane: Lane,
     /// The interface's index, which tells a re-made interface from the old one.
     pub ifindex: u32,
 }
@@ -145,6 +155,7 @@ pub struct Engine {
     workers: Vec<WorkerHandle>,
     ports: BTreeMap<PortId, PortEntry>,
     opener: Box<dyn Opener>,
+    members: Arc<Members>,
     clock: Clock,
     started: Instant,
 }
@@ -161,6 +172,7 @@ struct WorkerHandle {
 struct PortEntry {
     workload: Workload,
     state: PortState,
+    lane: Lane,
     mode: String,
     notices: Vec<String>,
     ifindex: u32,
@@ -190,6 +202,7 @@ impl Engine {
             recent: VecDeque::new(),
             workers: Vec::new(),
             ports: BTreeMap::new(),
+            members: opener.members(),
             opener,
             clock: Clock::default(),
             started: Instant::now(),
@@ -231,6 +244,7 @@ impl Engine {
                 settings.mirror_snaplen,
             ),
             peers: Peers::new(index, Arc::clone(doorsteps)),
+            offload: Offload::new(Arc::clone(&self.members)),
             burst: Burst::default(),
             fragments: Fragmented::new(settings, self.umem.frames()),
         };
@@ -269,7 +283,9 @@ impl Engine {
         Ok(())
     }
 
+    /// The kernel's verdicts go first: from here on what they allowed is judged by the workers.
     fn put_in_force(&mut self, policy: &Arc<Policy>) {
+        self.members.set_epoch(policy.snapshot().epoch);
         self.recent.truncate(RECENT - 1);
         self.recent.push_front(Arc::clone(policy));
         self.policy.install(Arc::clone(policy));
@@ -319,6 +335,7 @@ impl Engine {
                     let entry = PortEntry {
                         workload: workload.clone(),
                         state: PortState::Missing,
+                        lane: Lane::Switch,
                         mode: String::new(),
                         notices: Vec::new(),
                         ifindex: 0,
@@ -382,6 +399,7 @@ impl Engine {
             Err(OpenFailure::Failed(why)) => return entry.state = PortState::Failed(why),
         };
         entry.state = PortState::Up;
+        entry.lane = opened.lane;
         entry.mode = opened.mode;
         entry.notices = opened.notices;
         entry.ifindex = opened.ifindex;
@@ -406,6 +424,7 @@ impl Engine {
 
     /// Takes the port's queues from the workers and closes them.
     fn detach(&mut self, id: PortId) {
+        self.members.leave(id);
         for worker in &self.workers {
             let (reply, queues) = bounded(1);
             worker.tell(Command::RemovePort { id, reply });
@@ -481,7 +500,7 @@ impl Engine {
             port: id,
             ifname: entry.workload.ifname.clone(),
             state: entry.state.clone(),
-            lane: Lane::Switch,
+            lane: entry.lane,
             mode: entry.mode.clone(),
             notices: entry.notices.clone(),
             counters,
@@ -530,6 +549,16 @@ impl Engine {
             .map(|&reason| (reason, total(reason)))
             .filter(|&(_, count)| count > 0)
             .collect()
+    }
+
+    /// The lane that carries a connection: express if the kernel forwards one of its directions.
+    pub fn lane_of(&self, original: &FlowKey, output: PortId) -> Lane {
+        let forwards = |key: &FlowKey| self.members.forwards(key);
+        if forwards(original) || forwards(&turned(original, output)) {
+            Lane::Express
+        } else {
+            Lane::Switch
+        }
     }
 
     /// Live connections, at most 100,000.

@@ -1,4 +1,4 @@
-//! Opens workloads' interfaces as AF_XDP ports.
+//! Opens workloads' interfaces, each on its lane.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -6,19 +6,75 @@ use std::sync::Arc;
 use firedoor_classifier::snapshot::{Lane, Workload};
 
 use crate::engine::{Lease, MAX_QUEUES, OpenFailure, Opened, Opener};
-use crate::link::LinkError;
+use crate::express::{ExpressError, Member, Members, egress_of, is_carried};
+use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
 use crate::port::Port;
 use crate::port::xdp::{self, OpenError, XdpOptions};
 use crate::sys::umem::Umem;
 
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
+
 /// The opener of the real data plane.
-#[derive(Debug, Default)]
-pub struct Interfaces;
+#[derive(Default)]
+pub struct Interfaces {
+    members: Arc<Members>,
+}
 
 impl Opener for Interfaces {
     fn open(
         &mut self,
+        umem: &Arc<Umem>,
+        lease: Lease,
+        workload: &Workload,
+        pool: &mut FramePool,
+    ) -> Result<Opened, OpenFailure> {
+        let mut notices = Vec::new();
+        if workload.lane == Lane::Express {
+            match self.open_express(umem, lease, workload, pool) {
+                Ok(opened) => return Ok(opened),
+                Err(error) if is_missing(&error) => return Err(OpenFailure::Missing),
+                Err(error) => notices
+                    .push(format!("the switch lane carries it, because {}", with_sources(&error))),
+            }
+        }
+        let mut opened = self.open_switch(umem, lease, workload, pool)?;
+        notices.append(&mut opened.notices);
+        Ok(Opened { notices, ..opened })
+    }
+
+    fn members(&self) -> Arc<Members> {
+        Arc::clone(&self.members)
+    }
+}
+
+impl Interfaces {
+    /// On the express lane: a program at its ingress, and a socket to send.
+    fn open_express(
+        &self,
+        umem: &Arc<Umem>,
+        lease: Lease,
+        workload: &Workload,
+        pool: &mut FramePool,
+    ) -> Result<Opened, ExpressError> {
+        let lane = self.members.lane()?;
+        // The lease's place among all, from 1 on.
+        let tag = lease.owner_base / MAX_QUEUES + 1;
+        let opened = lane.open(umem, lease.owner_base, tag, &workload.ifname, lease.fill, pool)?;
+        self.join(workload, &opened.link, true);
+        Ok(Opened {
+            queues: vec![Box::new(opened.port)],
+            mode: "tcx".into(),
+            notices: Vec::new(),
+            lane: Lane::Express,
+            ifindex: opened.link.index,
+        })
+    }
+
+    /// On the switch lane: an XDP program, and a socket per queue.
+    fn open_switch(
+        &self,
         umem: &Arc<Umem>,
         lease: Lease,
         workload: &Workload,
@@ -35,13 +91,41 @@ impl Opener for Interfaces {
             OpenError::Link(LinkError::NotFound { .. }) => OpenFailure::Missing,
             error => OpenFailure::Failed(with_sources(&error)),
         })?;
-        let mut notices = opened.notices;
-        if workload.lane == Lane::Express {
-            notices.push("the express lane is not built yet: the switch lane carries it".into());
+        // The express lane's flows may leave by it, if it is of a kind that takes them whole.
+        let link = Netlink::open().map(|mut netlink| netlink.link(&workload.ifname));
+        if let Ok(Ok(link)) = link
+            && link.index == opened.index
+            && is_carried(&link)
+        {
+            self.join(workload, &link, false);
         }
         let queues = opened.queues.into_iter().map(|queue| Box::new(queue) as Box<dyn Port>);
-        Ok(Opened { queues: queues.collect(), mode: opened.mode, notices, ifindex: opened.index })
+        Ok(Opened {
+            queues: queues.collect(),
+            mode: opened.mode,
+            notices: opened.notices,
+            lane: Lane::Switch,
+            ifindex: opened.index,
+        })
     }
+
+    fn join(&self, workload: &Workload, link: &Link, express: bool) {
+        let member = Member {
+            ifindex: link.index,
+            egress: egress_of(link),
+            max_frame: u16::try_from(link.mtu + ETHERNET).unwrap_or(u16::MAX),
+            express,
+        };
+        self.members.join(workload.port, member);
+    }
+}
+
+fn is_missing(error: &ExpressError) -> bool {
+    matches!(
+        error,
+        ExpressError::Link(LinkError::NotFound { .. })
+            | ExpressError::Open(OpenError::Link(LinkError::NotFound { .. }))
+    )
 }
 
 /// An error and what it came from, in one line.

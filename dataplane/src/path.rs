@@ -25,6 +25,7 @@ use firedoor_classifier::verdict::{Action, DropGroup, Verdict};
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
 
 use crate::counters::{PortCells, WorkerCounters};
+use crate::express::offload::Offload;
 use crate::fragments::Fragmented;
 use crate::frame::Frame;
 use crate::handoff::{Parcel, Peers};
@@ -55,6 +56,8 @@ pub struct Path {
     pub burst: Burst,
     /// Packets of which not all fragments have come.
     pub fragments: Fragmented,
+    /// Connections that the kernel forwards.
+    pub offload: Offload,
 }
 
 /// Frames whose headers were read, in the order in which they came.
@@ -112,13 +115,18 @@ impl Path {
     /// what one has to wait for, memory above all, comes while the others' is on its way.
     fn judge_burst(&mut self, now: Nanos) {
         let Burst { mut frames, mut headers } = std::mem::take(&mut self.burst);
+        self.refresh_offload(now);
         self.pipeline.prepare(&mut headers);
         for (at, (frame, headers)) in frames.drain(..).zip(&headers).enumerate() {
+            let offloads = self.catch_up(headers, now);
             let verdict = match headers.fragment {
                 None => self.pipeline.judge_next(headers, at, frame.len(), now),
                 Some(_) => self.judge_fragment(headers, at, frame.len(), now),
             };
             self.apply(frame, headers, &verdict, now);
+            if offloads {
+                self.judged(headers, now);
+            }
         }
         headers.clear();
         self.burst = Burst { frames, headers };

@@ -105,6 +105,8 @@ pub struct Worker {
     commands: Receiver<Command>,
     clock: Clock,
     turns: u32,
+    /// The last look at the timers has left some for the next.
+    hurries: bool,
 }
 
 /// One rx/tx queue of a port.
@@ -155,7 +157,18 @@ impl Worker {
         let batch = Vec::with_capacity(BURST);
         epoch.store(path.pipeline.policy().epoch(), Ordering::Release);
         let (queues, senders) = (Vec::new(), Vec::new());
-        Self { path, queues, senders, batch, policy, epoch, commands, clock, turns: 0 }
+        Self {
+            path,
+            queues,
+            senders,
+            batch,
+            policy,
+            epoch,
+            commands,
+            clock,
+            turns: 0,
+            hurries: false,
+        }
     }
 
     /// Works until told to stop.
@@ -232,6 +245,8 @@ impl Worker {
 
     /// Timers, and totals for readers.
     fn tick(&mut self, now: Nanos) {
+        // First, because what the kernel forwarded keeps connections alive.
+        self.hurries = self.path.tick_offload(now);
         self.path.pipeline.tick(now);
         self.path.expire_fragments(now);
         let pipeline = &self.path.pipeline;
@@ -267,7 +282,9 @@ impl Worker {
         if !self.path.peers.own().may_sleep() {
             return Ok(());
         }
-        let busy = self.path.outbox.is_waiting() || self.queues.iter().any(|q| q.port.is_busy());
+        let busy = self.hurries
+            || self.path.outbox.is_waiting()
+            || self.queues.iter().any(|q| q.port.is_busy());
         let slept = if !self.commands.is_empty() {
             Ok(())
         } else {

@@ -133,6 +133,7 @@ impl Fabric {
             mirror: MirrorSender::new(Arc::clone(&mirror), rate, snaplen),
             peers,
             burst: Burst::default(),
+            offload: Default::default(),
             fragments: Fragmented::new(settings, self.umem.frames()),
         };
         let (cell, epoch) = (Arc::clone(&self.policy), Arc::<AtomicU64>::default());

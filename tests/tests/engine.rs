@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use firedoor_api::dataplane::PortState;
-use firedoor_classifier::snapshot::{Snapshot, Workload};
+use firedoor_classifier::snapshot::{Lane, Snapshot, Workload};
 use firedoor_classifier::{DropReason, build};
 use firedoor_dataplane::engine::{Engine, EngineError, Lease, OpenFailure, Opened, Opener};
 use firedoor_dataplane::pool::FramePool;
@@ -67,6 +67,7 @@ impl Opener for Cables {
             queues: vec![Box::new(port)],
             mode: "memory".into(),
             notices: Vec::new(),
+            lane: Lane::Switch,
             ifindex: *ifindex,
         })
     }

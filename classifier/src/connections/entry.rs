@@ -6,7 +6,7 @@
 use super::key::{FrameKey, Key};
 use super::tcp::{Segment, Step, Tcp, TcpState, Windows};
 use super::timers::{Class, Stamp};
-use super::{Commit, ConnectionId, ConnectionInfo, Hit, Side};
+use super::{Commit, ConnectionId, ConnectionInfo, Credit, Hit, Side};
 use crate::extract::Headers;
 use crate::key::FlowKey;
 use crate::mac::MacAddr;
@@ -88,6 +88,15 @@ impl State {
             Self::Icmp => "query",
             Self::Tcp(state) => state.name(),
         }
+    }
+
+    /// Whether both sides have spoken, and not both have ended.
+    pub(super) const fn is_established(self) -> bool {
+        matches!(
+            self,
+            Self::UdpBoth
+                | Self::Tcp(TcpState::Established | TcpState::FinOriginal | TcpState::FinReply)
+        )
     }
 
     /// The timeout that holds in this state.
@@ -362,6 +371,21 @@ impl Activity {
     pub(super) const fn touch(&self) -> u32 {
         let [frames, _] = self.frames;
         frames as u32
+    }
+
+    /// Counts what one side sent past this table, and follows its numbers.
+    pub(super) fn credit(&mut self, side: Side, credit: &Credit) {
+        let ([original_frames, reply_frames], [original_bytes, reply_bytes]) =
+            (&mut self.frames, &mut self.bytes);
+        let (frames, bytes) = match side {
+            Side::Original => (original_frames, original_bytes),
+            Side::Reply => (reply_frames, reply_bytes),
+        };
+        *frames = frames.saturating_add(credit.frames);
+        *bytes = bytes.saturating_add(credit.bytes);
+        if let Some(sent) = &credit.tcp {
+            self.tcp.catch_up(side, sent);
+        }
     }
 
     /// What a TCP segment of `side` would do in this state.

@@ -171,6 +171,42 @@ pub struct Hit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionId(pub u32);
 
+/// A connection whose plain frames need no more judging under the policy in force: both sides have
+/// spoken, and nothing about it is recorded frame by frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Established {
+    /// Handle of the entry.
+    pub id: ConnectionId,
+    /// Key of the first frame.
+    pub original: FlowKey,
+    /// Output port of the first frame, where replies come from.
+    pub output: PortId,
+    /// Who allowed it.
+    pub cause: Cause,
+}
+
+/// What was forwarded of one side of a connection without passing here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credit {
+    /// Frames.
+    pub frames: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Of TCP: the side's sequence numbers after it all.
+    pub tcp: Option<Sent>,
+}
+
+/// Where a side of a TCP connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// After the last byte it sent.
+    pub next: u32,
+    /// After the last byte it acknowledged.
+    pub ack: u32,
+    /// The window it granted, as in the header.
+    pub window: u16,
+}
+
 /// What a new connection is recorded with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Commit {
@@ -480,6 +516,44 @@ impl Connections {
         if let Some(state) = activity.observe(state, hit.side, headers, bytes, windows) {
             self.table.refresh(id, state, now);
         }
+    }
+
+    /// The live connection that a frame is of, if it is [`Established`] under a verdict of this epoch.
+    pub fn established(&self, headers: &Headers, epoch: u64, now: Nanos) -> Option<Established> {
+        let frame = FrameKey::of_frame(headers)?;
+        let (id, identity) = self.table.find(&frame.key, self.table.hash(&frame.key))?;
+        let holds = identity.binds(identity.side(frame.turned), &headers.key)
+            && identity.is_of_epoch(epoch)
+            && !self.table.has_expired(identity, now);
+        if holds { self.as_established(id) } else { None }
+    }
+
+    /// Whether a connection that began so lives still, and is established still.
+    pub fn is_established(&self, id: ConnectionId, original: &FlowKey) -> bool {
+        self.as_established(id.0).is_some_and(|established| established.original == *original)
+    }
+
+    fn as_established(&self, id: u32) -> Option<Established> {
+        let identity =
+            self.table.identity(id).filter(|identity| identity.state().is_established())?;
+        let (cause, would_drop) = self.verdict(ConnectionId(id));
+        let output = identity.hit(id, Side::Original).output;
+        let original = self.original(ConnectionId(id))?;
+        would_drop.is_none().then_some(Established {
+            id: ConnectionId(id),
+            original,
+            output,
+            cause,
+        })
+    }
+
+    /// Counts what was forwarded of a side elsewhere, on this connection's verdict. It has kept the
+    /// connection alive, and TCP's numbers catch up.
+    pub fn credit(&mut self, id: ConnectionId, side: Side, credit: &Credit, now: Nanos) {
+        let Some(state) = self.table.identity(id.0).map(Identity::state) else { return };
+        let Some(activity) = self.table.activity_mut(id.0) else { return };
+        activity.credit(side, credit);
+        self.table.refresh(id.0, state, now);
     }
 
     /// Renews a stale entry under a new verdict.

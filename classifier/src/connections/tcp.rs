@@ -52,7 +52,7 @@
 
 use bitflags::bitflags;
 
-use super::Side;
+use super::{Sent, Side};
 use crate::extract::Headers;
 use crate::wire::tcp::TcpFlags;
 
@@ -388,6 +388,19 @@ impl Tcp {
             return Step::To(TimeWait);
         }
         step
+    }
+
+    /// Takes a side's numbers from who has forwarded its segments instead: they are the truth, however
+    /// far they have moved. Its windows are taken as those of [`Windows::Ignored`].
+    pub(super) fn catch_up(&mut self, side: Side, sent: &Sent) {
+        let (mut own, mut other) = (self.end(side), self.end(side.other()));
+        own.next = sent.next;
+        own.known.insert(Known::NEXT);
+        own.known.remove(Known::ACK);
+        own.grant(sent.ack, u32::from(sent.window) << WINDOW_SCALE);
+        other.reach(sent.ack);
+        self.put(side, own);
+        self.put(side.other(), other);
     }
 
     fn judge_syn(&self, state: TcpState, side: Side, segment: &Segment) -> Step {

@@ -427,3 +427,71 @@ fn pages_cover_the_table_once() {
     let live: Vec<u16> = (0..100).filter(|port| port % 3 != 0).collect();
     assert_eq!(seen, live);
 }
+
+#[test]
+fn a_connection_is_established_once_both_sides_have_spoken_and_until_both_have_ended() {
+    let mut table = table(10);
+    let (there, back) = ((1, 2), (2, 1));
+    let ask = |table: &Connections, headers: &Headers| table.established(headers, 1, secs(0));
+
+    let (question, answer) = (udp(there, (5, 53)), udp(back, (53, 5)));
+    begin(&mut table, &question, secs(0)).unwrap();
+    assert_eq!(ask(&table, &question), None);
+    hit(pass(&mut table, &answer, secs(0)));
+    let established = ask(&table, &answer).expect("both have spoken");
+    assert_eq!((established.original, established.output), (question.key, PortId(2)));
+    assert_eq!(ask(&table, &question), Some(established));
+    assert_eq!(table.established(&question, 2, secs(0)), None, "of another epoch");
+    assert_eq!(table.established(&question, 1, secs(200)), None, "timed out");
+    let elsewhere = Headers { key: FlowKey { ingress: PortId(9), ..question.key }, ..question };
+    assert_eq!(ask(&table, &elsewhere), None, "another port's frame");
+    assert!(table.is_established(established.id, &question.key));
+    assert!(!table.is_established(established.id, &answer.key), "another connection");
+    table.remove(established.id);
+    assert!(!table.is_established(established.id, &question.key));
+
+    establish(&mut table, (1, 80), secs(0));
+    let data = tcp(there, (1, 80), ACK, 11, 91);
+    let established = ask(&table, &data).expect("the handshake is complete");
+    hit(pass(&mut table, &tcp(there, (1, 80), FIN | ACK, 11, 91), secs(0)));
+    assert_eq!(ask(&table, &data), Some(established), "half-closed");
+    hit(pass(&mut table, &tcp(back, (80, 1), FIN | ACK, 91, 12), secs(0)));
+    assert_eq!(ask(&table, &data), None, "closing");
+}
+
+#[test]
+fn what_lives_by_audit_alone_is_not_established() {
+    let mut table = table(10);
+    let question = udp((1, 2), (5, 53));
+    let would_drop = Some(DropReason::DefaultDeny);
+    let commit = Commit { would_drop, ..commit_of(&question, 2, 1) };
+    table.commit(&question, commit, 100, secs(0)).unwrap();
+    hit(pass(&mut table, &udp((2, 1), (53, 5)), secs(0)));
+    assert_eq!(table.established(&question, 1, secs(0)), None);
+}
+
+/// Gigabytes went past the table, further than any window: its numbers are those of before.
+#[test]
+fn a_credited_connection_lives_and_knows_a_real_reset() {
+    let mut table = table(10);
+    establish(&mut table, (1, 80), secs(0));
+    let far = 3_000_000_000;
+    let reset = tcp((1, 2), (1, 80), RST | ACK, far, 500);
+    assert_eq!(table.lookup(&reset, 1, secs(1)), Lookup::Invalid(DropReason::TcpState));
+    let id = hit(table.lookup(&tcp((1, 2), (1, 80), ACK, 11, 91), 1, secs(1))).id;
+    let sent = |next, ack| Some(Sent { next, ack, window: 1_000 });
+    let credit = Credit { frames: 2_000_000, bytes: 3_000_000_000, tcp: sent(far, 500) };
+    table.credit(id, Side::Original, &credit, secs(7_000));
+    let credit = Credit { frames: 40_000, bytes: 2_000_000, tcp: sent(500, far) };
+    table.credit(id, Side::Reply, &credit, secs(7_000));
+
+    let (page, _) = table.list(0, 10, secs(10_000));
+    let [info] = &page[..] else { panic!("{page:?}") };
+    assert_eq!(info.frames, [2_000_002, 40_001]);
+    assert!(info.last > secs(6_999), "{info:?}");
+    assert_eq!(info.bytes, [3_000_000_200, 2_000_100]);
+    let stale = tcp((1, 2), (1, 80), RST | ACK, 11, 91);
+    assert_eq!(table.lookup(&stale, 1, secs(10_000)), Lookup::Invalid(DropReason::TcpState));
+    hit(pass(&mut table, &reset, secs(10_000)));
+    assert_eq!(table.list(0, 1, secs(10_000)).0[0].state, "reset");
+}

@@ -16,8 +16,11 @@
 //! - The door is open only while the switch says so ([`Lane::keep_open`]): a program that outlives it
 //!   drops everything.
 //!
+//! [`Members`] says which ports there are, [`offload`] which connections a worker gives to the kernel.
 //! [`FlowTable`] is what the kernel knows; docs/adr/0004 says why misses travel as they do.
 
+mod members;
+pub mod offload;
 pub mod punt;
 pub mod table;
 
@@ -37,6 +40,7 @@ use crate::port::xdp::OpenError;
 use crate::sys::express::{Egress, Program};
 use crate::sys::umem::Umem;
 
+pub use self::members::{Member, Members};
 pub use self::table::{InstallError, Slot};
 pub use crate::sys::express::{Egress as FlowEgress, FlowId, FlowVerdict, Progress};
 

@@ -117,6 +117,11 @@ impl FlowTable {
         }
     }
 
+    /// Whether the flow has a verdict.
+    pub fn contains(&self, id: &FlowId) -> bool {
+        self.state.lock().slots.contains_key(id)
+    }
+
     /// Flows in the table.
     pub fn len(&self) -> usize {
         self.state.lock().slots.len()

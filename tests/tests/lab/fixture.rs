@@ -1,5 +1,6 @@
 //! What the lab tests share: labs that are removed whatever happens, and ways to look at them.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -28,6 +29,25 @@ macro_rules! ensure {
     };
 }
 pub(crate) use ensure;
+
+thread_local! {
+    /// The lane that the configs of this thread's labs ask for.
+    static LANE: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Runs a test with every port of its labs on that lane.
+pub(crate) fn on_lane<T>(lane: &'static str, test: impl FnOnce() -> T) -> T {
+    LANE.set(Some(lane));
+    let shown = test();
+    LANE.set(None);
+    shown
+}
+
+/// A config with this thread's lane written into every workload.
+fn with_lane(config: &str) -> String {
+    let Some(lane) = LANE.get() else { return config.to_owned() };
+    config.replace("[[workload]]", &format!("[[workload]]\nlane = \"{lane}\""))
+}
 
 /// Two containers, `a` and `b`. What `rules` says is added.
 pub(crate) fn pair(rules: &str) -> String {
@@ -97,6 +117,7 @@ impl Fixture {
     }
 
     fn build(text: &str, name: Option<String>) -> Result<Self, Failed> {
+        let text = &with_lane(text);
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("lab.toml");
         fs::write(&path, text)?;
@@ -136,7 +157,7 @@ impl Fixture {
 
     /// Applies a config without a `[switch]` table, and returns the epoch.
     pub(crate) fn apply(&self, config: &str) -> Result<u64, Failed> {
-        let text = format!("[switch]\nname = \"{}\"\n{config}", self.name());
+        let text = with_lane(&format!("[switch]\nname = \"{}\"\n{config}", self.name()));
         let path = self.directory.path().join("applied.toml");
         fs::write(&path, text)?;
         let output = self.firedoor(&["policy", "apply", &path.to_string_lossy()])?;
@@ -154,6 +175,11 @@ impl Fixture {
     pub(crate) fn ask(&self, from: &str, to: IpAddr, service: Service) -> Result<Outcome, Failed> {
         let patience = Duration::from_millis(1_500);
         Ok(self.netns(from)?.run(|| probe(to, service, patience))??.outcome)
+    }
+
+    /// What control answers.
+    pub(crate) fn request(&self, request: &Request) -> Result<Reply, Failed> {
+        Ok(self.lab.ask(request)?)
     }
 
     /// Refusals on record, once there are any that are `wanted`, or none come.

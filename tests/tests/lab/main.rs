@@ -8,6 +8,7 @@
 
 mod compare;
 mod cost;
+mod express;
 mod failure;
 mod fixture;
 mod fragments;
@@ -29,16 +30,21 @@ fn main() {
         traffic::TESTS,
         fragments::TESTS,
         policy::TESTS,
+        express::TESTS,
         failure::TESTS,
         cost::TESTS,
         compare::TESTS,
     ]
     .concat();
-    let trials = tests.into_iter().map(|(name, needs, test)| trial(name, needs, test)).collect();
+    let plain = tests.into_iter().map(|(name, needs, test)| trial(name.to_owned(), needs, test));
+    let express = tests_on_express().into_iter().map(|(name, needs, test)| {
+        trial(format!("on_express_{name}"), needs, move || fixture::on_lane("express", test))
+    });
+    let trials = plain.chain(express).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-fn trial(name: &'static str, needs: &[&str], test: fn() -> Shown) -> Trial {
+fn trial(name: String, needs: &[&str], test: impl FnOnce() -> Shown + Send + 'static) -> Trial {
     let trial = Trial::test(name, test);
     match lacking(needs) {
         Some(lacking) => {
@@ -46,6 +52,22 @@ fn trial(name: &'static str, needs: &[&str], test: fn() -> Shown) -> Trial {
         }
         None => trial,
     }
+}
+
+/// The tests that show the same on the express lane: all but those that are of the switch lane, or
+/// not of any lane.
+fn tests_on_express() -> Vec<Test> {
+    const NOT_ON_EXPRESS: [&str; 6] = [
+        "tcp_works_with_offloads_on_and_leaves_them_so",
+        "lab_exec_runs_where_the_workload_is",
+        "a_lab_whose_builder_was_killed_is_cleaned_up_by_the_next",
+        "a_namespace_of_someone_else_is_left_alone",
+        "demo_agrees_with_policy_and_leaves_nothing",
+        "demo_interrupted_leaves_nothing",
+    ];
+    let mut tests = [traffic::TESTS, policy::TESTS, failure::TESTS, cost::TESTS].concat();
+    tests.retain(|(name, ..)| !NOT_ON_EXPRESS.contains(name));
+    tests
 }
 
 fn lacking(needs: &[&str]) -> Option<String> {

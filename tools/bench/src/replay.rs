@@ -313,6 +313,7 @@ impl Switch {
             mirror: MirrorSender::new(Mirror::new(0), 0, 0),
             peers: Peers::new(0, alone),
             burst: Burst::default(),
+            offload: Default::default(),
             fragments: Fragmented::new(policy.settings(), umem.frames()),
         };
         let mut cells = BTreeMap::new();

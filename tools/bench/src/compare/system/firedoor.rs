@@ -1,4 +1,4 @@
-//! Firedoor itself: the real executable, its switch lane.
+//! Firedoor itself: the real executable, on each of its lanes.
 
 use std::fs;
 use std::time::Duration;
@@ -20,16 +20,30 @@ const PORT_PATIENCE: Duration = Duration::from_millis(200);
 /// Connections that the default config has room for.
 const DEFAULT_CONNECTIONS: usize = 1 << 18;
 
-/// Firedoor's switch lane.
-pub(super) struct Firedoor;
+/// Firedoor with every port on one lane.
+pub(super) struct Firedoor {
+    name: &'static str,
+    about: &'static str,
+    /// As the config names it.
+    lane: &'static str,
+}
+
+pub(super) static SWITCH_LANE: Firedoor =
+    Firedoor { name: "firedoor", about: "Firedoor's switch lane, one worker", lane: "switch" };
+
+pub(super) static EXPRESS_LANE: Firedoor = Firedoor {
+    name: "firedoor-express",
+    about: "Firedoor's express lane, one worker",
+    lane: "express",
+};
 
 impl System for Firedoor {
     fn name(&self) -> &'static str {
-        "firedoor"
+        self.name
     }
 
     fn about(&self) -> &'static str {
-        "Firedoor's switch lane, one worker"
+        self.about
     }
 
     fn version(&self) -> Result<String, Missing> {
@@ -47,7 +61,9 @@ impl System for Firedoor {
         };
         let settings = format!("max_connections = {connections}\n");
         let config = site.directory.join("firedoor.toml");
+        let lane = format!("[[workload]]\nlane = \"{}\"", self.lane);
         let text = site.policy.firedoor(NAME, &settings, site.topology);
+        let text = text.replace("[[workload]]", &lane);
         building("write the config", fs::write(&config, text))?;
 
         let mut firedoor = command(Some(&site.topology.switch), &site.firedoor.to_string_lossy());

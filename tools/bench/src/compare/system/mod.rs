@@ -99,7 +99,7 @@ fn need(programs: &[(&'static str, &'static str)]) -> Result<(), Missing> {
 }
 
 /// Every system, in the order of the tables: what people use today, the floors, and Firedoor.
-pub static ALL: [&dyn System; 8] = [
+pub static ALL: [&dyn System; 9] = [
     &bridge::Bridge,
     &bridge::Nft,
     &open_vswitch::Switch,
@@ -107,7 +107,8 @@ pub static ALL: [&dyn System; 8] = [
     &forwarder::Forwarder,
     &in_kernel::XdpRedirect,
     &in_kernel::TcxRedirect,
-    &firedoor::Firedoor,
+    &firedoor::SWITCH_LANE,
+    &firedoor::EXPRESS_LANE,
 ];
 
 /// The systems that a name on the command line stands for.

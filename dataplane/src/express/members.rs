@@ -1,0 +1,117 @@
+//! The interfaces that the express lane may receive from and send to, as workers and opener share
+//! them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use firedoor_classifier::{FlowKey, PortId};
+use parking_lot::Mutex;
+
+use super::offload::flow_id;
+use super::{Egress, ExpressError, Lane};
+
+/// Most flows of a switch that the kernel forwards: two for each connection. They take 16 MiB, and
+/// what the kernel's hash map needs for those that are used.
+const FLOWS: u32 = 1 << 17;
+
+/// What the express lane knows of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Index of its interface.
+    pub ifindex: u32,
+    /// How frames leave by it.
+    pub egress: Egress,
+    /// Longest frame it takes, in bytes with the Ethernet header.
+    pub max_frame: u16,
+    /// Whether what it receives is looked up by the program.
+    pub express: bool,
+}
+
+/// The ports of one switch, and its lane once a port needs it.
+#[derive(Default)]
+pub struct Members {
+    version: AtomicU64,
+    epoch: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ports: Vec<Option<Member>>,
+    lane: Option<Arc<Lane>>,
+}
+
+impl Members {
+    /// The lane, which is loaded if this is the first time.
+    ///
+    /// # Errors
+    /// [`ExpressError::Load`].
+    pub fn lane(&self) -> Result<Arc<Lane>, ExpressError> {
+        let mut state = self.state.lock();
+        if let Some(lane) = &state.lane {
+            return Ok(Arc::clone(lane));
+        }
+        let lane = Arc::new(Lane::load(FLOWS)?);
+        lane.set_epoch(self.epoch.load(Ordering::SeqCst));
+        lane.keep_open();
+        state.lane = Some(Arc::clone(&lane));
+        Ok(lane)
+    }
+
+    /// The lane, if it was loaded.
+    pub fn loaded(&self) -> Option<Arc<Lane>> {
+        self.state.lock().lane.clone()
+    }
+
+    /// Puts an epoch in force: verdicts of another are not used from now on.
+    pub fn set_epoch(&self, epoch: u64) {
+        let state = self.state.lock();
+        self.epoch.store(epoch, Ordering::SeqCst);
+        if let Some(lane) = &state.lane {
+            lane.set_epoch(epoch);
+        }
+    }
+
+    /// A port was opened.
+    pub fn join(&self, port: PortId, member: Member) {
+        self.set(port, Some(member));
+    }
+
+    /// A port was closed.
+    pub fn leave(&self, port: PortId) {
+        self.set(port, None);
+    }
+
+    fn set(&self, port: PortId, member: Option<Member>) {
+        let mut state = self.state.lock();
+        let at = usize::from(port.0);
+        if state.ports.len() <= at {
+            state.ports.resize(at + 1, None);
+        }
+        state.ports[at] = member;
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Changes whenever a port joins or leaves.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The version, the ports by number, and the lane, if one of them is on it.
+    pub(super) fn view(&self) -> (u64, Vec<Option<Member>>, Option<Arc<Lane>>) {
+        let state = self.state.lock();
+        let is_used = state.ports.iter().flatten().any(|member| member.express);
+        let lane = state.lane.clone().filter(|_| is_used);
+        (self.version(), state.ports.clone(), lane)
+    }
+
+    /// Whether the kernel has a verdict for the flow of that key.
+    pub fn forwards(&self, key: &FlowKey) -> bool {
+        let state = self.state.lock();
+        let member = state.ports.get(usize::from(key.ingress.0)).copied().flatten();
+        match (member, &state.lane) {
+            (Some(member), Some(lane)) => lane.flows().contains(&flow_id(key, &member)),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! A worker's half of the express lane: which of its connections the kernel forwards.
+//!
+//! After a frame was judged and forwarded, its connection may be one whose plain frames need no more
+//! judging: TCP after the handshake, UDP that was answered. Then both directions' verdicts go to the
+//! kernel. Before a frame is judged, its connection is credited with what the kernel forwarded
+//! meanwhile, so that a FIN or RST is judged by where TCP really is. And once a second each connection
+//! is credited and looked at, so that it stays alive by traffic that the switch never sees, and its
+//! verdicts go when it does.
+//!
+//! docs/adr/0005 says why. What the kernel cannot do stays on the switch lane: connections that live by learn or audit mode,
+//! whose frames are recorded one by one; TCP where windows are checked; ports with VLAN tags; routers, behind whom addresses move.
+
+use std::sync::Arc;
+
+use firedoor_classifier::connections::{ConnectionId, Credit, Established, Sent, Side};
+use firedoor_classifier::extract::Headers;
+use firedoor_classifier::snapshot::VlanMode;
+use firedoor_classifier::verdict::Cause;
+use firedoor_classifier::wire::protocol;
+use firedoor_classifier::wire::tcp::TcpFlags;
+use firedoor_classifier::{FlowKey, Nanos, Pipeline, PortId};
+use hashbrown::HashMap;
+
+use super::{FlowId, FlowVerdict, Lane, Member, Members, Progress, Slot};
+use crate::counters::WorkerCounters;
+use crate::outbox::Outbox;
+use crate::path::Path;
+
+/// How often each connection is looked at.
+const ROUND: Nanos = Nanos::from_secs(1);
+
+/// Most connections looked at by one call of [`Offload::tick`].
+const PER_TICK: usize = 4096;
+
+/// How long a flow is held before its count of frames under way is taken to be wrong.
+const HELD_TOO_LONG: Nanos = Nanos(100_000_000);
+
+/// One worker's connections that the kernel forwards.
+#[derive(Default)]
+pub struct Offload {
+    members: Option<Arc<Members>>,
+    /// The members as they were in version `seen`.
+    ports: Vec<Option<Member>>,
+    seen: u64,
+    lane: Option<Arc<Lane>>,
+    pairs: Vec<Option<Pair>>,
+    free: Vec<u32>,
+    /// Which pair a flow is of.
+    by_flow: HashMap<FlowId, u32>,
+    /// The next pair to look at, and when the round began.
+    next: usize,
+    round: Nanos,
+}
+
+/// A connection whose verdicts the kernel has.
+struct Pair {
+    id: ConnectionId,
+    original: FlowKey,
+    epoch: u64,
+    original_side: Flow,
+    reply_side: Flow,
+}
+
+/// One direction of it.
+struct Flow {
+    id: FlowId,
+    ingress: PortId,
+    egress: PortId,
+    /// `None` if its port is on the switch lane, which forwards it then.
+    slot: Option<Slot>,
+    credited: Progress,
+    /// When it was installed, or began anew.
+    since: Nanos,
+}
+
+/// Where what was forwarded is counted.
+struct Counts<'a> {
+    counters: &'a WorkerCounters,
+    outbox: &'a Outbox,
+}
+
+impl Path {
+    /// Takes note of ports that came and went.
+    pub(crate) fn refresh_offload(&mut self, now: Nanos) {
+        let (offload, pipeline, counts) = self.offloading();
+        offload.refresh(pipeline, &counts, now);
+    }
+
+    /// Before a frame is judged: its connection catches up with what the kernel forwarded. Returns
+    /// whether [`judged`](Self::judged) is to hear of the frame.
+    pub(crate) fn catch_up(&mut self, headers: &Headers, now: Nanos) -> bool {
+        let concerned = self.offload.concerns(headers);
+        if concerned {
+            let (offload, pipeline, counts) = self.offloading();
+            offload.before(headers, pipeline, &counts, now);
+        }
+        concerned
+    }
+
+    /// After a frame was judged: its connection's verdicts go to the kernel, or leave it.
+    pub(crate) fn judged(&mut self, headers: &Headers, now: Nanos) {
+        let (offload, pipeline, counts) = self.offloading();
+        offload.after(headers, pipeline, &counts, now);
+    }
+
+    /// Looks at some of the connections that the kernel forwards. Returns whether there are more to
+    /// look at soon.
+    pub(crate) fn tick_offload(&mut self, now: Nanos) -> bool {
+        let (offload, pipeline, counts) = self.offloading();
+        offload.tick(pipeline, &counts, now)
+    }
+
+    fn offloading(&mut self) -> (&mut Offload, &mut Pipeline, Counts<'_>) {
+        let Self { offload, pipeline, counters, outbox, .. } = self;
+        (offload, pipeline, Counts { counters, outbox })
+    }
+}
+
+impl Offload {
+    /// Nothing yet, of the ports that are in `members`.
+    pub fn new(members: Arc<Members>) -> Self {
+        Self { members: Some(members), ..Self::default() }
+    }
+
+    /// Whether it has anything to do with a frame.
+    fn concerns(&self, headers: &Headers) -> bool {
+        let ends = TcpFlags::from_bits_retain(headers.key.tcp_flags)
+            .intersects(TcpFlags::FIN | TcpFlags::RST);
+        self.lane.is_some()
+            && (ends || self.member(headers.key.ingress).is_some_and(|member| member.express))
+    }
+
+    /// Takes note of ports that came and went. Flows of before are forgotten: an interface may have
+    /// become another.
+    fn refresh(&mut self, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
+        let Some(members) = &self.members else { return };
+        if members.version() == self.seen {
+            return;
+        }
+        let view = members.view();
+        for at in 0..self.pairs.len() {
+            self.end(at, pipeline, counts, now);
+        }
+        (self.seen, self.ports, self.lane) = view;
+    }
+
+    /// Before a frame is judged: its connection catches up.
+    fn before(
+        &mut self,
+        headers: &Headers,
+        pipeline: &mut Pipeline,
+        counts: &Counts<'_>,
+        now: Nanos,
+    ) {
+        if let Some(at) = self.find(headers) {
+            self.credit(at, pipeline, counts, now);
+        }
+    }
+
+    /// After a frame was judged: its connection's verdicts go to the kernel, or leave it.
+    fn after(
+        &mut self,
+        headers: &Headers,
+        pipeline: &mut Pipeline,
+        counts: &Counts<'_>,
+        now: Nanos,
+    ) {
+        let found = self.find(headers);
+        let Some(established) = pipeline.established(headers, now) else {
+            if let Some(at) = found {
+                self.end(at, pipeline, counts, now);
+            }
+            return;
+        };
+        if let Some(at) = found {
+            let epoch = pipeline.policy().epoch();
+            let same = |pair: &Pair| {
+                pair.id == established.id
+                    && pair.original == established.original
+                    && pair.reply_side.ingress == established.output
+                    && pair.epoch == epoch
+            };
+            if self.pair(at).is_some_and(same) {
+                return self.release(headers, at, now);
+            }
+            self.end(at, pipeline, counts, now);
+        }
+        self.begin(&established, pipeline, now);
+    }
+
+    /// Looks at some connections, if the round is due. Returns whether there are more to look at
+    /// soon.
+    fn tick(&mut self, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) -> bool {
+        self.refresh(pipeline, counts, now);
+        let Some(lane) = &self.lane else { return false };
+        lane.keep_open();
+        if self.next == 0 {
+            if now.since(self.round) < ROUND.0 {
+                return false;
+            }
+            self.round = now;
+        }
+        let end = (self.next + PER_TICK).min(self.pairs.len());
+        for at in self.next..end {
+            let Some(pair) = self.pair(at) else { continue };
+            if pipeline.is_established(pair.id, &pair.original) {
+                self.credit(at, pipeline, counts, now);
+            } else {
+                self.end(at, pipeline, counts, now);
+            }
+        }
+        self.next = if end == self.pairs.len() { 0 } else { end };
+        self.next != 0
+    }
+
+    /// The pair that a frame is of.
+    fn find(&self, headers: &Headers) -> Option<usize> {
+        let member = self.member(headers.key.ingress)?;
+        self.by_flow.get(&flow_id(&headers.key, member)).map(|&at| at as usize)
+    }
+
+    fn member(&self, port: PortId) -> Option<&Member> {
+        self.ports.get(usize::from(port.0))?.as_ref()
+    }
+
+    fn pair(&self, at: usize) -> Option<&Pair> {
+        self.pairs.get(at)?.as_ref()
+    }
+
+    /// Gives the kernel a connection's verdicts, as far as it can apply them.
+    fn begin(&mut self, established: &Established, pipeline: &Pipeline, now: Nanos) {
+        let original = established.original;
+        let (from, to) = (original.ingress, established.output);
+        let is_checked =
+            original.protocol == protocol::TCP && pipeline.policy().settings().tcp_window_check;
+        if is_checked || !is_plain(pipeline, from) || !is_plain(pipeline, to) {
+            return;
+        }
+        let turned = turned(&original, to);
+        let epoch = pipeline.policy().epoch();
+        let rule = match established.cause {
+            Cause::Rule(rule) => rule.0,
+            Cause::Default | Cause::Switch => u32::MAX,
+        };
+        let Some(original_side) = self.install(&original, to, rule, epoch, now) else { return };
+        let Some(reply_side) = self.install(&turned, from, rule, epoch, now) else {
+            return self.remove(&original_side);
+        };
+        if original_side.slot.is_none() && reply_side.slot.is_none() {
+            return;
+        }
+        let pair = Pair { id: established.id, original, epoch, original_side, reply_side };
+        let flows = [pair.original_side.id, pair.reply_side.id];
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.pairs.push(None);
+            self.pairs.len() as u32 - 1
+        });
+        if let Some(place) = self.pairs.get_mut(at as usize) {
+            *place = Some(pair);
+            self.by_flow.extend(flows.map(|flow| (flow, at)));
+        }
+    }
+
+    /// Gives the kernel one direction's verdict, if its port is on the express lane. `None` if that
+    /// is not possible.
+    fn install(
+        &self,
+        key: &FlowKey,
+        egress: PortId,
+        rule: u32,
+        epoch: u64,
+        now: Nanos,
+    ) -> Option<Flow> {
+        let (from, to) = (self.member(key.ingress)?, self.member(egress)?);
+        let id = flow_id(key, from);
+        let verdict = FlowVerdict {
+            eth_dst: key.eth_dst.0,
+            eth_src: key.eth_src.0,
+            egress: to.egress,
+            max_frame: to.max_frame,
+            rule,
+            epoch,
+        };
+        let slot = match (&self.lane, from.express) {
+            (Some(lane), true) => Some(lane.flows().install(&id, &verdict).ok()?),
+            _ => None,
+        };
+        let credited = Progress::default();
+        Some(Flow { id, ingress: key.ingress, egress, slot, credited, since: now })
+    }
+
+    /// Lets a flow that is held for long begin anew: some of its frames were lost on the way here.
+    fn release(&mut self, headers: &Headers, at: usize, now: Nanos) {
+        let (Some(lane), Some(Some(pair))) = (&self.lane, self.pairs.get_mut(at)) else { return };
+        let flow = if headers.key.ingress == pair.original_side.ingress {
+            &mut pair.original_side
+        } else {
+            &mut pair.reply_side
+        };
+        if let Some(slot) = flow.slot
+            && now.since(flow.since) > HELD_TOO_LONG.0
+            && lane.flows().is_held(slot)
+        {
+            lane.flows().restart(slot);
+            flow.since = now;
+        }
+    }
+
+    /// Counts what the kernel forwarded of a connection since the last time.
+    fn credit(&mut self, at: usize, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
+        let (Some(lane), Some(Some(pair))) = (&self.lane, self.pairs.get_mut(at)) else { return };
+        let is_tcp = pair.original.protocol == protocol::TCP;
+        let sides =
+            [(Side::Original, &mut pair.original_side), (Side::Reply, &mut pair.reply_side)];
+        for (side, flow) in sides {
+            let Some(slot) = flow.slot else { continue };
+            let progress = lane.flows().progress(slot);
+            let frames = progress.frames.saturating_sub(flow.credited.frames);
+            if frames == 0 {
+                continue;
+            }
+            let bytes = progress.bytes.saturating_sub(flow.credited.bytes);
+            flow.credited = progress;
+            let Progress { seq: next, ack, window, .. } = progress;
+            let tcp = is_tcp.then_some(Sent { next, ack, window });
+            pipeline.credit(pair.id, side, &Credit { frames, bytes, tcp }, now);
+            counts.add(flow, frames, bytes);
+        }
+    }
+
+    /// Takes a connection's verdicts from the kernel, and counts what they did.
+    fn end(&mut self, at: usize, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
+        self.credit(at, pipeline, counts, now);
+        let Some(pair) = self.pairs.get_mut(at).and_then(Option::take) else { return };
+        self.free.push(at as u32);
+        for flow in [&pair.original_side, &pair.reply_side] {
+            self.remove(flow);
+            if self.by_flow.get(&flow.id) == Some(&(at as u32)) {
+                self.by_flow.remove(&flow.id);
+            }
+        }
+    }
+
+    fn remove(&self, flow: &Flow) {
+        if let (Some(lane), Some(slot)) = (&self.lane, flow.slot) {
+            lane.flows().remove(&flow.id, slot);
+        }
+    }
+}
+
+impl Counts<'_> {
+    /// Counts frames as received and sent, whoever did it.
+    fn add(&self, flow: &Flow, frames: u64, bytes: u64) {
+        self.counters.received.add(frames);
+        self.counters.sent.add(frames);
+        if let Some(cells) = self.outbox.cells(flow.ingress) {
+            cells.rx_frames.add(frames);
+            cells.rx_bytes.add(bytes);
+        }
+        if let Some(cells) = self.outbox.cells(flow.egress) {
+            cells.tx_frames.add(frames);
+            cells.tx_bytes.add(bytes);
+        }
+    }
+}
+
+/// Whether the frames of a port are untagged and its addresses stay where they are.
+fn is_plain(pipeline: &Pipeline, port: PortId) -> bool {
+    let workload = pipeline.policy().port(port);
+    workload.is_some_and(|it| !it.router && matches!(it.vlan, VlanMode::Access(_)))
+}
+
+/// The key of the answers to that one, which come in at `ingress`.
+pub(crate) fn turned(key: &FlowKey, ingress: PortId) -> FlowKey {
+    FlowKey {
+        ingress,
+        eth_src: key.eth_dst,
+        eth_dst: key.eth_src,
+        src: key.dst,
+        dst: key.src,
+        src_port: key.dst_port,
+        dst_port: key.src_port,
+        ..*key
+    }
+}
+
+/// The flow of a key, as the program would name it.
+pub(super) fn flow_id(key: &FlowKey, member: &Member) -> FlowId {
+    FlowId {
+        ingress: member.ifindex,
+        src: key.src.to_be_bytes(),
+        dst: key.dst.to_be_bytes(),
+        src_port: key.src_port.to_be_bytes(),
+        dst_port: key.dst_port.to_be_bytes(),
+        protocol: key.protocol.into(),
+    }
+}

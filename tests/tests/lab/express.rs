@@ -1,0 +1,163 @@
+//! What is the express lane's own: the kernel forwards, the switch stays in charge. That everything
+//! else is as on the switch lane, the other modules' tests show, which run on it too.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use firedoor_api::control::{Reply, Request};
+use firedoor_api::dataplane::Flow;
+use firedoor_classifier::DropReason;
+use firedoor_classifier::snapshot::Lane;
+use firedoor_lab::probe::{Responder, Service};
+use libtest_mimic::Failed;
+
+use crate::fixture::{
+    Fixture, WebServer, allow, checksum_of, container, curl, ensure, on_lane, pair, v4, v6,
+    wait_for,
+};
+use crate::{Shown, Test};
+
+const ECHO: Service = Service::Tcp(7);
+const PORT: u16 = 7;
+const WEB: u16 = 8080;
+const LENGTH: u64 = 20_000_000;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("an_express_connection_is_forwarded_by_the_kernel_and_counted_by_the_switch", &[], counted),
+    ("an_express_connection_lives_by_frames_that_the_switch_never_saw", &[], kept_alive),
+    ("an_express_connection_ends_with_its_rule", &[], cut),
+    ("an_express_transfer_ends_by_fin_and_leaves_the_offloads_on", &["curl", "ethtool"], transfer),
+    ("ports_of_both_lanes_work_in_one_switch", &["curl"], mixed),
+];
+
+/// Two containers on the express lane, where `a` may ask `b`.
+fn up(switch: &str) -> Result<Fixture, Failed> {
+    on_lane("express", || Fixture::up_with(switch, &pair(&allow("a", "b", "any"))))
+}
+
+fn connect(lab: &Fixture) -> Result<TcpStream, Failed> {
+    let to = SocketAddr::new(v4(2), PORT);
+    let patience = Duration::from_secs(2);
+    let stream = lab.netns("a")?.run(|| TcpStream::connect_timeout(&to, patience))??;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    Ok(stream)
+}
+
+/// Whether a line comes back within a second.
+fn echoes(connection: &mut TcpStream) -> bool {
+    let mut answer = [0; 5];
+    connection.write_all(b"hello").is_ok()
+        && connection.read_exact(&mut answer).is_ok()
+        && &answer == b"hello"
+}
+
+/// The TCP connections of a lab.
+fn connections(lab: &Fixture) -> Result<Vec<Flow>, Failed> {
+    let Reply::Flows(flows) = lab.request(&Request::Flows)? else {
+        return Err("flows were asked for, and something else answered".into());
+    };
+    Ok(flows.into_iter().filter(|flow| flow.kind == "connection" && flow.protocol == 6).collect())
+}
+
+fn counted() -> Shown {
+    let lab = up("")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut connection = connect(&lab)?;
+    for _ in 0..1_000 {
+        ensure!(echoes(&mut connection), "no echo");
+    }
+    let judged = || -> Result<u64, Failed> {
+        let status = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+        Ok(status.connection_hits + status.cache_hits + status.upcalls)
+    };
+    let all_counted = wait_for(Duration::from_secs(5), || {
+        let [flow] = &connections(&lab)?[..] else { return Ok(false) };
+        Ok(flow.lane == Lane::Express && flow.frames >= 2_000 && flow.bytes >= 2_000 * 71)
+    })?;
+    ensure!(all_counted, "{:#?}", connections(&lab)?);
+    let judged = judged()?;
+    ensure!(judged < 200, "the switch judged {judged} frames of 2,000");
+    let ports = lab.status()?.ports;
+    for port in &ports {
+        ensure!(port.lane == Lane::Express, "{port:#?}");
+        ensure!(port.counters.rx_frames >= 1_000 && port.counters.tx_frames >= 1_000, "{port:#?}");
+    }
+    Ok(())
+}
+
+fn kept_alive() -> Shown {
+    let lab = up("timeouts = { tcp_established = 3 }")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut connection = connect(&lab)?;
+    for _ in 0..16 {
+        ensure!(echoes(&mut connection), "no echo from a connection that is in use");
+        thread::sleep(Duration::from_millis(500));
+    }
+    thread::sleep(Duration::from_secs(6));
+    ensure!(connections(&lab)?.is_empty(), "it outlives its timeout");
+    ensure!(!echoes(&mut connection), "the kernel forwards what the switch has forgotten");
+    Ok(())
+}
+
+fn cut() -> Shown {
+    let lab = up("")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut connection = connect(&lab)?;
+    let forwarded = wait_for(Duration::from_secs(2), || {
+        ensure!(echoes(&mut connection), "no echo");
+        Ok(connections(&lab)?.iter().any(|flow| flow.lane == Lane::Express))
+    })?;
+    ensure!(forwarded, "the kernel does not forward it");
+    on_lane("express", || lab.apply(&pair("")))?;
+    ensure!(!echoes(&mut connection), "it goes on without its rule");
+    Ok(())
+}
+
+fn transfer() -> Shown {
+    let lab = up("")?;
+    let offloads = || lab.run("a", "ethtool", &["-k", "eth0"]);
+    let before = offloads()?;
+    for feature in ["tcp-segmentation-offload: on", "tx-checksumming: on"] {
+        ensure!(before.contains(feature), "{before}");
+    }
+    let _server = WebServer::start(&lab.netns("b")?, WEB, LENGTH)?;
+    for address in [v4(2), v6(2)] {
+        let came = curl(&lab.netns("a")?, &format!("http://{}/", SocketAddr::new(address, WEB)))?;
+        ensure!(came == checksum_of(LENGTH), "from {address} came {came:x?}");
+    }
+    let ended = wait_for(Duration::from_secs(3), || {
+        let connections = connections(&lab)?;
+        let is_ended = |flow: &Flow| flow.state == "time-wait" && flow.bytes > LENGTH;
+        Ok(connections.len() == 2 && connections.iter().all(is_ended))
+    })?;
+    ensure!(ended, "{:#?}", connections(&lab)?);
+    ensure!(before == offloads()?, "offloads have changed");
+    let drops = lab.status()?.dataplane.map(|dataplane| dataplane.drops).unwrap_or_default();
+    let of_tcp = [DropReason::TcpState, DropReason::TcpNotSyn];
+    ensure!(!drops.iter().any(|(reason, _)| of_tcp.contains(reason)), "{drops:?}");
+    Ok(())
+}
+
+/// The server on the switch lane, and then the client.
+fn mixed() -> Shown {
+    for express in ["a", "b"] {
+        let name = format!("name = \"{express}\"\nkind");
+        let lane = format!("lane = \"express\"\n{name}");
+        let workloads = (container("a", 1) + &container("b", 2)).replace(&name, &lane);
+        let lab = Fixture::up(&format!("{workloads}{}", allow("a", "b", "any")))?;
+        for port in lab.status()?.ports {
+            let expected = if port.workload == express { Lane::Express } else { Lane::Switch };
+            ensure!(port.lane == expected, "{port:#?}");
+        }
+        // Containers behind the switch lane's XDP program have no segmentation offload to offer.
+        let _server = WebServer::start(&lab.netns("b")?, WEB, LENGTH)?;
+        for address in [v4(2), v6(2)] {
+            let came =
+                curl(&lab.netns("a")?, &format!("http://{}/", SocketAddr::new(address, WEB)))?;
+            ensure!(came == checksum_of(LENGTH), "from {address} came {came:x?}");
+        }
+    }
+    Ok(())
+}
