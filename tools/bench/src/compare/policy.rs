@@ -100,11 +100,12 @@ impl Policy {
         Self { rules, rest: false }
     }
 
-    /// As Firedoor's config, for a switch called `name`. `settings` is added to its `[switch]`.
+    /// As Firedoor's config, for a switch called `name` with every port on `lane`. `settings` is added
+    /// to its `[switch]`.
     ///
     /// Under attack, the attacker is a router: it may then send from any address, and its frames
     /// are judged instead of being dropped as spoofed.
-    pub fn firedoor(&self, name: &str, settings: &str, topology: &Topology) -> String {
+    pub fn firedoor(&self, name: &str, settings: &str, lane: &str, topology: &Topology) -> String {
         let mut text = format!("[switch]\nname = \"{name}\"\n{settings}\n");
         for (position, host) in topology.hosts.iter().enumerate() {
             let Host { name, port, mac, ip, .. } = host;
@@ -112,7 +113,7 @@ impl Policy {
             let _ = write!(
                 text,
                 "\n[[workload]]\nname = \"{name}\"\nkind = \"external\"\nifname = \"{port}\"\n\
-                 mac = \"{mac}\"\nip = [\"{ip}/16\"]\nlane = \"switch\"\nrouter = {router}\n"
+                 mac = \"{mac}\"\nip = [\"{ip}/16\"]\nlane = \"{lane}\"\nrouter = {router}\n"
             );
         }
         let networks = (0..NETWORKS).map(From::Network).chain([From::Trusted]);

@@ -61,9 +61,7 @@ impl System for Firedoor {
         };
         let settings = format!("max_connections = {connections}\n");
         let config = site.directory.join("firedoor.toml");
-        let lane = format!("[[workload]]\nlane = \"{}\"", self.lane);
-        let text = site.policy.firedoor(NAME, &settings, site.topology);
-        let text = text.replace("[[workload]]", &lane);
+        let text = site.policy.firedoor(NAME, &settings, self.lane, site.topology);
         building("write the config", fs::write(&config, text))?;
 
         let mut firedoor = command(Some(&site.topology.switch), &site.firedoor.to_string_lossy());
