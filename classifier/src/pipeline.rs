@@ -86,6 +86,11 @@ impl Pipeline {
         }
     }
 
+    /// Takes now what memory connections may need; see [`Connections::set_aside`].
+    pub fn set_aside(&mut self) {
+        self.connections.set_aside();
+    }
+
     /// Puts another policy in force, of a higher epoch. Every cached verdict is stale from here on.
     pub fn set_policy(&mut self, policy: Arc<Policy>) {
         let (old, new) = (self.policy.settings(), policy.settings());

@@ -233,8 +233,10 @@ impl Engine {
         let counters = Arc::<WorkerCounters>::default();
         let epoch = Arc::<AtomicU64>::default();
         let mirror = Mirror::new(settings.mirror_snaplen);
+        let mut pipeline = Pipeline::new(Arc::clone(policy));
+        pipeline.set_aside();
         let path = Path {
-            pipeline: Pipeline::new(Arc::clone(policy)),
+            pipeline,
             pool: FramePool::new(Arc::clone(&self.umem), Arc::clone(&self.store)),
             outbox: Outbox::default(),
             counters: Arc::clone(&counters),

@@ -198,6 +198,28 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// What lies in a slot that was never in use.
+    pub(super) fn free() -> Self {
+        let identity = Identity {
+            addresses: [0; 4],
+            rest: State::Free.code().into(),
+            macs: [MacAddr::ZERO; 2],
+            ports: [PortId(0); 2],
+            epoch: 0,
+            last: Stamp::of(Nanos(0)),
+        };
+        let record = Record {
+            previous: NIL,
+            next: NIL,
+            cause: PackedCause::pack(Cause::Default),
+            since: 0,
+            would_drop: None,
+            tcp_flags: 0,
+        };
+        let activity = Activity { frames: [0; 2], bytes: [0; 2], tcp: Tcp::default() };
+        Self { identity, activity, record }
+    }
+
     /// A connection begun by a frame of `bytes` bytes.
     pub(super) fn begin(
         frame: FrameKey,

@@ -15,6 +15,10 @@ const SLOTS: usize = 12;
 /// Connections per shard at the bound: five sixths of what 24 buckets hold.
 const PER_SHARD: u32 = 240;
 
+/// Buckets of a shard that is set aside: it grows if it gets five standard deviations more than its
+/// mean of [`PER_SHARD`].
+const SET_ASIDE: usize = 28;
+
 /// The tag of an empty slot.
 const EMPTY: u8 = 0;
 
@@ -155,6 +159,13 @@ impl Index {
     pub(super) fn memory(&self) -> usize {
         let buckets: usize = self.shards.iter().map(|shard| shard.buckets.len()).sum();
         buckets * size_of::<Bucket>() + self.shards.capacity() * size_of::<Shard>()
+    }
+
+    /// Has every shard as large as it will nearly always be.
+    pub(super) fn set_aside(&mut self) {
+        for shard in self.shards.iter_mut().filter(|shard| shard.buckets.is_empty()) {
+            shard.buckets = vec![Bucket::NEW; SET_ASIDE].into_boxed_slice();
+        }
     }
 
     #[cfg(test)]

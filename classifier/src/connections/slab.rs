@@ -1,18 +1,24 @@
-//! Where connections lie: by number, in segments that are allocated as they fill and never move.
+//! Where connections lie: by number, in segments that never move.
 //!
 //! So growth copies nothing, and a connection's number is its place for life. The three parts of an
-//! entry lie in arrays of their own, each part on as few cache lines as it can. Free slots form a
-//! list.
+//! entry lie in arrays of their own, each part on as few cache lines as it can. Slots that were freed
+//! form a list; beyond the highest number that was ever given out nothing is in use.
+//!
+//! Segments are allocated as they fill, or [set aside](Slab::set_aside) before. A segment's largest
+//! arrays have the size of an x86-64 huge page (2 MiB): with a million connections, every other lookup
+//! would wait for a page walk otherwise.
 
 use super::entry::{Activity, Entry, Identity, NIL, Record, State};
 
 /// Entries per segment: a power of two.
-const SEGMENT: usize = 4_096;
+const SEGMENT: usize = 32_768;
 
 /// Entries by number.
 pub(super) struct Slab {
     segments: Vec<Segment>,
     first_free: u32,
+    /// One more than the highest number ever given out.
+    used: u32,
 }
 
 #[derive(Default)]
@@ -31,10 +37,28 @@ impl Segment {
         }
     }
 
-    fn push(&mut self, entry: Entry) {
-        self.identities.push(entry.identity);
-        self.activities.push(entry.activity);
-        self.records.push(entry.record);
+    /// Has memory for `count` entries not only reserved but there.
+    fn set_aside(&mut self, count: usize) {
+        let Entry { identity, activity, record } = Entry::free();
+        let count = count.max(self.identities.len());
+        self.identities.resize(count, identity);
+        self.activities.resize(count, activity);
+        self.records.resize(count, record);
+    }
+
+    /// Puts an entry into this slot, the first that is not in use.
+    fn put(&mut self, at: usize, entry: Entry) {
+        let Self { identities, activities, records } = self;
+        match (identities.get_mut(at), activities.get_mut(at), records.get_mut(at)) {
+            (Some(identity), Some(activity), Some(record)) => {
+                (*identity, *activity, *record) = (entry.identity, entry.activity, entry.record);
+            }
+            _ => {
+                identities.push(entry.identity);
+                activities.push(entry.activity);
+                records.push(entry.record);
+            }
+        }
     }
 }
 
@@ -44,7 +68,7 @@ const fn place(id: u32) -> (usize, usize) {
 
 impl Slab {
     pub(super) const fn new() -> Self {
-        Self { segments: Vec::new(), first_free: NIL }
+        Self { segments: Vec::new(), first_free: NIL, used: 0 }
     }
 
     /// The identity in this slot; its state says if the slot is free.
@@ -86,10 +110,27 @@ impl Slab {
         Some(Entry { identity, activity: *self.activity(id)?, record: *self.record(id)? })
     }
 
-    /// Number of slots, free ones included.
-    pub(super) fn slots(&self) -> usize {
-        let full = self.segments.len().saturating_sub(1);
-        full * SEGMENT + self.segments.last().map_or(0, |last| last.identities.len())
+    /// Number of slots that were ever in use.
+    pub(super) const fn slots(&self) -> usize {
+        self.used as usize
+    }
+
+    /// Takes memory for `count` entries now. No insertion waits for the operating system then, until
+    /// there are more.
+    ///
+    /// Arrays of a kind are reserved side by side before any is written to, or the system could not
+    /// lay huge pages across them.
+    pub(super) fn set_aside(&mut self, count: u32) {
+        let count = count as usize;
+        let known = self.segments.len();
+        self.segments.resize_with(count.div_ceil(SEGMENT).max(known), Segment::default);
+        let added = self.segments.get_mut(known..).unwrap_or_default();
+        added.iter_mut().for_each(|segment| segment.identities.reserve_exact(SEGMENT));
+        added.iter_mut().for_each(|segment| segment.activities.reserve_exact(SEGMENT));
+        added.iter_mut().for_each(|segment| segment.records.reserve_exact(SEGMENT));
+        for (at, segment) in self.segments.iter_mut().enumerate() {
+            segment.set_aside(count.saturating_sub(at * SEGMENT).min(SEGMENT));
+        }
     }
 
     /// Puts an entry into a free slot. Allocates a segment when all are full.
@@ -107,14 +148,14 @@ impl Slab {
             }
             return id;
         }
-        let id = self.slots() as u32;
-        match self.segments.last_mut() {
-            Some(segment) if segment.identities.len() < SEGMENT => segment.push(entry),
-            _ => {
-                let mut segment = Segment::new();
-                segment.push(entry);
-                self.segments.push(segment);
-            }
+        let id = self.used;
+        let (segment, at) = place(id);
+        if segment == self.segments.len() {
+            self.segments.push(Segment::new());
+        }
+        if let Some(segment) = self.segments.get_mut(segment) {
+            segment.put(at, entry);
+            self.used += 1;
         }
         id
     }
@@ -131,12 +172,13 @@ impl Slab {
         }
     }
 
-    /// Bytes held, free slots and spare room included.
+    /// Bytes that entries take, in use or not. What a segment has reserved beyond them is not there
+    /// yet.
     pub(super) fn memory(&self) -> usize {
         let of_segment = |segment: &Segment| {
-            segment.identities.capacity() * size_of::<Identity>()
-                + segment.activities.capacity() * size_of::<Activity>()
-                + segment.records.capacity() * size_of::<Record>()
+            segment.identities.len() * size_of::<Identity>()
+                + segment.activities.len() * size_of::<Activity>()
+                + segment.records.len() * size_of::<Record>()
         };
         self.segments.iter().map(of_segment).sum::<usize>()
             + self.segments.capacity() * size_of::<Segment>()

@@ -49,6 +49,12 @@ impl Table {
     }
 
     /// Number of slots, free ones included.
+    /// See [`Slab::set_aside`].
+    pub(super) fn set_aside(&mut self, count: u32) {
+        self.slab.set_aside(count);
+        self.index.set_aside();
+    }
+
     pub(super) fn slots(&self) -> usize {
         self.slab.slots()
     }

@@ -6,6 +6,7 @@
 
 mod args;
 mod commands;
+mod huge_pages;
 mod output;
 mod supervisor;
 
@@ -22,6 +23,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut out = Output::new();
     log_to_stderr(&cli.command, &out);
+    if measures_in_process(&cli.command) {
+        huge_pages::restart_with();
+    }
     match dispatch(&cli.command, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?)) {
         Ok(code) => code,
         // The reader, such as `head`, has all it wanted.
@@ -56,6 +60,18 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Tse(args)) => commands::bench::tse::run(args, out),
         Command::Dataplane(args) => commands::role::dataplane(args),
         Command::Control(args) => commands::role::control(args),
+    }
+}
+
+/// Whether the command measures here what the data plane does there.
+fn measures_in_process(command: &Command) -> bool {
+    let Command::Bench(command) = command else { return false };
+    match command {
+        BenchCommand::Classify(_)
+        | BenchCommand::Flows(_)
+        | BenchCommand::Replay(_)
+        | BenchCommand::Tse(_) => true,
+        BenchCommand::Compare(_) | BenchCommand::Traffic(_) => false,
     }
 }
 

@@ -21,6 +21,8 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::huge_pages;
+
 /// The first, and the longest, wait before a role is started again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A role that lived this long was well: the next wait is the first one again.
@@ -129,7 +131,7 @@ impl Role {
 
     fn start(&mut self) -> anyhow::Result<()> {
         // Not by path: the file may have been replaced by another version since.
-        let child = Command::new("/proc/self/exe")
+        let child = huge_pages::ask_for(&mut Command::new("/proc/self/exe"))
             .arg0("firedoor")
             .args(&self.arguments)
             .stdin(Stdio::null())

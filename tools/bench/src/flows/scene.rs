@@ -53,7 +53,10 @@ pub(super) fn pipeline(connections: u32, flows: u32) -> Pipeline {
         ..Settings::default()
     };
     let policy = Policy::build(snapshot(settings));
-    Pipeline::new(Arc::new(policy.unwrap_or_else(|_| unreachable!("the snapshot is valid"))))
+    let policy = policy.unwrap_or_else(|_| unreachable!("the snapshot is valid"));
+    let mut pipeline = Pipeline::new(Arc::new(policy));
+    pipeline.set_aside();
+    pipeline
 }
 
 /// A segment of a conversation, without data.

@@ -59,7 +59,8 @@ pub(super) fn grow(count: u32) -> Growth {
     Growth { table, insert_ns: median(insert_ns) - frames.cost(1), longest_us }
 }
 
-/// A table with room for `count` connections, all of them of one port.
+/// A table with room for `count` connections, all of them of one port, its memory set aside as the
+/// data plane does.
 fn empty(count: u32) -> Connections {
     let limits = Limits {
         connections: count,
@@ -67,7 +68,9 @@ fn empty(count: u32) -> Connections {
         timeouts: Timeouts::default(),
         tcp_window_check: true,
     };
-    Connections::with_seed(limits, SEED)
+    let mut table = Connections::with_seed(limits, SEED);
+    table.set_aside();
+    table
 }
 
 /// Fills an empty table, and returns the nanoseconds that each connection took.
