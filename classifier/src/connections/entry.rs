@@ -406,7 +406,7 @@ impl Activity {
         *frames = frames.saturating_add(credit.frames);
         *bytes = bytes.saturating_add(credit.bytes);
         if let Some(sent) = &credit.tcp {
-            self.tcp.catch_up(side, sent);
+            self.tcp.catch_up(side, sent, credit.bytes);
         }
     }
 

@@ -422,12 +422,17 @@ impl Tcp {
         step
     }
 
-    /// Takes a side's numbers from who has forwarded its segments instead: they are the truth, however
-    /// far they have moved. Its windows are taken as those of [`Windows::Ignored`].
-    pub(super) fn catch_up(&mut self, side: Side, sent: &Sent) {
+    /// Takes a side's numbers from who has forwarded `bytes` of it instead: they are the truth, however
+    /// far they have moved. If they lie behind, all of it was sent again. Its windows are taken as
+    /// those of [`Windows::Ignored`].
+    pub(super) fn catch_up(&mut self, side: Side, sent: &Sent, bytes: u64) {
         let (mut own, mut other) = (self.end(side), self.end(side.other()));
-        own.next = sent.next;
-        own.known.insert(Known::NEXT);
+        if bytes < 1 << 31 {
+            own.reach(sent.next);
+        } else {
+            own.next = sent.next;
+            own.known.insert(Known::NEXT);
+        }
         own.known.remove(Known::ACK);
         own.grant(sent.ack, u32::from(sent.window) << WINDOW_SCALE);
         other.reach(sent.ack);
