@@ -166,7 +166,7 @@ pub const fn is_ip(number: u16) -> bool {
     matches!(number, ether_type::IPV4 | ether_type::IPV6)
 }
 
-/// An ethertype's name or number. [`ether_type`] reads it back.
+/// An ethertype's name or number. [`ether_type()`] reads it back.
 pub fn ether_type_text(number: u16) -> String {
     match number {
         ether_type::IPV4 => "ipv4".into(),

@@ -1,7 +1,7 @@
 //! Who may reach whom on what, by policy alone: no frame is sent.
 //!
 //! A permission that hangs on how a conversation begins (source port, TCP flags, ethertype, VLAN) is told
-//! with what it hangs on: every [way to begin](cells) that rules tell apart is asked for.
+//! with what it hangs on: every way to begin that rules tell apart is asked for.
 //!
 //! Ends are the workloads and, if the switch has a router, the segments of addresses outside: every
 //! combination of groups, and the world. A pair can talk if some VLAN joins it, both have addresses

@@ -321,7 +321,9 @@ impl End {
         if !self.knows(Known::ACK) || is_after(edge, self.edge) {
             self.edge = edge;
         }
-        self.ack = ack;
+        if !self.knows(Known::ACK) || is_after(ack, self.ack) {
+            self.ack = ack;
+        }
         self.largest = self.largest.max(window.next_power_of_two().ilog2() as u8);
         self.known.insert(Known::ACK);
     }
@@ -636,10 +638,8 @@ impl Tcp {
         // that is how a closed window is probed.
         let is_checked = windows == Windows::Checked;
         let may_send = is_checked || other.accepts(segment.next());
-        let may_ack = match windows {
-            Windows::Checked => !own.knows(Known::ACK) || !is_after(own.ack, segment.ack),
-            Windows::Ignored => own.accepts(segment.ack),
-        };
+        // An acknowledgement that was overtaken still grants what it says: the newer one may be lost.
+        let may_ack = is_checked || own.accepts(segment.ack);
         if may_send && !state.has_fin(side) {
             own.reach(segment.next());
             own.known.set(Known::CUT, segment.is_cut || own.knows(Known::CUT));
