@@ -382,7 +382,7 @@ pub(crate) enum BenchCommand {
 /// With `--flood`, floods it from one port instead, beside 10,000 established connections of others,
 /// and exits 1 if any of those is lost.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples: firedoor bench flows --connections 1000000\n          \
+#[command(after_help = "Example: firedoor bench flows --connections 1000000\n         \
     firedoor bench flows --flood 10000000")]
 pub(crate) struct BenchFlowsArgs {
     /// Live connections; with --flood, the table's bound
