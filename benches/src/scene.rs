@@ -1,22 +1,19 @@
 //! The scene: a policy of many workloads and rules, and the frames that two of them exchange.
 
-use std::net::{IpAddr, Ipv6Addr};
-
 use fastrand::Rng;
+use firedoor_bench::scene::{Segments, allow};
+pub use firedoor_bench::scene::{ends, ends6};
+use firedoor_classifier::PortId;
 use firedoor_classifier::build::{self, Ends};
 use firedoor_classifier::snapshot::{
-    Conditions, Direction, Kind, Lane, Mode, Rule, RuleAction, Service, Services, Settings,
-    Snapshot, TagInfo, TagSet, VlanMode, Workload,
+    Rule, RuleAction, Service, Services, Settings, Snapshot, TagSet,
 };
-use firedoor_classifier::wire::protocol::{TCP, UDP};
-use firedoor_classifier::{MacAddr, PortId, Tag};
+use firedoor_classifier::wire::protocol::UDP;
 
 /// Workloads, and so ports.
 pub const WORKLOADS: u16 = 200;
 /// Segments that the workloads are spread over.
-const SEGMENTS: u32 = 40;
-/// Tags that a rule names on each side.
-const TAGS_PER_RULE: usize = 4;
+const SEGMENTS: Segments = Segments(40);
 
 /// Asks.
 pub const CLIENT: PortId = PortId(0);
@@ -29,39 +26,22 @@ pub const SERVICE_PORT: u16 = 8080;
 /// client and server begin UDP conversations with each other.
 pub fn snapshot(rules: usize) -> Snapshot {
     let rng = &mut Rng::with_seed(rules as u64);
-    let (client, server) = (tag(CLIENT), tag(SERVER));
-    let udp = Service::Ports { protocol: UDP, first: 1, last: u16::MAX };
-    let last = [
-        rule("ask", RuleAction::Allow, vec![client], vec![server], udp),
-        rule("answer", RuleAction::Allow, vec![server], vec![client], udp),
-    ];
-    let others = (last.len()..rules).map(|n| random_rule(n, rng));
-    Snapshot {
-        epoch: 1,
-        switch: "bench".to_owned(),
-        mode: Mode::Enforce,
-        settings: Settings::default(),
-        workloads: (0..WORKLOADS).map(workload).collect(),
-        tags: (0..=SEGMENTS).map(|n| TagInfo { name: format!("segment={n}") }).collect(),
-        prefixes: Vec::new(),
-        world: Tag(SEGMENTS),
-        rules: others.chain(last).collect(),
-    }
+    let others = (2..rules).map(|n| random_rule(n, rng));
+    let last = [udp("ask", CLIENT, SERVER), udp("answer", SERVER, CLIENT)];
+    let rules = others.chain(last).collect();
+    SEGMENTS.snapshot(WORKLOADS, Settings::default(), rules)
 }
 
-/// The segment of the workload at a port.
-pub fn tag(port: PortId) -> Tag {
-    Tag(u32::from(port.0) % SEGMENTS)
+/// One in five or so denies.
+fn random_rule(n: usize, rng: &mut Rng) -> Rule {
+    let action = if rng.u8(..) < 200 { RuleAction::Allow } else { RuleAction::Deny };
+    Rule { action, ..SEGMENTS.random_rule(n, rng) }
 }
 
-/// From the workload at one port to that at another, over IPv4.
-pub fn ends(from: PortId, to: PortId) -> Ends {
-    Ends { eth_src: mac(from.0), eth_dst: mac(to.0), src: v4(from.0), dst: v4(to.0) }
-}
-
-/// Likewise over IPv6.
-pub fn ends6(from: PortId, to: PortId) -> Ends {
-    Ends { src: v6(from.0), dst: v6(to.0), ..ends(from, to) }
+fn udp(name: &str, from: PortId, to: PortId) -> Rule {
+    let [from, to] = [from, to].map(|port| TagSet::Only(vec![SEGMENTS.of(port)]));
+    let service = Service::Ports { protocol: UDP, first: 1, last: u16::MAX };
+    allow(name.to_owned(), from, to, Services::Only(vec![service]))
 }
 
 /// One UDP frame of 64 bytes on the wire, which is 60 without the frame check sequence.
@@ -86,63 +66,4 @@ fn shuffled_ports(flows: u16) -> Vec<u16> {
     let mut ports: Vec<u16> = (1_024..1_024 + flows).collect();
     Rng::with_seed(1).shuffle(&mut ports);
     ports
-}
-
-fn workload(n: u16) -> Workload {
-    Workload {
-        name: format!("w{n}"),
-        port: PortId(n),
-        tag: tag(PortId(n)),
-        kind: Kind::Container,
-        ifname: format!("fd{n}"),
-        mac: Some(mac(n)),
-        addresses: vec![v4(n), v6(n)],
-        vlan: VlanMode::Access(0),
-        lane: Lane::Auto,
-        router: false,
-        dhcp_server: false,
-    }
-}
-
-fn random_rule(n: usize, rng: &mut Rng) -> Rule {
-    let action = if rng.u8(..) < 200 { RuleAction::Allow } else { RuleAction::Deny };
-    let first = rng.u16(1..60_000);
-    let service = Service::Ports { protocol: TCP, first, last: first + rng.u16(..16) };
-    rule(&format!("r{n}"), action, random_tags(rng), random_tags(rng), service)
-}
-
-fn random_tags(rng: &mut Rng) -> Vec<Tag> {
-    let mut tags: Vec<Tag> = (0..TAGS_PER_RULE).map(|_| Tag(rng.u32(..SEGMENTS))).collect();
-    tags.sort_unstable();
-    tags.dedup();
-    tags
-}
-
-fn rule(name: &str, action: RuleAction, from: Vec<Tag>, to: Vec<Tag>, service: Service) -> Rule {
-    Rule {
-        name: name.to_owned(),
-        tier: 3,
-        priority: 100,
-        action,
-        from: TagSet::Only(from),
-        to: TagSet::Only(to),
-        services: Services::Only(vec![service]),
-        direction: Direction::Both,
-        conditions: Conditions::default(),
-        audit: false,
-    }
-}
-
-fn mac(n: u16) -> MacAddr {
-    let [high, low] = n.to_be_bytes();
-    MacAddr([2, 0, 0, 0, high, low])
-}
-
-fn v4(n: u16) -> IpAddr {
-    let [high, low] = n.to_be_bytes();
-    IpAddr::from([10, 10, high, low])
-}
-
-fn v6(n: u16) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n))
 }

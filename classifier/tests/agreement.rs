@@ -8,11 +8,11 @@
 //! `PROPTEST_CASES` sets how many histories are tried.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use firedoor_classifier::acl::Memo;
 use firedoor_classifier::classify::{Classified, Context, admit, classify};
-use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind, Nd, NdMessage, TcpFields};
+use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind, Nd, NdMessage};
 use firedoor_classifier::fdb::Fdb;
 use firedoor_classifier::key::to_bits;
 use firedoor_classifier::mask::MASKS;
@@ -30,25 +30,10 @@ use proptest::test_runner::{Config, TestRunner};
 #[path = "../../tests/fuzz/checks/history.rs"]
 mod history;
 
-use history::{ENDLESS, Event, Seen, live_through, policy};
+use history::{ENDLESS, Event, OTHER_ETHER_TYPES, Seen, live_through, mac, own, policy, with_key};
 
 const PORTS: u16 = 7;
 const TAGS: u32 = 6;
-/// Ethertypes that are neither ARP nor IP: one that rules name, and one that none does.
-const OTHER_ETHER_TYPES: [u16; 2] = [0x88b5, 0x88cc];
-
-fn mac(n: u16) -> MacAddr {
-    MacAddr([2, 0, 0, 0, 0, n as u8])
-}
-
-fn own(n: u16, is_v6: bool) -> IpAddr {
-    if is_v6 {
-        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into()
-    } else {
-        Ipv4Addr::new(10, 0, 0, n as u8).into()
-    }
-}
-
 /// Addresses that belong to no workload.
 fn outside(is_v6: bool) -> impl Strategy<Value = IpAddr> {
     let v4 = ["192.0.2.1", "192.0.2.129", "10.0.1.1", "8.8.8.8", "0.0.0.0", "255.255.255.255"];
@@ -290,25 +275,7 @@ fn tags() -> impl Strategy<Value = (u8, u16)> {
 
 fn plain(is_v6: bool) -> BoxedStrategy<Headers> {
     (sender(is_v6), receiver(is_v6), tags(), transport(is_v6))
-        .prop_map(move |((port, eth_src, src), (eth_dst, dst), (vlan_tags, vlan), transport)| {
-            let (protocol, tcp_flags, src_port, dst_port) = transport;
-            let key = FlowKey {
-                ingress: PortId(port),
-                vlan,
-                ether_type: if is_v6 { 0x86dd } else { 0x0800 },
-                protocol,
-                tcp_flags,
-                eth_dst,
-                eth_src,
-                src: to_bits(src),
-                dst: to_bits(dst),
-                src_port,
-                dst_port,
-            };
-            let tcp = TcpFields::default();
-            let kind = Kind::Plain;
-            Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind, fragment: None }
-        })
+        .prop_map(|(from, to, tags, transport)| history::plain(from, to, tags, transport))
         .boxed()
 }
 
@@ -535,10 +502,7 @@ proptest! {
             let key = FlowKey {
                 ingress: PortId(n), vlan: 0, eth_src: mac(n), eth_dst: mac(1 + n % 6), dst, ..random
             };
-            let tcp = TcpFields::default();
-            let (vlan_tags, kind, fragment) = (0, Kind::Plain, None);
-            let headers = Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind, fragment };
-            pipeline.judge(&headers, 64, Nanos::from_secs(1));
+            pipeline.judge(&with_key(key, 0), 64, Nanos::from_secs(1));
             prop_assert!(pipeline.masks() <= MASKS);
         }
     }

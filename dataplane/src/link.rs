@@ -215,27 +215,10 @@ impl Netlink {
     /// # Errors
     /// As named there.
     pub fn set_up(&mut self, name: &str, up: bool) -> Result<(), LinkError> {
-        self.set_flag(name, LinkFlags::Up, up, if up { "set up" } else { "set down" })
-    }
-
-    /// Makes the interface receive frames for other MAC addresses too, or stop doing so.
-    ///
-    /// # Errors
-    /// As named there.
-    pub fn set_promiscuous(&mut self, name: &str, promiscuous: bool) -> Result<(), LinkError> {
-        self.set_flag(name, LinkFlags::Promisc, promiscuous, "change promiscuity of")
-    }
-
-    fn set_flag(
-        &mut self,
-        name: &str,
-        flag: LinkFlags,
-        on: bool,
-        action: &'static str,
-    ) -> Result<(), LinkError> {
         let mut message = named(name);
-        message.header.change_mask = flag;
-        message.header.flags = if on { flag } else { LinkFlags::empty() };
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        let action = if up { "set up" } else { "set down" };
         self.change(RouteNetlinkMessage::SetLink(message), 0, action, name)
     }
 
@@ -249,32 +232,12 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(message), 0, "set the MTU of", name)
     }
 
-    /// Sets the link-layer address.
-    ///
-    /// # Errors
-    /// [`LinkError::Refused`] if the driver cannot.
-    pub fn set_mac(&mut self, name: &str, mac: [u8; 6]) -> Result<(), LinkError> {
-        let mut message = named(name);
-        message.attributes.push(LinkAttribute::Address(mac.to_vec()));
-        self.change(RouteNetlinkMessage::SetLink(message), 0, "set the MAC of", name)
-    }
-
     /// Removes the interface; of a veth, both ends.
     ///
     /// # Errors
     /// [`LinkError::NotFound`], or [`LinkError::Refused`] for a device that cannot be removed.
     pub fn delete(&mut self, name: &str) -> Result<(), LinkError> {
         self.change(RouteNetlinkMessage::DelLink(named(name)), 0, "remove", name)
-    }
-
-    /// Moves the interface to another network namespace, where it is down and without addresses.
-    ///
-    /// # Errors
-    /// [`LinkError::Refused`] if the device cannot move or the name is taken there.
-    pub fn move_to(&mut self, name: &str, netns: BorrowedFd<'_>) -> Result<(), LinkError> {
-        let mut message = named(name);
-        message.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
-        self.change(RouteNetlinkMessage::SetLink(message), 0, "move", name)
     }
 
     /// Creates a veth pair with `queues` queues at each end, both ends down.

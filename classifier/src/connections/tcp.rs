@@ -318,10 +318,11 @@ impl End {
     fn grant(&mut self, ack: u32, window: u32) {
         let window = window.max(1);
         let edge = ack.wrapping_add(window);
-        if !self.knows(Known::ACK) || is_after(edge, self.edge) {
+        let is_first = !self.knows(Known::ACK);
+        if is_first || is_after(edge, self.edge) {
             self.edge = edge;
         }
-        if !self.knows(Known::ACK) || is_after(ack, self.ack) {
+        if is_first || is_after(ack, self.ack) {
             self.ack = ack;
         }
         self.largest = self.largest.max(window.next_power_of_two().ilog2() as u8);

@@ -4,16 +4,18 @@
 //! from bytes.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use firedoor_classifier::classify::admit;
-use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind};
+use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind, TcpFields};
 use firedoor_classifier::fragments::{Fragments, Release, Verdicts};
+use firedoor_classifier::key::to_bits;
 use firedoor_classifier::mask::MASKS;
 use firedoor_classifier::oracle::{Oracle, Ruling};
 use firedoor_classifier::snapshot::{Settings, Timeouts, VlanMode};
 use firedoor_classifier::verdict::{Action, DropReason};
-use firedoor_classifier::{FlowKey, Nanos, Pipeline, Policy, PortId, Snapshot, Verdict};
+use firedoor_classifier::{FlowKey, MacAddr, Nanos, Pipeline, Policy, PortId, Snapshot, Verdict};
 
 /// What happens to a switch.
 #[derive(Clone, Debug)]
@@ -45,6 +47,53 @@ pub(crate) const ENDLESS: Timeouts = Timeouts {
     icmp: u32::MAX,
     other: u32::MAX,
 };
+
+/// Ethertypes that are neither ARP nor IP: one that rules name, and one that none does.
+pub(crate) const OTHER_ETHER_TYPES: [u16; 2] = [0x88b5, 0x88cc];
+
+/// The MAC address of station `n`.
+pub(crate) fn mac(n: u16) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, n as u8])
+}
+
+/// An address of workload `n`.
+pub(crate) fn own(n: u16, is_v6: bool) -> IpAddr {
+    if is_v6 {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into()
+    } else {
+        Ipv4Addr::new(10, 0, 0, n as u8).into()
+    }
+}
+
+/// A frame that is nothing special: by which port, from whom, to whom, the number of its VLAN tags and
+/// the first one's VLAN, its protocol, TCP flags and ports.
+pub(crate) fn plain(
+    (port, eth_src, src): (u16, MacAddr, IpAddr),
+    (eth_dst, dst): (MacAddr, IpAddr),
+    (vlan_tags, vlan): (u8, u16),
+    (protocol, tcp_flags, src_port, dst_port): (u8, u8, u16, u16),
+) -> Headers {
+    let key = FlowKey {
+        ingress: PortId(port),
+        vlan,
+        ether_type: if src.is_ipv6() { 0x86dd } else { 0x0800 },
+        protocol,
+        tcp_flags,
+        eth_dst,
+        eth_src,
+        src: to_bits(src),
+        dst: to_bits(dst),
+        src_port,
+        dst_port,
+    };
+    with_key(key, vlan_tags)
+}
+
+/// A frame without anything that its key does not say.
+pub(crate) fn with_key(key: FlowKey, vlan_tags: u8) -> Headers {
+    let (tcp, kind, fragment) = (TcpFields::default(), Kind::Plain, None);
+    Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind, fragment }
+}
 
 /// What a history made the pipeline do.
 #[derive(Default)]

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind, Nd, NdMessage, TcpFields};
+use firedoor_classifier::extract::{Embedded, Fragment, Headers, Kind, Nd, NdMessage};
 use firedoor_classifier::key::to_bits;
 use firedoor_classifier::snapshot::{
     Conditions, Direction, FlagMatch, Kind as WorkloadKind, Lane, Mode, Prefix, Rule, RuleAction,
@@ -13,7 +13,7 @@ use firedoor_classifier::snapshot::{
 };
 use firedoor_classifier::{FlowKey, MacAddr, PortId, Snapshot, Tag};
 
-use crate::history::{ENDLESS, Event, Seen, live_through};
+use crate::history::{self, ENDLESS, Event, OTHER_ETHER_TYPES, Seen, live_through, mac, own};
 
 /// Ports are 1 to 6; a frame may come by 7, which no policy knows.
 const PORTS: u16 = 6;
@@ -22,9 +22,6 @@ const TAGS: u8 = 4;
 const MAX_EVENTS: usize = 64;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
-/// Ethertypes that are neither ARP nor IP: one that rules name, and one that none does.
-const OTHER_ETHER_TYPES: [u16; 2] = [0x88b5, 0x88cc];
-
 /// Panics if, at some step, the pipeline with caches, without them, and the linear oracle disagree.
 pub(crate) fn check(bytes: &[u8]) {
     let mut choices = Choices { bytes };
@@ -343,25 +340,10 @@ impl Choices<'_> {
         if bits >> 6 & 1 == 1 {
             (eth_dst, dst) = (self.mac(), self.address(is_v6));
         }
-        let (vlan_tags, vlan) =
+        let tags =
             self.one_of([(0, 0), (0, 0), (0, 0), (1, 10), (1, 10), (1, 20), (1, 0), (2, 10)]);
-        let (protocol, tcp_flags, src_port, dst_port) = self.transport(is_v6);
-        let key = FlowKey {
-            ingress: PortId(from),
-            vlan,
-            ether_type: if is_v6 { IPV6 } else { IPV4 },
-            protocol,
-            tcp_flags,
-            eth_dst,
-            eth_src,
-            src: to_bits(src),
-            dst: to_bits(dst),
-            src_port,
-            dst_port,
-        };
-        let tcp = TcpFields::default();
-        let kind = Kind::Plain;
-        Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind, fragment: None }
+        let transport = self.transport(is_v6);
+        history::plain((from, eth_src, src), (eth_dst, dst), tags, transport)
     }
 
     fn station(&mut self) -> MacAddr {
@@ -474,18 +456,5 @@ impl Choices<'_> {
         let ether_type = self.one_of([named, named, named, unnamed]);
         headers.key = FlowKey { ingress, vlan, ether_type, eth_dst, eth_src, ..FlowKey::default() };
         (headers.l4, headers.kind) = (headers.end, Kind::NonIp);
-    }
-}
-
-fn mac(n: u16) -> MacAddr {
-    MacAddr([2, 0, 0, 0, 0, n as u8])
-}
-
-/// An address of workload `n`.
-fn own(n: u16, is_v6: bool) -> IpAddr {
-    if is_v6 {
-        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n).into()
-    } else {
-        Ipv4Addr::new(10, 0, 0, n as u8).into()
     }
 }

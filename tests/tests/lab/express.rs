@@ -1,7 +1,6 @@
 //! What is the express lane's own: the kernel forwards, the switch stays in charge. That everything
 //! else is as on the switch lane, the other modules' tests show, which run on it too.
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -14,10 +13,10 @@ use firedoor_lab::probe::{Responder, Service};
 use libtest_mimic::Failed;
 
 use crate::fixture::{
-    Fixture, WebServer, allow, checksum_of, container, curl, ensure, on_lane, pair, v4, v6,
+    Fixture, WebServer, allow, checksum_of, container, curl, echoes, ensure, on_lane, pair, v4, v6,
     wait_for,
 };
-use crate::{Shown, Test};
+use crate::{Shown, Test, fixture};
 
 const ECHO: Service = Service::Tcp(7);
 const PORT: u16 = 7;
@@ -38,19 +37,7 @@ fn up(switch: &str) -> Result<Fixture, Failed> {
 }
 
 fn connect(lab: &Fixture) -> Result<TcpStream, Failed> {
-    let to = SocketAddr::new(v4(2), PORT);
-    let patience = Duration::from_secs(2);
-    let stream = lab.netns("a")?.run(|| TcpStream::connect_timeout(&to, patience))??;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    Ok(stream)
-}
-
-/// Whether a line comes back within a second.
-fn echoes(connection: &mut TcpStream) -> bool {
-    let mut answer = [0; 5];
-    connection.write_all(b"hello").is_ok()
-        && connection.read_exact(&mut answer).is_ok()
-        && &answer == b"hello"
+    fixture::connect(&lab.netns("a")?, SocketAddr::new(v4(2), PORT))
 }
 
 /// The TCP connections of a lab.

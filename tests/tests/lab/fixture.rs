@@ -291,6 +291,22 @@ pub(crate) fn wait_for_listener(netns: &Netns, port: u16) -> Result<(), Failed> 
     Ok(())
 }
 
+/// A connection to a listener, whose reader waits a second for what comes.
+pub(crate) fn connect(from: &Netns, to: SocketAddr) -> Result<TcpStream, Failed> {
+    let patience = Duration::from_secs(2);
+    let stream = from.run(|| TcpStream::connect_timeout(&to, patience))??;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    Ok(stream)
+}
+
+/// Whether a line comes back within a second, in which TCP tries more than once.
+pub(crate) fn echoes(connection: &mut TcpStream) -> bool {
+    let mut answer = [0; 5];
+    connection.write_all(b"hello").is_ok()
+        && connection.read_exact(&mut answer).is_ok()
+        && &answer == b"hello"
+}
+
 /// Byte `at` of a file that looks random, so that no lost, repeated or swapped segment hides.
 fn byte(at: u64) -> u8 {
     (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8

@@ -1,7 +1,7 @@
 //! What policy says is what happens, from the moment on that it says so.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use nix::sys::socket::bind;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::fixture::{
-    Counted, Fixture, Stream, allow, container, ensure, pair, printed, v4, v6, wait_for,
+    Counted, Fixture, Stream, allow, connect, container, echoes, ensure, pair, printed, v4, v6,
+    wait_for,
 };
 use crate::{Shown, Test};
 
@@ -59,7 +60,7 @@ fn rules_cut_and_open() -> Shown {
     let (a, b) = (lab.netns("a")?, lab.netns("b")?);
     let _responder = Responder::start(&b, &[ECHO])?;
 
-    let mut connection = connect(&a, v4(2))?;
+    let mut connection = connect(&a, SocketAddr::new(v4(2), PORT))?;
     ensure!(echoes(&mut connection), "the connection does not work to begin with");
     lab.apply(&shut)?;
     ensure!(!echoes(&mut connection), "the live connection goes on without its rule");
@@ -69,22 +70,6 @@ fn rules_cut_and_open() -> Shown {
     let after = lab.ask("a", v4(2), ECHO)?;
     ensure!(after == Outcome::Reachable, "with the rule back, a heard {after:?}");
     Ok(())
-}
-
-fn connect(from: &Netns, to: IpAddr) -> Result<TcpStream, Failed> {
-    let patience = Duration::from_secs(2);
-    let stream =
-        from.run(|| TcpStream::connect_timeout(&SocketAddr::new(to, PORT), patience))??;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    Ok(stream)
-}
-
-/// Whether a line comes back within a second, in which TCP tries more than once.
-fn echoes(connection: &mut TcpStream) -> bool {
-    let mut answer = [0; 5];
-    connection.write_all(b"hello").is_ok()
-        && connection.read_exact(&mut answer).is_ok()
-        && &answer == b"hello"
 }
 
 fn apply_loses_nothing() -> Shown {

@@ -1,10 +1,10 @@
 //! What `firedoor bench` measures.
 //!
 //! Each module is one command: [`classify`] the ACL on rules and headers from files, [`flows`] the
-//! connection table, [`tse`] the flow cache under tuple space explosion, [`replay`] a whole switch on a capture,
-//! [`compare`] whole switches side by side, with [`traffic`] of our own. A measurement is a function
-//! from its options to a report that serializes; printing is the command line's. Whatever takes long
-//! reports to a [`Progress`].
+//! connection table, [`tse`] the flow cache under tuple space explosion, [`replay`] a whole switch on a
+//! capture, [`compare`] whole switches side by side, with [`traffic`] of our own; [`scene`] is what
+//! their switches are made of. A measurement is a function from its options to a report that
+//! serializes; printing is the command line's. Whatever takes long reports to a [`Progress`].
 #![forbid(unsafe_code)]
 
 pub mod classify;
@@ -12,6 +12,7 @@ pub mod compare;
 pub mod flows;
 mod progress;
 pub mod replay;
+pub mod scene;
 pub mod traffic;
 pub mod tse;
 

@@ -50,11 +50,11 @@ impl Supervisor {
         capture: Option<PathBuf>,
     ) -> anyhow::Result<Self> {
         let signals = watch_signals()?;
-        let dataplane = Role::new("data plane", role_arguments("dataplane", &run_dir));
+        let dataplane = Role::new("data plane", role_arguments("dataplane", &run_dir), true);
         let mut arguments = role_arguments("control", &run_dir);
         arguments.extend(["--config".into(), config]);
         arguments.extend(capture.into_iter().flat_map(|dir| ["--capture".into(), dir]));
-        let control = Role::new("control", arguments);
+        let control = Role::new("control", arguments, false);
         let mut supervisor = Self { run_dir, signals, dataplane, control };
         supervisor.dataplane.start()?;
         supervisor.control.start()?;
@@ -116,6 +116,7 @@ impl Drop for Supervisor {
 struct Role {
     name: &'static str,
     arguments: Vec<PathBuf>,
+    has_large_tables: bool,
     child: Option<Child>,
     started: Instant,
     /// How often in a row it has ended without having been well.
@@ -124,14 +125,18 @@ struct Role {
 }
 
 impl Role {
-    fn new(name: &'static str, arguments: Vec<PathBuf>) -> Self {
-        let started = Instant::now();
-        Self { name, arguments, child: None, started, failures: 0, restart_at: None }
+    fn new(name: &'static str, arguments: Vec<PathBuf>, has_large_tables: bool) -> Self {
+        let (child, started) = (None, Instant::now());
+        Self { name, arguments, has_large_tables, child, started, failures: 0, restart_at: None }
     }
 
     fn start(&mut self) -> anyhow::Result<()> {
         // Not by path: the file may have been replaced by another version since.
-        let child = huge_pages::ask_for(&mut Command::new("/proc/self/exe"))
+        let mut command = Command::new("/proc/self/exe");
+        if self.has_large_tables {
+            huge_pages::ask_for(&mut command);
+        }
+        let child = command
             .arg0("firedoor")
             .args(&self.arguments)
             .stdin(Stdio::null())

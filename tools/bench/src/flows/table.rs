@@ -11,8 +11,9 @@ use firedoor_classifier::snapshot::Timeouts;
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::{Nanos, PortId};
 
-use super::scene::{ends, server};
+use super::scene::server;
 use super::{ROUNDS, median};
+use crate::scene::ends;
 
 /// The seed of the table's hash and of the order of frames, so that runs repeat.
 const SEED: u64 = 1;

@@ -22,13 +22,14 @@ use fastrand::Rng;
 use firedoor_classifier::build::{self, Ends, TcpFlags};
 use firedoor_classifier::extract::{Headers, extract};
 use firedoor_classifier::key::to_bits;
-use firedoor_classifier::snapshot::{Conditions, RuleAction, Service, Services, Snapshot, TagSet};
+use firedoor_classifier::snapshot::{Conditions, Service, Services, Snapshot, TagSet};
 use firedoor_classifier::wire::protocol::{TCP, UDP};
 use ipnet::IpNet;
 
 use super::TseError;
-use super::scene::{INNER, SERVER, SERVER_ADDRESS, UPLINK, group, mac, rule, snapshot};
+use super::scene::{INNER, SERVER, SERVER_ADDRESS, UPLINK, group, rule, snapshot};
 use crate::classify::files::{self, Header};
+use crate::scene::mac;
 
 /// A policy, and the frames that are sent against it.
 pub struct Attack {
@@ -90,9 +91,9 @@ const RULE_DST_PORT: u16 = 80;
 fn published() -> Snapshot {
     let port = Service::Ports { protocol: TCP, first: RULE_DST_PORT, last: RULE_DST_PORT };
     let any_tcp = || Services::Only(vec![Service::Protocol(TCP)]);
-    let to_port = rule(RuleAction::Allow, TagSet::Any, Services::Only(vec![port]));
-    let from_address = rule(RuleAction::Allow, TagSet::Only(vec![group(0)]), any_tcp());
-    let mut from_port = rule(RuleAction::Allow, TagSet::Any, any_tcp());
+    let to_port = rule(TagSet::Any, Services::Only(vec![port]));
+    let from_address = rule(TagSet::Only(vec![group(0)]), any_tcp());
+    let mut from_port = rule(TagSet::Any, any_tcp());
     let src_ports = Some((RULE_SRC_PORT, RULE_SRC_PORT));
     from_port.conditions = Conditions { src_ports, ..Conditions::default() };
     snapshot(vec![IpAddr::from(RULE_SOURCE).into()], vec![to_port, from_address, from_port])
@@ -152,7 +153,7 @@ fn edgy() -> Snapshot {
     let udp = Services::Only(vec![Service::Protocol(UDP)]);
     let low = Services::Only(vec![Service::Ports { protocol: TCP, first: 1, last: 0x7fff }]);
     let nets: Vec<IpNet> = EDGES.map(IpNet::from).to_vec();
-    snapshot(nets, [udp, low].map(|services| rule(RuleAction::Allow, TagSet::Any, services)).into())
+    snapshot(nets, [udp, low].map(|services| rule(TagSet::Any, services)).into())
 }
 
 fn every_mask() -> Attack {

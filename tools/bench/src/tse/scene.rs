@@ -15,11 +15,12 @@ use firedoor_classifier::extract::{Headers, extract};
 use firedoor_classifier::pipeline::BURST;
 use firedoor_classifier::policy::PolicyError;
 use firedoor_classifier::snapshot::{
-    Conditions, Direction, Kind, Lane, Mode, Prefix, Rule, RuleAction, Service, Services, Settings,
-    Snapshot, TagInfo, TagSet, VlanMode, Workload,
+    Mode, Prefix, Rule, Service, Services, Settings, Snapshot, TagInfo, TagSet, Workload,
 };
 use firedoor_classifier::wire::protocol::{ICMP, UDP};
-use firedoor_classifier::{MacAddr, Nanos, Pipeline, Policy, PortId, Tag, Verdict};
+use firedoor_classifier::{Nanos, Pipeline, Policy, PortId, Tag, Verdict};
+
+use crate::scene::{allow, mac};
 
 /// Where the attack comes in.
 pub const UPLINK: PortId = PortId(0);
@@ -90,19 +91,13 @@ fn ends(from: PortId, src: Ipv4Addr) -> Ends {
     Ends { eth_src: mac(from), eth_dst: mac(SERVER), src, dst }
 }
 
-/// A port's MAC address.
-pub const fn mac(port: PortId) -> MacAddr {
-    let [high, low] = port.0.to_be_bytes();
-    MacAddr([2, 0, 0, 0, high, low])
-}
-
 /// The policy: these prefixes are a group each, whose tags [`group`] names, the victims may talk to
 /// the server, and then these rules hold.
 pub fn snapshot(nets: Vec<ipnet::IpNet>, rules: Vec<Rule>) -> Snapshot {
     let icmp = Service::Icmp { protocol: ICMP, kind: 0, code: None };
     let dns = Service::Ports { protocol: UDP, first: SERVICE_PORT, last: SERVICE_PORT };
-    let victims = rule(RuleAction::Allow, TagSet::Any, Services::Only(vec![icmp, dns]));
-    let victims = Rule { to: TagSet::Only(vec![Tag(SERVER.0.into())]), ..victims };
+    let server = TagSet::Only(vec![Tag(SERVER.0.into())]);
+    let victims = allow(String::new(), TagSet::Any, server, Services::Only(vec![icmp, dns]));
     Snapshot {
         epoch: 1,
         switch: "tse".to_owned(),
@@ -128,36 +123,14 @@ pub const fn group(position: u32) -> Tag {
     Tag(WORLD.0 + 1 + position)
 }
 
-/// A rule about all destinations.
-pub fn rule(action: RuleAction, from: TagSet, services: Services) -> Rule {
-    Rule {
-        name: String::new(),
-        tier: 3,
-        priority: 100,
-        action,
-        from,
-        to: TagSet::Any,
-        services,
-        direction: Direction::Both,
-        conditions: Conditions::default(),
-        audit: false,
-    }
+/// Lets these reach all destinations.
+pub fn rule(from: TagSet, services: Services) -> Rule {
+    allow(String::new(), from, TagSet::Any, services)
 }
 
 fn workload(port: PortId, router: bool, address: Option<Ipv4Addr>) -> Workload {
-    Workload {
-        name: format!("w{port}"),
-        port,
-        tag: Tag(port.0.into()),
-        kind: Kind::Container,
-        ifname: format!("fd{port}"),
-        mac: Some(mac(port)),
-        addresses: address.into_iter().map(IpAddr::from).collect(),
-        vlan: VlanMode::Access(0),
-        lane: Lane::Auto,
-        router,
-        dhcp_server: false,
-    }
+    let addresses = address.into_iter().map(IpAddr::from).collect();
+    Workload { addresses, router, ..crate::scene::workload(port, Tag(port.0.into())) }
 }
 
 /// A pipeline and its time.
