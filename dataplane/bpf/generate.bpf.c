@@ -2,8 +2,8 @@
 //
 // Makes one frame of a load and sends it out of the interface that it is run for. Run over and over
 // by BPF_PROG_RUN with live frames: each run gets a page that holds the frame as it was first given,
-// or as an earlier run left it, with the first frame's length. So whatever differs between two
-// frames is written each time.
+// or as an earlier frame's receivers left it, with the first frame's length. They may have written
+// into it, as one that inserts a tag does. So all headers are written each time.
 //
 // A frame is Ethernet, IPv4 without options, UDP, and a payload that begins with a mark and the
 // frame's number, by which count.bpf.c knows it.
@@ -30,6 +30,9 @@ const volatile __u16 lengths[LENGTHS];
 const volatile __u16 checksums[LENGTHS];
 // The first frame's length.
 const volatile __u16 longest;
+// What all frames begin with, up to the mark's magic and a little further.
+#define PATTERN 6
+const volatile __u64 pattern[PATTERN];
 // How many flows there are, and how many to go on from one frame's to the next one's, less than it.
 const volatile __u32 flows = 1;
 const volatile __u32 stride;
@@ -123,6 +126,12 @@ int generate(struct xdp_md *ctx)
 	if ((void *)(frame + 1) > (void *)(long)ctx->data_end)
 		return XDP_ABORTED;
 
+	_Static_assert(sizeof(pattern) >= __builtin_offsetof(struct headers, mark.sequence) &&
+		       sizeof(pattern) <= sizeof(struct headers), "all but the sequence number");
+	__u64 *words = (void *)frame;
+#pragma unroll
+	for (int i = 0; i < PATTERN; i++)
+		words[i] = pattern[i];
 	frame->ip.tot_len = bpf_htons(length - sizeof(frame->ethernet));
 	frame->ip.check = checksum;
 	frame->udp.len = bpf_htons(length - sizeof(frame->ethernet) - sizeof(frame->ip));

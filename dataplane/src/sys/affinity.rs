@@ -1,5 +1,8 @@
 //! Which processors a thread runs on.
 
+use std::fs;
+use std::io;
+
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -10,6 +13,25 @@ use nix::unistd::Pid;
 pub fn available() -> nix::Result<Vec<usize>> {
     let allowed = sched_getaffinity(Pid::from_raw(0))?;
     Ok((0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false)).collect())
+}
+
+/// The machine's processors that run, in ascending order.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn online() -> io::Result<Vec<usize>> {
+    parse_list(fs::read_to_string("/sys/devices/system/cpu/online")?.trim())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Reads a list as the kernel writes it: `0-3,5`.
+fn parse_list(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
 }
 
 /// Keeps the calling thread on one processor.
@@ -34,6 +56,14 @@ mod tests {
             available().unwrap()
         });
         assert_eq!(after.join().unwrap(), [cpu]);
+    }
+
+    #[test]
+    fn lists_hold_single_processors_and_ranges() {
+        assert_eq!(parse_list("0-2,5,8-9"), Some(vec![0, 1, 2, 5, 8, 9]));
+        assert_eq!(parse_list("0"), Some(vec![0]));
+        assert_eq!(parse_list("none"), None);
+        assert!(!online().unwrap().is_empty());
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub const SOURCE_PORTS: u32 = 1 << 15;
 /// Frames that the kernel makes before it sends them: as many as a veth's receiver polls at once.
 const BATCH: u32 = 64;
 
+/// What every frame begins with is written anew into each: so much of the template, up to the
+/// sequence number at least. (`PATTERN` in generate.bpf.c, in words of eight bytes.)
+const PATTERN: usize = 48;
+
 /// Most runs of one call: a fraction of a second, after which whoever wants to end is heard.
 const MOST_RUNS: u64 = 1 << 21;
 
@@ -100,12 +104,13 @@ impl LiveFrames {
     /// thread will [`send`](Self::send).
     ///
     /// # Errors
-    /// `InvalidInput` if the stride is not less than the number of flows; the kernel's, above all
-    /// `EPERM` without `CAP_BPF` and `CAP_NET_ADMIN`.
+    /// `InvalidInput` if the stride is not less than the number of flows, or the template has no
+    /// mark; the kernel's, above all `EPERM` without `CAP_BPF` and `CAP_NET_ADMIN`.
     pub fn load(index: u32, recipe: &Recipe) -> io::Result<Self> {
-        if recipe.stride >= recipe.flows {
+        let pattern = recipe.template.first_chunk::<PATTERN>();
+        let Some(pattern) = pattern.filter(|_| recipe.stride < recipe.flows) else {
             return Err(io::ErrorKind::InvalidInput.into());
-        }
+        };
         let longest = recipe.template.len() as u16;
         let checksums = recipe.checksums.map(u16::to_be);
         let mut program = EbpfLoader::new()
@@ -113,6 +118,7 @@ impl LiveFrames {
             .override_global("lengths", &recipe.lengths, true)
             .override_global("checksums", &checksums, true)
             .override_global("longest", &longest, true)
+            .override_global("pattern", pattern, true)
             .override_global("flows", &recipe.flows, true)
             .override_global("stride", &recipe.stride, true)
             .override_global("source_port", &recipe.source_port, true)
