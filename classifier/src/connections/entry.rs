@@ -90,11 +90,13 @@ impl State {
         }
     }
 
-    /// Whether both sides have spoken, and not both have ended.
+    /// Whether plain frames are all that is to come: UDP, and TCP between its handshake and its end,
+    /// which is when both sides have ended it.
     pub(super) const fn is_established(self) -> bool {
         matches!(
             self,
-            Self::UdpBoth
+            Self::UdpSingle
+                | Self::UdpBoth
                 | Self::Tcp(TcpState::Established | TcpState::FinOriginal | TcpState::FinReply)
         )
     }
@@ -393,6 +395,11 @@ impl Activity {
     pub(super) const fn touch(&self) -> u32 {
         let [frames, _] = self.frames;
         frames as u32
+    }
+
+    /// Frames of the original and of the reply side.
+    pub(super) const fn frames(&self) -> [u64; 2] {
+        self.frames
     }
 
     /// Counts what one side sent past this table, and follows its numbers.

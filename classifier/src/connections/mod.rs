@@ -171,8 +171,8 @@ pub struct Hit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionId(pub u32);
 
-/// A connection whose plain frames need no more judging under the policy in force: both sides have
-/// spoken, and nothing about it is recorded frame by frame.
+/// A connection whose plain frames need no more judging under the policy in force: TCP after its
+/// handshake, UDP from its first frame on; and nothing about it is recorded frame by frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Established {
     /// Handle of the entry.
@@ -183,6 +183,8 @@ pub struct Established {
     pub output: PortId,
     /// Who allowed it.
     pub cause: Cause,
+    /// Frames so far, of the original and of the reply side.
+    pub frames: [u64; 2],
 }
 
 /// What was forwarded of one side of a connection without passing here.
@@ -541,16 +543,18 @@ impl Connections {
     }
 
     fn as_established(&self, id: u32) -> Option<Established> {
-        let identity =
-            self.table.identity(id).filter(|identity| identity.state().is_established())?;
+        let identity = self.table.identity(id)?;
+        let state = identity.state();
         let (cause, would_drop) = self.verdict(ConnectionId(id));
-        let output = identity.hit(id, Side::Original).output;
-        let original = self.original(ConnectionId(id))?;
-        would_drop.is_none().then_some(Established {
+        if !state.is_established() || would_drop.is_some() {
+            return None;
+        }
+        Some(Established {
             id: ConnectionId(id),
-            original,
-            output,
+            original: self.original(ConnectionId(id))?,
+            output: identity.hit(id, Side::Original).output,
             cause,
+            frames: self.table.activity(id)?.frames(),
         })
     }
 

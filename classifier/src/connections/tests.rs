@@ -429,17 +429,18 @@ fn pages_cover_the_table_once() {
 }
 
 #[test]
-fn a_connection_is_established_once_both_sides_have_spoken_and_until_both_have_ended() {
+fn udp_is_established_at_once_and_tcp_between_its_handshake_and_both_ends() {
     let mut table = table(10);
     let (there, back) = ((1, 2), (2, 1));
     let ask = |table: &Connections, headers: &Headers| table.established(headers, 1, secs(0));
 
     let (question, answer) = (udp(there, (5, 53)), udp(back, (53, 5)));
     begin(&mut table, &question, secs(0)).unwrap();
-    assert_eq!(ask(&table, &question), None);
+    assert_eq!(ask(&table, &question).map(|it| it.frames), Some([1, 0]), "one way");
     hit(pass(&mut table, &answer, secs(0)));
     let established = ask(&table, &answer).expect("both have spoken");
     assert_eq!((established.original, established.output), (question.key, PortId(2)));
+    assert_eq!(established.frames, [1, 1]);
     assert_eq!(ask(&table, &question), Some(established));
     assert_eq!(table.established(&question, 2, secs(0)), None, "of another epoch");
     assert_eq!(table.established(&question, 1, secs(200)), None, "timed out");
@@ -454,7 +455,9 @@ fn a_connection_is_established_once_both_sides_have_spoken_and_until_both_have_e
     let data = tcp(there, (1, 80), ACK, 11, 91);
     let established = ask(&table, &data).expect("the handshake is complete");
     hit(pass(&mut table, &tcp(there, (1, 80), FIN | ACK, 11, 91), secs(0)));
-    assert_eq!(ask(&table, &data), Some(established), "half-closed");
+    let half_closed = ask(&table, &data).expect("one side may go on");
+    assert_eq!(half_closed.id, established.id);
+    assert_eq!(half_closed.frames[0], established.frames[0] + 1);
     hit(pass(&mut table, &tcp(back, (80, 1), FIN | ACK, 91, 12), secs(0)));
     assert_eq!(ask(&table, &data), None, "closing");
 }

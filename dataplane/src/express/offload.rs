@@ -1,8 +1,8 @@
 //! A worker's half of the express lane: which of its connections the kernel forwards.
 //!
 //! After a frame was judged and forwarded, its connection may be one whose plain frames need no more
-//! judging: TCP after the handshake, UDP that was answered. Then both directions' verdicts go to the
-//! kernel. Before a frame is judged, its connection is credited with what the kernel forwarded
+//! judging: TCP after the handshake, UDP. Once it has had some frames, its verdicts go to the kernel:
+//! both directions' of TCP, and of UDP those of the directions in which it spoke. Before a frame is judged, its connection is credited with what the kernel forwarded
 //! meanwhile, so that a FIN or RST is judged by where TCP really is. And once a second each connection
 //! is credited and looked at, so that it stays alive by traffic that the switch never sees, and its
 //! verdicts go when it does.
@@ -25,6 +25,11 @@ use super::{FlowId, FlowVerdict, Lane, Member, Members, Progress, Slot};
 use crate::counters::WorkerCounters;
 use crate::outbox::Outbox;
 use crate::path::Path;
+
+/// Frames of TCP, and of UDP, after which a connection goes to the kernel. A short one never pays for
+/// it: the lookup of a name, or TCP that is opened, asked a little and closed.
+const ENOUGH_TCP: u64 = 8;
+const ENOUGH_UDP: u64 = 4;
 
 /// How often each connection is looked at.
 const ROUND: Nanos = Nanos::from_secs(1);
@@ -66,11 +71,18 @@ struct Flow {
     id: FlowId,
     ingress: PortId,
     egress: PortId,
-    /// `None` if its port is on the switch lane, which forwards it then.
+    /// `None` if the switch lane forwards it: as its port's, or because it was not spoken in yet.
     slot: Option<Slot>,
     credited: Progress,
     /// When it was installed, or began anew.
     since: Nanos,
+}
+
+/// By what, and under which policy, a connection was allowed.
+#[derive(Clone, Copy)]
+struct Judged {
+    cause: Cause,
+    epoch: u64,
 }
 
 /// Where what was forwarded is counted.
@@ -181,11 +193,15 @@ impl Offload {
                     && pair.epoch == epoch
             };
             if self.pair(at).is_some_and(same) {
-                return self.release(headers, at, now);
+                return self.go_on(headers, &established, at, pipeline, now);
             }
             self.end(at, pipeline, counts, now);
         }
-        self.begin(&established, pipeline, now);
+        let [there, back] = established.frames;
+        let is_tcp = established.original.protocol == protocol::TCP;
+        if there + back >= if is_tcp { ENOUGH_TCP } else { ENOUGH_UDP } {
+            self.begin(&established, pipeline, now);
+        }
     }
 
     /// Looks at some connections, if the round is due. Returns whether there are more to look at
@@ -237,16 +253,18 @@ impl Offload {
             return;
         }
         let turned = turned(&original, to);
+        let (Some(mut original_side), Some(mut reply_side)) =
+            (self.flow(&original, to), self.flow(&turned, from))
+        else {
+            return;
+        };
         let epoch = pipeline.policy().epoch();
-        let rule = match established.cause {
-            Cause::Rule(rule) => rule.0,
-            Cause::Default | Cause::Switch => u32::MAX,
-        };
-        let Some(original_side) = self.install(&original, to, rule, epoch, now) else { return };
-        let Some(reply_side) = self.install(&turned, from, rule, epoch, now) else {
-            return self.remove(&original_side);
-        };
-        if original_side.slot.is_none() && reply_side.slot.is_none() {
+        let judged = Judged { cause: established.cause, epoch };
+        let mut is_installed = self.install(&mut original_side, &original, judged, now);
+        if is_due(&turned, established) {
+            is_installed |= self.install(&mut reply_side, &turned, judged, now);
+        }
+        if !is_installed {
             return;
         }
         let pair = Pair { id: established.id, original, epoch, original_side, reply_side };
@@ -261,49 +279,73 @@ impl Offload {
         }
     }
 
-    /// Gives the kernel one direction's verdict, if its port is on the express lane. `None` if that
-    /// is not possible.
-    fn install(
-        &self,
-        key: &FlowKey,
-        egress: PortId,
-        rule: u32,
-        epoch: u64,
+    /// A frame of a connection that the kernel forwards took the long way. Its direction's verdict goes
+    /// to the kernel too, if it is due; or begins anew, if it is held for long: then some frames were
+    /// lost on the way here.
+    fn go_on(
+        &mut self,
+        headers: &Headers,
+        established: &Established,
+        at: usize,
+        pipeline: &Pipeline,
         now: Nanos,
-    ) -> Option<Flow> {
-        let (from, to) = (self.member(key.ingress)?, self.member(egress)?);
-        let id = flow_id(key, from);
+    ) {
+        let Some(mut pair) = self.pairs.get_mut(at).and_then(Option::take) else { return };
+        let (flow, key) = if headers.key.ingress == pair.original_side.ingress {
+            (&mut pair.original_side, established.original)
+        } else {
+            (&mut pair.reply_side, turned(&established.original, established.output))
+        };
+        match (&self.lane, flow.slot) {
+            (_, None) if is_due(&key, established) => {
+                let judged =
+                    Judged { cause: established.cause, epoch: pipeline.policy().epoch() };
+                self.install(flow, &key, judged, now);
+            }
+            (Some(lane), Some(slot))
+                if now.since(flow.since) > HELD_TOO_LONG.0 && lane.flows().is_held(slot) =>
+            {
+                lane.flows().restart(slot);
+                flow.since = now;
+            }
+            _ => {}
+        }
+        if let Some(place) = self.pairs.get_mut(at) {
+            *place = Some(pair);
+        }
+    }
+
+    /// One direction of a connection, of which the kernel knows nothing yet. `None` if one of its ports
+    /// is none that the express lane reaches.
+    fn flow(&self, key: &FlowKey, egress: PortId) -> Option<Flow> {
+        let id = flow_id(key, self.member(key.ingress)?);
+        self.member(egress)?;
+        let (slot, credited, since) = (None, Progress::default(), Nanos(0));
+        Some(Flow { id, ingress: key.ingress, egress, slot, credited, since })
+    }
+
+    /// Gives the kernel one direction's verdict. Returns whether it has it now: not if its port is on
+    /// the switch lane, or the table is full.
+    fn install(&self, flow: &mut Flow, key: &FlowKey, judged: Judged, now: Nanos) -> bool {
+        let (Some(from), Some(to)) = (self.member(flow.ingress), self.member(flow.egress)) else {
+            return false;
+        };
+        let Some(lane) = self.lane.as_ref().filter(|_| from.express) else { return false };
+        let rule = match judged.cause {
+            Cause::Rule(rule) => rule.0,
+            Cause::Default | Cause::Switch => u32::MAX,
+        };
         let verdict = FlowVerdict {
             eth_dst: key.eth_dst.0,
             eth_src: key.eth_src.0,
             egress: to.egress,
             max_frame: to.max_frame,
             rule,
-            epoch,
+            epoch: judged.epoch,
         };
-        let slot = match (&self.lane, from.express) {
-            (Some(lane), true) => Some(lane.flows().install(&id, &verdict).ok()?),
-            _ => None,
-        };
-        let credited = Progress::default();
-        Some(Flow { id, ingress: key.ingress, egress, slot, credited, since: now })
-    }
-
-    /// Lets a flow that is held for long begin anew: some of its frames were lost on the way here.
-    fn release(&mut self, headers: &Headers, at: usize, now: Nanos) {
-        let (Some(lane), Some(Some(pair))) = (&self.lane, self.pairs.get_mut(at)) else { return };
-        let flow = if headers.key.ingress == pair.original_side.ingress {
-            &mut pair.original_side
-        } else {
-            &mut pair.reply_side
-        };
-        if let Some(slot) = flow.slot
-            && now.since(flow.since) > HELD_TOO_LONG.0
-            && lane.flows().is_held(slot)
-        {
-            lane.flows().restart(slot);
-            flow.since = now;
-        }
+        flow.slot = lane.flows().install(&flow.id, &verdict).ok();
+        flow.since = now;
+        flow.slot.is_some()
     }
 
     /// Counts what the kernel forwarded of a connection since the last time.
@@ -362,6 +404,13 @@ impl Counts<'_> {
             cells.tx_bytes.add(bytes);
         }
     }
+}
+
+/// Whether a direction's verdict, of the key of its frames, is for the kernel by now: of UDP, not before
+/// it was spoken in.
+fn is_due(key: &FlowKey, established: &Established) -> bool {
+    let [_, back] = established.frames;
+    key.protocol == protocol::TCP || back > 0 || key.ingress == established.original.ingress
 }
 
 /// Whether the frames of a port are untagged and its addresses stay where they are.
