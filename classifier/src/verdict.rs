@@ -233,6 +233,9 @@ drop_reasons! {
     TxFull = "tx-full", Limit, "the output port's transmit queue is full";
     /// The queue to another worker is full.
     HandoffFull = "handoff-full", Limit, "the queue between two workers is full";
+    /// Datagrams of a flow that the kernel is to forward from now on, while earlier ones are still on
+    /// their way through the switch.
+    LaneChange = "lane-change", Limit, "its flow changes to the express lane, and too much of it is under way";
 }
 
 #[cfg(test)]

@@ -28,6 +28,12 @@
 #define TCP_ACK 0x10
 #define TCP_URG 0x20
 
+// Datagrams of a flow that are on the long way together, while it is held, at most: if there were
+// always some, it would be held for ever. What comes beyond is dropped until these have left, or for
+// so many units of 2^20 ns, should one of them be lost.
+#define MOST_HELD 128
+#define DRAIN 16
+
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 
 // What is the same in every frame of one direction of a conversation. The ingress interface is part
@@ -65,10 +71,10 @@ struct flow {
 	__u32 seq;		// TCP: after the last byte sent
 	__u32 ack;		// TCP: after the last byte acknowledged
 	__u32 window;		// TCP: as in the header, unscaled
-	__u32 reserved2;
+	__u32 draining;		// since when what is too much for the long way is dropped; 0 if it is not
 	__u64 packets;		// redirected, as they would count after segmentation
 	__u64 bytes;		// likewise
-	__u64 reserved1;
+	__u64 drained;		// frames dropped so
 };
 
 // Written by the data plane.
@@ -291,6 +297,31 @@ static __always_inline int fits(const struct __sk_buff *skb, const struct header
 	return (size ? headers->payload + size : headers->end) <= flow->max_frame;
 }
 
+// Whether the flow's frames still go the long way: until the switch has sent on what was punted, later
+// frames would arrive first by the other.
+static __always_inline int is_held(const struct flow *flow)
+{
+	__u32 punted = READ_ONCE(flow->punted);
+
+	return !punted || punted != READ_ONCE(flow->passed);
+}
+
+// Whether a held flow has too much on the long way for this frame to follow.
+static __always_inline int is_excess(struct flow *flow, __u64 now)
+{
+	__u32 since = READ_ONCE(flow->draining), units = (__u32)(now >> 20) | 1;
+
+	if (since && units - since < DRAIN)
+		return 1;
+	if (flow->key.protocol != IPPROTO_UDP || since ||
+	    READ_ONCE(flow->punted) - READ_ONCE(flow->passed) < MOST_HELD) {
+		flow->draining = 0;
+		return 0;
+	}
+	flow->draining = units;
+	return 1;
+}
+
 static __always_inline int is_after(__u32 a, __u32 b)
 {
 	return (__s32)(a - b) > 0;
@@ -318,11 +349,12 @@ SEC("classifier")
 int express(struct __sk_buff *skb)
 {
 	__u32 zero = 0, frames;
+	__u64 now = bpf_ktime_get_coarse_ns();
 	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
 	struct headers headers = {};
 	struct flow *flow;
 
-	if (!control || bpf_ktime_get_coarse_ns() > READ_ONCE(control->open_until))
+	if (!control || now > READ_ONCE(control->open_until))
 		return TC_ACT_SHOT;
 	// Headers may lie outside the linear part, where programs cannot read them.
 	if ((void *)(long)skb->data + HEADERS > (void *)(long)skb->data_end)
@@ -333,10 +365,13 @@ int express(struct __sk_buff *skb)
 	if (!flow)
 		return punt(skb, control, NULL, 0);
 	frames = frames_of(skb, &headers);
-	// Until the switch has sent on what was punted, later frames follow by the same way, or they
-	// would arrive first.
-	if (headers.special || !READ_ONCE(flow->punted) ||
-	    READ_ONCE(flow->punted) != READ_ONCE(flow->passed) || !fits(skb, &headers, flow))
+	if (is_held(flow)) {
+		if (!is_excess(flow, now))
+			return punt(skb, control, flow, frames);
+		__sync_fetch_and_add(&flow->drained, frames);
+		return TC_ACT_SHOT;
+	}
+	if (headers.special || !fits(skb, &headers, flow))
 		return punt(skb, control, flow, frames);
 	// What stands behind the packet is padding at best.
 	if (skb->len > headers.end && bpf_skb_change_tail(skb, headers.end, 0))

@@ -90,7 +90,12 @@ impl Default for WorkerCounters {
 impl WorkerCounters {
     /// Counts a dropped frame.
     pub fn dropped(&self, reason: DropReason) {
-        self.drops[reason as usize].add(1);
+        self.dropped_many(reason, 1);
+    }
+
+    /// Counts dropped frames.
+    pub fn dropped_many(&self, reason: DropReason, frames: u64) {
+        self.drops[reason as usize].add(frames);
     }
 
     /// Counts a frame that enforcing would have dropped.

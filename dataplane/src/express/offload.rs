@@ -18,7 +18,7 @@ use firedoor_classifier::snapshot::VlanMode;
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::wire::protocol;
 use firedoor_classifier::wire::tcp::TcpFlags;
-use firedoor_classifier::{FlowKey, Nanos, Pipeline, PortId};
+use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
 use hashbrown::HashMap;
 
 use super::{FlowId, FlowVerdict, Lane, Member, Members, Progress, Slot};
@@ -37,8 +37,10 @@ const ROUND: Nanos = Nanos::from_secs(1);
 /// Most connections looked at by one call of [`Offload::tick`].
 const PER_TICK: usize = 4096;
 
-/// How long a flow is held before its count of frames under way is taken to be wrong.
-const HELD_TOO_LONG: Nanos = Nanos(100_000_000);
+/// How long a flow is held before its count of frames under way is taken to be wrong, because some were
+/// lost. Its frames are told from those of before by one of eight marks, so none may be under way for
+/// eight times as long.
+const HELD_TOO_LONG: Nanos = Nanos(10_000_000);
 
 /// One worker's connections that the kernel forwards.
 #[derive(Default)]
@@ -298,8 +300,7 @@ impl Offload {
         };
         match (&self.lane, flow.slot) {
             (_, None) if is_due(&key, established) => {
-                let judged =
-                    Judged { cause: established.cause, epoch: pipeline.policy().epoch() };
+                let judged = Judged { cause: established.cause, epoch: pipeline.policy().epoch() };
                 self.install(flow, &key, judged, now);
             }
             (Some(lane), Some(slot))
@@ -357,6 +358,11 @@ impl Offload {
         for (side, flow) in sides {
             let Some(slot) = flow.slot else { continue };
             let progress = lane.flows().progress(slot);
+            let drained = progress.drained.saturating_sub(flow.credited.drained);
+            if drained > 0 {
+                flow.credited.drained = progress.drained;
+                counts.add_drained(flow, drained);
+            }
             let frames = progress.frames.saturating_sub(flow.credited.frames);
             if frames == 0 {
                 continue;
@@ -391,6 +397,16 @@ impl Offload {
 }
 
 impl Counts<'_> {
+    /// Counts frames that the kernel dropped to empty the long way.
+    fn add_drained(&self, flow: &Flow, frames: u64) {
+        self.counters.received.add(frames);
+        self.counters.dropped_many(DropReason::LaneChange, frames);
+        if let Some(cells) = self.outbox.cells(flow.ingress) {
+            cells.rx_frames.add(frames);
+            cells.drops.add(frames);
+        }
+    }
+
     /// Counts frames as received and sent, whoever did it.
     fn add(&self, flow: &Flow, frames: u64, bytes: u64) {
         self.counters.received.add(frames);

@@ -129,6 +129,8 @@ pub struct Progress {
     pub ack: u32,
     /// TCP: the window as in the header, unscaled.
     pub window: u16,
+    /// Frames dropped so that others before them could leave the long way.
+    pub drained: u64,
 }
 
 /// One value of the array of flows.
@@ -148,10 +150,10 @@ pub(crate) struct Slot {
     seq: AtomicU32,
     ack: AtomicU32,
     window: AtomicU32,
-    _reserved2: AtomicU32,
+    draining: AtomicU32,
     packets: AtomicU64,
     bytes: AtomicU64,
-    _reserved3: AtomicU64,
+    drained: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Slot>() == 128 && size_of::<FlowId>() == 44);
@@ -182,8 +184,9 @@ impl Slot {
         for cell in [&self.seq, &self.ack, &self.window] {
             cell.store(0, Ordering::Relaxed);
         }
-        self.packets.store(0, Ordering::Relaxed);
-        self.bytes.store(0, Ordering::Relaxed);
+        for cell in [&self.packets, &self.bytes, &self.drained] {
+            cell.store(0, Ordering::Relaxed);
+        }
         self.open(verdict.epoch, mark);
     }
 
@@ -195,8 +198,9 @@ impl Slot {
 
     fn open(&self, epoch: u64, mark: u16) {
         self.mark.store(mark, Ordering::Relaxed);
-        self.punted.store(0, Ordering::Relaxed);
-        self.passed.store(0, Ordering::Relaxed);
+        for cell in [&self.punted, &self.passed, &self.draining] {
+            cell.store(0, Ordering::Relaxed);
+        }
         self.epoch.store(epoch, Ordering::SeqCst);
     }
 
@@ -229,6 +233,7 @@ impl Slot {
             seq: self.seq.load(Ordering::Relaxed),
             ack: self.ack.load(Ordering::Relaxed),
             window: self.window.load(Ordering::Relaxed) as u16,
+            drained: self.drained.load(Ordering::Relaxed),
         }
     }
 }
