@@ -76,6 +76,23 @@ pub struct Headers {
     pub fragment: Option<Fragment>,
 }
 
+impl Headers {
+    /// Those of the untagged frame that begins the conversation of a key, as far as policy looks at
+    /// them.
+    pub fn of_key(key: FlowKey) -> Self {
+        Self {
+            key,
+            vlan_tags: 0,
+            l3: 0,
+            l4: 0,
+            end: 0,
+            tcp: TcpFields::default(),
+            kind: Kind::Plain,
+            fragment: None,
+        }
+    }
+}
+
 /// Which part of which packet a fragment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {

@@ -15,7 +15,7 @@ use crate::connections::{
     self, Commit, ConnectionId, ConnectionInfo, Connections, Credit, Established, Hint, Hints, Hit,
     Lookup, Side,
 };
-use crate::extract::{Embedded, Headers, Kind, TcpFields};
+use crate::extract::{Embedded, Headers, Kind};
 use crate::fdb::Fdb;
 use crate::key::FlowKey;
 use crate::policy::Policy;
@@ -193,6 +193,29 @@ impl Pipeline {
         self.connections.is_established(id, original)
     }
 
+    /// Takes over a connection that was established before this pipeline was there. `original` is the
+    /// key of the frame that began it, as that came in: it is judged anew, as such a frame would be,
+    /// and the connection is recorded, with so many `frames` of each side, if it still goes to `output`.
+    /// `None` if it does not, or if its like need judging frame by frame.
+    pub fn adopt(
+        &mut self,
+        original: &FlowKey,
+        output: PortId,
+        frames: [u64; 2],
+        now: Nanos,
+    ) -> Option<Established> {
+        let mut headers = Headers::of_key(*original);
+        headers.key.vlan = vlan_of(&self.policy, &headers).ok()?;
+        self.receivers.clear();
+        let verdict = self.judge_again(&headers, now);
+        if verdict.action != Action::Forward(output) {
+            return None;
+        }
+        let commit = self.commit(output, &headers.key, &verdict);
+        self.connections.adopt(&headers, commit, frames, now).ok()?;
+        self.established(&headers, now)
+    }
+
     /// Counts what was forwarded of a connection elsewhere; see [`Connections::credit`].
     pub fn credit(&mut self, id: ConnectionId, side: Side, credit: &Credit, now: Nanos) {
         self.connections.credit(id, side, credit, now);
@@ -290,7 +313,7 @@ impl Pipeline {
         let Some(original) = self.connections.original(hit.id) else {
             return self.begin(frame);
         };
-        let verdict = self.judge_again(&as_first(original), now);
+        let verdict = self.judge_again(&Headers::of_key(original), now);
         let replier = match hit.side {
             Side::Original => hit.output,
             Side::Reply => headers.key.ingress,
@@ -400,7 +423,7 @@ impl Pipeline {
             let (cause, _) = self.connections.verdict(hit.id);
             return Some(Related { output: hit.output, cause });
         }
-        let verdict = self.judge_again(&as_first(original), now);
+        let verdict = self.judge_again(&Headers::of_key(original), now);
         let output = match (verdict.action, hit.side) {
             (Action::Drop(_), _) => {
                 self.connections.remove(hit.id);
@@ -478,20 +501,6 @@ pub(crate) fn opening(policy: &Policy, headers: &Headers) -> Opening {
         Opening::Refused(DropReason::TcpNotSyn)
     } else {
         Opening::Untracked
-    }
-}
-
-/// The headers of the frame that began a connection, as far as policy looks at them.
-fn as_first(original: FlowKey) -> Headers {
-    Headers {
-        key: original,
-        vlan_tags: 0,
-        l3: 0,
-        l4: 0,
-        end: 0,
-        tcp: TcpFields::default(),
-        kind: Kind::Plain,
-        fragment: None,
     }
 }
 

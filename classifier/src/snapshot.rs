@@ -110,6 +110,9 @@ pub struct Settings {
     pub max_fragments: u32,
     /// Seconds that a fragmented packet is followed from its earliest fragment on.
     pub fragment_timeout_secs: u32,
+    /// Seconds for which the kernel goes on by the verdicts it has when no data plane looks after them;
+    /// then it drops everything.
+    pub express_grace_secs: u32,
 }
 
 impl Settings {
@@ -142,6 +145,7 @@ impl Default for Settings {
             mirror_snaplen: 256,
             max_fragments: 64,
             fragment_timeout_secs: 30,
+            express_grace_secs: 10,
         }
     }
 }

@@ -284,6 +284,9 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
         fragment_timeout_secs: table
             .number("fragment_timeout_secs", 1, 120)
             .unwrap_or(default.fragment_timeout_secs),
+        express_grace_secs: table
+            .number("express_grace_secs", 3, 3_600)
+            .unwrap_or(default.express_grace_secs),
     };
     Some(Switch { name: name?.value, mode, settings })
 }

@@ -16,6 +16,7 @@ pub mod diagnostic;
 pub mod edit;
 pub mod intent;
 mod mirror;
+pub mod pins;
 pub mod publish;
 pub mod rundir;
 pub mod server;

@@ -17,8 +17,10 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::pins;
+
 /// Where run directories lie unless `FIREDOOR_RUN_DIR` says otherwise.
-const DEFAULT_BASE: &str = "/run/firedoor";
+pub(crate) const DEFAULT_BASE: &str = "/run/firedoor";
 
 /// The process file of `firedoor run`.
 const SUPERVISOR: &str = "run.pid";
@@ -271,7 +273,7 @@ impl RunDir {
             let path = self.path.join(file);
             absent_is_fine(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
         }
-        Ok(())
+        pins::remove(&self.path).map_err(io_error("remove the pins of", &self.path))
     }
 }
 

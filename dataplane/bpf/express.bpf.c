@@ -5,7 +5,8 @@
 // with the receiver's device. Every other frame is a miss and goes into the punt device under a tag
 // that names its port; what is not known to be safe is a miss. Nothing ever reaches the host's stack.
 //
-// Layouts are shared with dataplane/src/sys/express.rs. Compiled by `cargo xtask bpf`; the object is
+// Layouts are shared with dataplane/src/sys/express.rs, and with the data plane's next version through
+// pinned maps: whoever changes one raises LAYOUT there. Compiled by `cargo xtask bpf`; the object is
 // committed beside this file.
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -64,7 +65,8 @@ struct flow {
 	__u16 max_frame;	// longest frame that the egress takes, Ethernet header included
 	__u32 rule;
 	__u16 mark;		// added to the tag of what is punted, so that it is counted
-	__u16 reserved0;
+	__u8 is_reply;		// of the connection's two flows, the second: for who takes it over
+	__u8 tcp_flags;		// of the connection's first frame: likewise
 	__u32 passed;		// of the punted, how many have left the switch
 
 	__u32 punted;		// frames sent the long way, as they count after segmentation
@@ -77,12 +79,13 @@ struct flow {
 	__u64 drained;		// frames dropped so
 };
 
-// Written by the data plane.
+// Written by the data plane, but for the last.
 struct control {
 	__u64 epoch;		// of the policy in force
 	__u64 open_until;	// CLOCK_MONOTONIC, in nanoseconds; later the door is shut
 	__u32 punt;		// interface index
 	__u32 reserved;
+	__u64 shut;		// frames dropped because the door was; counted here
 };
 
 struct {
@@ -354,8 +357,12 @@ int express(struct __sk_buff *skb)
 	struct headers headers = {};
 	struct flow *flow;
 
-	if (!control || now > READ_ONCE(control->open_until))
+	if (!control)
 		return TC_ACT_SHOT;
+	if (now > READ_ONCE(control->open_until)) {
+		__sync_fetch_and_add(&control->shut, 1);
+		return TC_ACT_SHOT;
+	}
 	// Headers may lie outside the linear part, where programs cannot read them.
 	if ((void *)(long)skb->data + HEADERS > (void *)(long)skb->data_end)
 		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);

@@ -29,6 +29,8 @@ use subscribers::Subscribers;
 pub struct Options {
     /// The switch's run directory, which exists.
     pub run_dir: PathBuf,
+    /// Where in a BPF file system the express lane outlives the process, if it is to.
+    pub pins: Option<PathBuf>,
 }
 
 /// Why the data plane could not start.
@@ -57,7 +59,7 @@ pub enum DaemonError {
 /// then no frame moves until control installs one.
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(DaemonError::Signals)?;
-    let shared = Arc::new(Shared::new(options.run_dir.clone()));
+    let shared = Arc::new(Shared::new(options));
     shared.resume();
     let listener = server::listen(&options.run_dir)?;
     spawn("mirror", &shared, Shared::drain_mirrors)?;
@@ -87,6 +89,7 @@ fn spawn(
 /// What the daemon's threads share.
 pub(crate) struct Shared {
     run_dir: PathBuf,
+    pins: Option<PathBuf>,
     engine: Mutex<Option<Engine>>,
     /// Held while a snapshot is saved and put in force, so that the two stay the same.
     installing: Mutex<()>,
@@ -94,9 +97,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn new(run_dir: PathBuf) -> Self {
+    fn new(options: &Options) -> Self {
+        let Options { run_dir, pins } = options.clone();
         Self {
             run_dir,
+            pins,
             engine: Mutex::new(None),
             installing: Mutex::new(()),
             subscribers: Subscribers::default(),
@@ -172,7 +177,7 @@ impl Shared {
             engine.install(snapshot)?;
             return Ok(engine.ports());
         }
-        let opener: Box<dyn Opener> = Box::<interface::Interfaces>::default();
+        let opener: Box<dyn Opener> = Box::new(interface::Interfaces::new(self.pins.clone()));
         let started = engine.insert(Engine::start(snapshot, opener)?);
         self.subscribers.read_from(started.mirrors());
         Ok(started.ports())
@@ -255,7 +260,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_what_is_in_force_whoever_installs() {
         let dir = tempfile::tempdir().unwrap();
-        let shared = Shared::new(dir.path().into());
+        let shared = Shared::new(&Options { run_dir: dir.path().into(), pins: None });
         std::thread::scope(|scope| {
             for offset in 0..4 {
                 let shared = &shared;

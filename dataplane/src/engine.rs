@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, bounded, unbounded};
-use firedoor_api::dataplane::{PortCounters, PortState, PortStatus, Status};
+use firedoor_api::dataplane::{ExpressStatus, PortCounters, PortState, PortStatus, Status};
 use firedoor_classifier::cache::FlowInfo;
 use firedoor_classifier::connections::ConnectionInfo;
 use firedoor_classifier::policy::PolicyError;
@@ -20,6 +20,7 @@ use firedoor_classifier::{DropReason, FlowKey, Pipeline, Policy, PortId};
 
 use crate::counters::WorkerCounters;
 use crate::express::Members;
+use crate::express::inherit::Legacy;
 use crate::express::offload::{Offload, turned};
 use crate::fragments::Fragmented;
 use crate::handoff::{Doorstep, Peers};
@@ -169,6 +170,12 @@ struct WorkerHandle {
     thread: JoinHandle<()>,
 }
 
+/// What a worker is to hear of a port that was opened.
+struct Share {
+    worker: usize,
+    command: Command,
+}
+
 struct PortEntry {
     workload: Workload,
     state: PortState,
@@ -187,6 +194,16 @@ impl Engine {
     /// # Errors
     /// See [`EngineError`]; nothing is left running.
     pub fn start(snapshot: Snapshot, opener: Box<dyn Opener>) -> Result<Self, EngineError> {
+        let mut engine = Self::prepare(snapshot, opener)?;
+        engine.begin();
+        Ok(engine)
+    }
+
+    /// All of [`start`](Self::start) that touches no interface, and takes time.
+    ///
+    /// # Errors
+    /// As for it.
+    pub fn prepare(snapshot: Snapshot, opener: Box<dyn Opener>) -> Result<Self, EngineError> {
         let settings = snapshot.settings;
         let frames = settings.frames.max(64);
         let policy = build(snapshot)?;
@@ -209,8 +226,24 @@ impl Engine {
         };
         engine.put_in_force(&policy);
         engine.start_workers(settings.workers.max(1), &policy)?;
-        engine.reconcile_ports(policy.snapshot());
         Ok(engine)
+    }
+
+    /// The rest of [`start`](Self::start): takes over what a predecessor has left in the kernel, and
+    /// attaches the ports. No frame is judged before the predecessor's connections were.
+    pub fn begin(&mut self) {
+        let Some(policy) = self.policy.load() else { return };
+        let inherited = self.members.resume();
+        let queues = self.reconcile_ports(policy.snapshot());
+        if !inherited.is_empty() {
+            tracing::info!(flows = inherited.len(), "judging the kernel's flows again");
+            let connections = Legacy::of_flows(inherited);
+            for worker in &self.workers {
+                worker.tell(Command::Inherit(Arc::clone(&connections)));
+            }
+        }
+        self.hand_out(queues);
+        self.members.keep_links();
     }
 
     fn start_workers(&mut self, count: u16, policy: &Arc<Policy>) -> Result<(), EngineError> {
@@ -281,7 +314,8 @@ impl Engine {
         self.detach_gone(policy.snapshot());
         self.put_in_force(&policy);
         self.await_epoch(policy.snapshot().epoch)?;
-        self.reconcile_ports(policy.snapshot());
+        let queues = self.reconcile_ports(policy.snapshot());
+        self.hand_out(queues);
         Ok(())
     }
 
@@ -327,8 +361,9 @@ impl Engine {
         }
     }
 
-    /// Attaches every port of the snapshot that is not attached.
-    fn reconcile_ports(&mut self, snapshot: &Snapshot) {
+    /// Attaches every port of the snapshot that is not attached. Returns what is to be
+    /// [handed out](Self::hand_out).
+    fn reconcile_ports(&mut self, snapshot: &Snapshot) -> Vec<Share> {
         let mut added = Vec::new();
         for workload in &snapshot.workloads {
             match self.ports.get_mut(&workload.port) {
@@ -349,7 +384,13 @@ impl Engine {
             }
         }
         // Once all are known: a port's share of the umem depends on how many there are.
-        added.into_iter().for_each(|id| self.attach(id));
+        added.into_iter().flat_map(|id| self.attach(id)).collect()
+    }
+
+    fn hand_out(&self, shares: Vec<Share>) {
+        for Share { worker, command } in shares {
+            self.workers[worker].tell(command);
+        }
     }
 
     /// An interface appeared, changed or vanished. `ifindex` is its index now, `None` if it is gone.
@@ -362,7 +403,8 @@ impl Engine {
             self.detach(id);
         }
         if ifindex.is_some() && self.ports.get(&id)?.state == PortState::Missing {
-            self.attach(id);
+            let queues = self.attach(id);
+            self.hand_out(queues);
         }
         let entry = self.ports.get(&id)?;
         (entry.state != before).then(|| self.port_status(id, entry))
@@ -374,7 +416,8 @@ impl Engine {
         let is_failed = |entry: &PortEntry| matches!(entry.state, PortState::Failed(_));
         let failed: Vec<PortId> =
             self.ports.iter().filter(|(_, e)| is_failed(e)).map(|(&id, _)| id).collect();
-        failed.iter().for_each(|&id| self.attach(id));
+        let queues = failed.iter().flat_map(|&id| self.attach(id)).collect();
+        self.hand_out(queues);
         failed
             .iter()
             .filter_map(|id| Some((id, self.ports.get(id)?)))
@@ -388,17 +431,22 @@ impl Engine {
         self.ports.values().map(|entry| entry.workload.ifname.clone()).collect()
     }
 
-    /// Opens the port and gives its queues to the workers, spread from its home worker on.
-    fn attach(&mut self, id: PortId) {
+    /// Opens the port. Its queues are for the workers, spread from its home worker on.
+    fn attach(&mut self, id: PortId) -> Vec<Share> {
         let fill = fill_share(self.umem.frames(), self.store.len() as u32, self.ports.len() as u32);
-        let Some(entry) = self.ports.get_mut(&id) else { return };
+        let Some(entry) = self.ports.get_mut(&id) else { return Vec::new() };
         let lease = Lease { owner_base: 1 + entry.slot * MAX_QUEUES, fill };
         let opened = self.opener.open(&self.umem, lease, &entry.workload, &mut self.pool);
         self.pool.flush();
         let opened = match opened {
             Ok(opened) => opened,
-            Err(OpenFailure::Missing) => return entry.state = PortState::Missing,
-            Err(OpenFailure::Failed(why)) => return entry.state = PortState::Failed(why),
+            Err(failure) => {
+                entry.state = match failure {
+                    OpenFailure::Missing => PortState::Missing,
+                    OpenFailure::Failed(why) => PortState::Failed(why),
+                };
+                return Vec::new();
+            }
         };
         entry.state = PortState::Up;
         entry.lane = opened.lane;
@@ -407,14 +455,16 @@ impl Engine {
         entry.ifindex = opened.ifindex;
         let count = self.workers.len();
         let home = id.0 as usize % count;
-        for (index, worker) in self.workers.iter().enumerate() {
-            if index != home {
-                worker.tell(Command::SetHome { id, worker: home as u16 });
-            }
-        }
-        for (index, queue) in opened.queues.into_iter().enumerate() {
-            self.workers[(home + index) % count].tell(Command::AddQueue { id, queue });
-        }
+        let others = (0..count).filter(|&worker| worker != home);
+        let homes = others.map(|worker| {
+            let command = Command::SetHome { id, worker: home as u16 };
+            Share { worker, command }
+        });
+        let queues = opened.queues.into_iter().enumerate().map(|(index, queue)| {
+            let command = Command::AddQueue { id, queue };
+            Share { worker: (home + index) % count, command }
+        });
+        homes.chain(queues).collect()
     }
 
     /// The lowest slot that no port has. 1,023 are enough for the owner numbers of a u16; a snapshot
@@ -457,6 +507,7 @@ impl Engine {
             }
         }
         queues.into_iter().for_each(|queue| queue.close(&mut self.pool));
+        self.members.unpin();
         // What a worker left with one that had ended already.
         let parcels = doorsteps.iter().flat_map(|doorstep| std::iter::from_fn(|| doorstep.take()));
         parcels.for_each(|parcel| self.pool.give(parcel.into_frame()));
@@ -520,6 +571,7 @@ impl Engine {
             max_connections: settings.map_or(0, |settings| settings.max_connections.into()),
             frames: self.umem.frames(),
             frames_leaked: crate::frame::leaked(),
+            express: self.express(),
             ..Status::default()
         };
         for counters in self.workers.iter().map(|worker| &worker.counters) {
@@ -536,8 +588,24 @@ impl Engine {
             status.mirror_lost += counters.mirror_lost.get();
         }
         status.drops = self.by_reason(WorkerCounters::drops);
+        let shut = self.members.shut_drops();
+        status.drops.extend((shut > 0).then_some((DropReason::LaneShut, shut)));
         status.would_drops = self.by_reason(WorkerCounters::would_drops);
         status
+    }
+
+    fn express(&self) -> Option<ExpressStatus> {
+        let lane = self.members.loaded()?;
+        let policy = self.policy.load()?;
+        let grace = Duration::from_secs(policy.settings().express_grace_secs.into());
+        let open = lane.open_for();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Some(ExpressStatus {
+            flows: lane.flows().len() as u64,
+            pinned: lane.is_pinned(),
+            heartbeat_ms: millis(grace.saturating_sub(open)),
+            open_ms: millis(open),
+        })
     }
 
     fn by_reason(

@@ -1,6 +1,7 @@
 //! Opens workloads' interfaces, each on its lane.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use firedoor_classifier::snapshot::{Lane, Workload};
@@ -20,6 +21,14 @@ const ETHERNET: u32 = 14;
 #[derive(Default)]
 pub struct Interfaces {
     members: Arc<Members>,
+}
+
+impl Interfaces {
+    /// An opener whose express lane outlives the process in that directory, if it is given and of a
+    /// BPF file system.
+    pub fn new(pins: Option<PathBuf>) -> Self {
+        Self { members: Arc::new(pins.map_or_else(Members::default, Members::pinned)) }
+    }
 }
 
 impl Opener for Interfaces {
@@ -63,10 +72,13 @@ impl Interfaces {
         let tag = lease.owner_base / MAX_QUEUES + 1;
         let opened = lane.open(umem, lease.owner_base, tag, &workload.ifname, lease.fill, pool)?;
         self.join(workload, &opened.link, true);
+        let unpinned = lane.why_unpinned().map(|why| {
+            format!("the kernel's verdicts end with the data plane, because they cannot be pinned: {why}")
+        });
         Ok(Opened {
             queues: vec![Box::new(opened.port)],
             mode: "tcx".into(),
-            notices: Vec::new(),
+            notices: unpinned.into_iter().collect(),
             lane: Lane::Express,
             ifindex: opened.link.index,
         })

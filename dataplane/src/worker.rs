@@ -18,6 +18,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::counters::PortCells;
+use crate::express::inherit::Legacy;
 use crate::frame::Frame;
 use crate::path::{PARCELS, Path};
 use crate::policy::PolicyCell;
@@ -64,6 +65,8 @@ pub enum Command {
         /// Where the queues go.
         reply: Sender<Vec<Box<dyn Port>>>,
     },
+    /// Take over those of these connections that are yours to judge.
+    Inherit(Arc<[Legacy]>),
     /// A page of connections.
     ListConnections {
         /// Position of the page.
@@ -312,6 +315,9 @@ impl Worker {
                     if let Err(unsent) = reply.send(queues) {
                         unsent.0.into_iter().for_each(|queue| queue.close(&mut self.path.pool));
                     }
+                }
+                Command::Inherit(connections) => {
+                    self.path.inherit(&connections, self.clock.now());
                 }
                 Command::ListConnections { from, limit, reply } => {
                     let now = self.clock.now();

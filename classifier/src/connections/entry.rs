@@ -101,6 +101,16 @@ impl State {
         )
     }
 
+    /// The state once plain frames are all that is to come, of one side or of both.
+    pub(super) const fn as_established(self, both: bool) -> Self {
+        match self {
+            Self::UdpSingle if both => Self::UdpBoth,
+            Self::OtherSingle if both => Self::OtherBoth,
+            Self::Tcp(_) => Self::Tcp(TcpState::Established),
+            _ => self,
+        }
+    }
+
     /// The timeout that holds in this state.
     pub(super) const fn class(self) -> Class {
         match self {
@@ -218,8 +228,7 @@ impl Entry {
             would_drop: None,
             tcp_flags: 0,
         };
-        let activity = Activity { frames: [0; 2], bytes: [0; 2], tcp: Tcp::default() };
-        Self { identity, activity, record }
+        Self { identity, activity: Activity::unseen([0; 2]), record }
     }
 
     /// A connection begun by a frame of `bytes` bytes.
@@ -391,6 +400,11 @@ impl Identity {
 }
 
 impl Activity {
+    /// Of a connection that was followed elsewhere until now, of which so many frames are known.
+    pub(super) fn unseen(frames: [u64; 2]) -> Self {
+        Self { frames, bytes: [0; 2], tcp: Tcp::unseen() }
+    }
+
     /// Reads a word of it.
     pub(super) const fn touch(&self) -> u32 {
         let [frames, _] = self.frames;

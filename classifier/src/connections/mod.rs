@@ -63,7 +63,7 @@ mod timers;
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 
-use self::entry::{Entry, Identity, State};
+use self::entry::{Activity, Entry, Identity, State};
 use self::key::FrameKey;
 use self::table::Table;
 use self::tcp::{Control, Segment, Step, Windows};
@@ -514,6 +514,30 @@ impl Connections {
         self.epoch = self.epoch.max(commit.epoch);
         let entry = Entry::begin(frame, headers, &commit, bytes, now, self.limits.windows());
         Ok(ConnectionId(self.table.insert(entry, hash, now)))
+    }
+
+    /// Records a connection that was established before this table was there, and had so many `frames`
+    /// of each side. `headers` are those of the frame that began it, as far as they are known.
+    ///
+    /// # Errors
+    /// As [`Connections::commit`].
+    pub fn adopt(
+        &mut self,
+        headers: &Headers,
+        commit: Commit,
+        frames: [u64; 2],
+        now: Nanos,
+    ) -> Result<ConnectionId, DropReason> {
+        let ConnectionId(id) = self.commit(headers, commit, 0, now)?;
+        let Some(state) = self.table.identity(id).map(Identity::state) else {
+            return Ok(ConnectionId::NONE);
+        };
+        if let Some(activity) = self.table.activity_mut(id) {
+            *activity = Activity::unseen(frames);
+        }
+        let [_, back] = frames;
+        self.table.refresh(id, state.as_established(back > 0), now);
+        Ok(ConnectionId(id))
     }
 
     /// Lets a forwarded frame of `bytes` bytes move its connection's state and counters.

@@ -378,6 +378,14 @@ impl Tcp {
         (tcp, state)
     }
 
+    /// A connection of which no segment was seen.
+    pub(super) fn unseen() -> Self {
+        let mut tcp = Self::default();
+        tcp.put(Side::Original, End::UNSEEN);
+        tcp.put(Side::Reply, End::UNSEEN);
+        tcp
+    }
+
     /// What a segment from `side` would do. Changes nothing.
     pub(super) fn judge(
         &self,

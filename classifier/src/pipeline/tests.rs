@@ -557,3 +557,22 @@ fn full_tables_refuse_by_name() {
     assert_eq!(v6(WEB), ends6(WEB, API).src);
     assert_eq!(switch.refused(WEB, &v6_flow), Some(DropReason::ConnectionsFull));
 }
+
+/// What another switch has established is judged as its first frame would be.
+#[test]
+fn a_connection_is_adopted_only_if_policy_sends_its_first_frame_there() {
+    let mut switch = Switch::new(snapshot());
+    let key = |port, frame: &[u8]| headers(port, frame).key;
+    let good = key(WEB, &syn(ends(WEB, API), 8080));
+    let mut adopt = |key: &FlowKey, to| switch.pipeline.adopt(key, PortId(to), [1, 1], switch.now);
+    assert_eq!(adopt(&good, DB), None, "policy sends it elsewhere");
+    assert_eq!(adopt(&key(WEB, &syn(ends(WEB, DB), 22)), DB), None, "policy refuses it");
+    assert_eq!(adopt(&key(API, &syn(ends(WEB, API), 8080)), API), None, "it is another's address");
+    let adopted = adopt(&good, API).expect("policy allows it");
+    assert_eq!((adopted.original, adopted.output), (good, PortId(API)));
+    assert_eq!(switch.pipeline.connections(), 1);
+    let data = build::tcp(ends(API, WEB), 8080, 40_000, TcpFlags::ACK);
+    assert_eq!(switch.reached(API, &data), [WEB], "its answers need no rule");
+    let stranger = build::tcp(ends(WEB, API), 40_001, 8080, TcpFlags::ACK);
+    assert_eq!(switch.refused(WEB, &stranger), Some(DropReason::TcpNotSyn));
+}

@@ -94,6 +94,21 @@ pub struct Status {
     pub frames: u32,
     /// Frames neither free nor with the kernel nor in a worker's hands. Anything but 0 is a bug.
     pub frames_leaked: u64,
+    /// The express lane, once a port needs it.
+    pub express: Option<ExpressStatus>,
+}
+
+/// The express lane as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpressStatus {
+    /// Flows whose verdicts the kernel has: two for each connection.
+    pub flows: u64,
+    /// Whether they outlive the data plane.
+    pub pinned: bool,
+    /// How long ago the data plane last looked after it, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// How much longer the kernel goes on if it does not do so again, in milliseconds.
+    pub open_ms: u64,
 }
 
 /// One port.

@@ -1,18 +1,25 @@
 //! The interfaces that the express lane may receive from and send to, as workers and opener share
 //! them.
 
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use firedoor_classifier::{FlowKey, PortId};
 use parking_lot::Mutex;
 
 use super::offload::flow_id;
-use super::{Egress, ExpressError, Lane};
+use super::{Egress, ExpressError, Inherited, Lane};
 
 /// Most flows of a switch that the kernel forwards: two for each connection. They take 16 MiB, and
 /// what the kernel's hash map needs for those that are used.
 const FLOWS: u32 = 1 << 17;
+
+/// How long the door of a lane that was just loaded is open, until a worker looks after it.
+const FIRST: Duration = Duration::from_secs(5);
 
 /// What the express lane knows of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +39,8 @@ pub struct Member {
 pub struct Members {
     version: AtomicU64,
     epoch: AtomicU64,
+    /// Where the lane outlives the process, if it is to.
+    pins: Option<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -42,6 +51,46 @@ struct State {
 }
 
 impl Members {
+    /// No ports yet; their lane outlives the process in that directory of a BPF file system.
+    pub fn pinned(pins: PathBuf) -> Self {
+        Self { pins: Some(pins), ..Self::default() }
+    }
+
+    /// Takes over the lane of a process that has ended without closing it, under the epoch in force.
+    /// Its flows are to be judged again, each, and removed or kept; the door stays open as long as
+    /// that process has left it.
+    pub fn resume(&self) -> Vec<Inherited> {
+        let Some(pins) = &self.pins else { return Vec::new() };
+        let mut state = self.state.lock();
+        match Lane::resume(pins, self.epoch.load(Ordering::SeqCst)) {
+            Some((lane, inherited)) => {
+                state.lane = Some(Arc::new(lane));
+                inherited
+            }
+            None => {
+                remove(pins);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Takes a predecessor's program off all interfaces but those of the ports.
+    pub fn keep_links(&self) {
+        let state = self.state.lock();
+        let members = state.ports.iter().flatten().filter(|member| member.express);
+        let indexes: Vec<u32> = members.map(|member| member.ifindex).collect();
+        if let Some(lane) = &state.lane {
+            lane.keep_links(&indexes);
+        }
+    }
+
+    /// Nothing outlives the process from now on.
+    pub fn unpin(&self) {
+        if let Some(lane) = &self.state.lock().lane {
+            lane.unpin();
+        }
+    }
+
     /// The lane, which is loaded if this is the first time.
     ///
     /// # Errors
@@ -51,9 +100,9 @@ impl Members {
         if let Some(lane) = &state.lane {
             return Ok(Arc::clone(lane));
         }
-        let lane = Arc::new(Lane::load(FLOWS)?);
+        let lane = Arc::new(Lane::load(FLOWS, self.pins.as_deref())?);
         lane.set_epoch(self.epoch.load(Ordering::SeqCst));
-        lane.keep_open();
+        lane.keep_open(FIRST);
         state.lane = Some(Arc::clone(&lane));
         Ok(lane)
     }
@@ -61,6 +110,11 @@ impl Members {
     /// The lane, if it was loaded.
     pub fn loaded(&self) -> Option<Arc<Lane>> {
         self.state.lock().lane.clone()
+    }
+
+    /// Frames that the kernel dropped because nobody looked after the lane.
+    pub fn shut_drops(&self) -> u64 {
+        self.loaded().map_or(0, |lane| lane.shut_drops())
     }
 
     /// Puts an epoch in force: verdicts of another are not used from now on.
@@ -113,5 +167,15 @@ impl Members {
             (Some(member), Some(lane)) => lane.flows().contains(&flow_id(key, &member)),
             _ => false,
         }
+    }
+}
+
+/// Removes pins that are of no use. Their programs go with them.
+fn remove(pins: &PathBuf) {
+    match fs::remove_dir_all(pins) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, pins = %pins.display(), "old pins are not removed");
+        }
+        _ => {}
     }
 }

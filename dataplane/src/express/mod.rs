@@ -14,17 +14,22 @@
 //! - A frame does not overtake an earlier one of its flow: a flow is held on the long way until all
 //!   of it that was punted has left the switch.
 //! - The door is open only while the switch says so ([`Lane::keep_open`]): a program that outlives it
-//!   drops everything.
+//!   drops everything then.
+//!
+//! - What outlives the process is its successor's to [judge again](inherit): nothing but the verdicts
+//!   that were in force then passes meanwhile, and for [a limited time](Lane::keep_open).
 //!
 //! [`Members`] says which ports there are, [`offload`] which connections a worker gives to the kernel.
 //! [`FlowTable`] is what the kernel knows; docs/adr/0004 says why misses travel as they do.
 
+pub mod inherit;
 mod members;
 pub mod offload;
 pub mod punt;
 pub mod table;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,15 +42,13 @@ use self::table::FlowTable;
 use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
 use crate::port::xdp::OpenError;
-use crate::sys::express::{Egress, Program};
+use crate::sys::express::{Egress, LAYOUT, MAPS, Program};
+use crate::sys::pins::Pins;
 use crate::sys::umem::Umem;
 
 pub use self::members::{Member, Members};
-pub use self::table::{InstallError, Slot};
+pub use self::table::{Inherited, InstallError, Slot};
 pub use crate::sys::express::{Egress as FlowEgress, FlowId, FlowVerdict, Progress};
-
-/// How long the door stays open after the switch was last heard.
-pub const OPEN_FOR: Duration = Duration::from_secs(30);
 
 /// The express lane of one switch.
 pub struct Lane {
@@ -57,6 +60,8 @@ pub(crate) struct Kernel {
     program: Arc<Program>,
     flows: FlowTable,
     punt: Mutex<Option<Punt>>,
+    /// Why nothing outlives the process, though it was to.
+    unpinned: Option<String>,
 }
 
 /// Why the express lane, or a port of it, cannot be had.
@@ -134,13 +139,53 @@ pub struct Opened {
 
 impl Lane {
     /// Loads the program, with room for `flows` flows: two for each connection. Its door is shut.
+    /// If `pins`, a directory, is given and can be used, program and verdicts outlive the process
+    /// there; what another process has left in it is removed.
     ///
     /// # Errors
     /// [`ExpressError::Load`].
-    pub fn load(flows: u32) -> Result<Self, ExpressError> {
-        let program = Arc::new(Program::load(flows.max(1)).map_err(ExpressError::Load)?);
+    pub fn load(flows: u32, pins: Option<&Path>) -> Result<Self, ExpressError> {
+        let load = |pins| Program::load(flows.max(1), pins);
+        let pinned = pins.map(|pins| open_empty(pins).and_then(|pins| load(Some(pins))));
+        let (program, unpinned) = match pinned {
+            Some(Ok(program)) => (program, None),
+            other => {
+                let why = other.and_then(Result::err).map(|error| error.to_string());
+                (load(None).map_err(ExpressError::Load)?, why)
+            }
+        };
+        let program = Arc::new(program);
         let flows = FlowTable::new(Arc::clone(&program));
-        Ok(Self { kernel: Arc::new(Kernel { program, flows, punt: Mutex::new(None) }) })
+        Ok(Self::of(program, flows, unpinned))
+    }
+
+    /// Takes over what another process has left in `pins`: its maps, as large as they are, and the
+    /// flows in them. Its program goes on with these alone, under `epoch`: verdicts of another are
+    /// stale from here on, and no other frame goes anywhere, until its port is opened. `None` if
+    /// there is nothing, or nothing of use.
+    pub fn resume(pins: &Path, epoch: u64) -> Option<(Self, Vec<Inherited>)> {
+        if !pins.exists() {
+            return None;
+        }
+        let resumed = Pins::open(pins, LAYOUT).and_then(|pins| {
+            if !pins.has_maps(&MAPS) {
+                return Ok(None);
+            }
+            let program = Arc::new(Program::load(1, Some(pins))?);
+            program.set_epoch(epoch);
+            program.forget_ports()?;
+            let (flows, inherited) = FlowTable::resume(Arc::clone(&program))?;
+            Ok(Some((Self::of(program, flows, None), inherited)))
+        });
+        resumed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what the last data plane has pinned cannot be taken over");
+            None
+        })
+    }
+
+    fn of(program: Arc<Program>, flows: FlowTable, unpinned: Option<String>) -> Self {
+        let kernel = Kernel { program, flows, punt: Mutex::new(None), unpinned };
+        Self { kernel: Arc::new(kernel) }
     }
 
     /// Opens the interface `ifname`, of the calling thread's network namespace. `tag`, a VLAN
@@ -179,16 +224,60 @@ impl Lane {
         self.kernel.program.set_epoch(epoch);
     }
 
-    /// Keeps the door open for [`OPEN_FOR`] from now.
-    pub fn keep_open(&self) {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-        self.kernel.program.keep_open(u64::try_from((now + OPEN_FOR).as_nanos()).unwrap_or(0));
+    /// Keeps the door open for that long from now.
+    pub fn keep_open(&self, time: Duration) {
+        self.kernel.program.keep_open(u64::try_from((now() + time).as_nanos()).unwrap_or(0));
+    }
+
+    /// How much longer the door is open.
+    pub fn open_for(&self) -> Duration {
+        Duration::from_nanos(self.kernel.program.open_until()).saturating_sub(now())
+    }
+
+    /// Frames that were dropped because the door was shut.
+    pub fn shut_drops(&self) -> u64 {
+        self.kernel.program.shut_drops()
+    }
+
+    /// Whether program and verdicts outlive the process.
+    pub fn is_pinned(&self) -> bool {
+        self.kernel.program.is_pinned()
+    }
+
+    /// Why they do not, though they were to.
+    pub fn why_unpinned(&self) -> Option<&str> {
+        self.kernel.unpinned.as_deref()
+    }
+
+    /// Takes the program off every interface but these.
+    pub fn keep_links(&self, ifindexes: &[u32]) {
+        if let Err(error) = self.kernel.program.keep_links(ifindexes) {
+            tracing::warn!(%error, "a program of the last data plane stays on its interface");
+        }
+    }
+
+    /// From now on nothing outlives the process.
+    pub fn unpin(&self) {
+        if let Err(error) = self.kernel.program.unpin() {
+            tracing::warn!(%error, "the express lane's pins are not removed");
+        }
     }
 
     /// Shuts the door: everything is dropped.
     pub fn shut(&self) {
         self.kernel.program.keep_open(0);
     }
+}
+
+/// The pins in a directory, with nothing in it.
+fn open_empty(base: &Path) -> io::Result<Pins> {
+    let pins = Pins::open(base, LAYOUT)?;
+    pins.clear()?;
+    Ok(pins)
+}
+
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
 /// Whether the express lane carries such an interface.

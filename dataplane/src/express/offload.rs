@@ -11,6 +11,7 @@
 //! whose frames are recorded one by one; TCP where windows are checked; ports with VLAN tags; routers, behind whom addresses move.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use firedoor_classifier::connections::{ConnectionId, Credit, Established, Sent, Side};
 use firedoor_classifier::extract::Headers;
@@ -21,7 +22,7 @@ use firedoor_classifier::wire::tcp::TcpFlags;
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
 use hashbrown::HashMap;
 
-use super::{FlowId, FlowVerdict, Lane, Member, Members, Progress, Slot};
+use super::{FlowId, FlowVerdict, Inherited, Lane, Member, Members, Progress, Slot};
 use crate::counters::WorkerCounters;
 use crate::outbox::Outbox;
 use crate::path::Path;
@@ -73,6 +74,7 @@ struct Flow {
     id: FlowId,
     ingress: PortId,
     egress: PortId,
+    is_reply: bool,
     /// `None` if the switch lane forwards it: as its port's, or because it was not spoken in yet.
     slot: Option<Slot>,
     credited: Progress,
@@ -144,7 +146,7 @@ impl Offload {
             && (ends || self.member(headers.key.ingress).is_some_and(|member| member.express))
     }
 
-    /// Takes note of ports that came and went. Flows of before are forgotten: an interface may have
+    /// Takes note of ports that came and went. Their flows are forgotten: an interface may have
     /// become another.
     fn refresh(&mut self, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
         let Some(members) = &self.members else { return };
@@ -152,8 +154,16 @@ impl Offload {
             return;
         }
         let view = members.view();
+        let (_, ports, _) = &view;
         for at in 0..self.pairs.len() {
-            self.end(at, pipeline, counts, now);
+            let Some(Pair { original_side, .. }) = self.pair(at) else { continue };
+            let ends = [original_side.ingress, original_side.egress];
+            let is_same = |end: PortId| {
+                self.member(end) == ports.get(usize::from(end.0)).and_then(Option::as_ref)
+            };
+            if !ends.into_iter().all(is_same) {
+                self.end(at, pipeline, counts, now);
+            }
         }
         (self.seen, self.ports, self.lane) = view;
     }
@@ -211,7 +221,8 @@ impl Offload {
     fn tick(&mut self, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) -> bool {
         self.refresh(pipeline, counts, now);
         let Some(lane) = &self.lane else { return false };
-        lane.keep_open();
+        let grace = pipeline.policy().settings().express_grace_secs;
+        lane.keep_open(Duration::from_secs(grace.into()));
         if self.next == 0 {
             if now.since(self.round) < ROUND.0 {
                 return false;
@@ -231,6 +242,24 @@ impl Offload {
         self.next != 0
     }
 
+    /// The port of an interface.
+    pub(super) fn port_of(&self, ifindex: u32) -> Option<PortId> {
+        let is_it = |port: &Option<Member>| port.is_some_and(|member| member.ifindex == ifindex);
+        self.ports.iter().position(is_it).and_then(|at| u16::try_from(at).ok()).map(PortId)
+    }
+
+    /// Whether a flow is of one of the pairs.
+    pub(super) fn has(&self, flow: &FlowId) -> bool {
+        self.by_flow.contains_key(flow)
+    }
+
+    /// Takes a flow from the kernel that is of none of the pairs.
+    pub(super) fn forget(&self, flow: &Inherited) {
+        if let Some(lane) = &self.lane {
+            lane.flows().remove(&flow.id, flow.slot);
+        }
+    }
+
     /// The pair that a frame is of.
     fn find(&self, headers: &Headers) -> Option<usize> {
         let member = self.member(headers.key.ingress)?;
@@ -246,7 +275,7 @@ impl Offload {
     }
 
     /// Gives the kernel a connection's verdicts, as far as it can apply them.
-    fn begin(&mut self, established: &Established, pipeline: &Pipeline, now: Nanos) {
+    pub(super) fn begin(&mut self, established: &Established, pipeline: &Pipeline, now: Nanos) {
         let original = established.original;
         let (from, to) = (original.ingress, established.output);
         let is_checked =
@@ -256,7 +285,7 @@ impl Offload {
         }
         let turned = turned(&original, to);
         let (Some(mut original_side), Some(mut reply_side)) =
-            (self.flow(&original, to), self.flow(&turned, from))
+            (self.flow(&original, to, false), self.flow(&turned, from, true))
         else {
             return;
         };
@@ -318,11 +347,11 @@ impl Offload {
 
     /// One direction of a connection, of which the kernel knows nothing yet. `None` if one of its ports
     /// is none that the express lane reaches.
-    fn flow(&self, key: &FlowKey, egress: PortId) -> Option<Flow> {
+    fn flow(&self, key: &FlowKey, egress: PortId, is_reply: bool) -> Option<Flow> {
         let id = flow_id(key, self.member(key.ingress)?);
         self.member(egress)?;
         let (slot, credited, since) = (None, Progress::default(), Nanos(0));
-        Some(Flow { id, ingress: key.ingress, egress, slot, credited, since })
+        Some(Flow { id, ingress: key.ingress, egress, is_reply, slot, credited, since })
     }
 
     /// Gives the kernel one direction's verdict. Returns whether it has it now: not if its port is on
@@ -343,6 +372,8 @@ impl Offload {
             max_frame: to.max_frame,
             rule,
             epoch: judged.epoch,
+            is_reply: flow.is_reply,
+            tcp_flags: key.tcp_flags,
         };
         flow.slot = lane.flows().install(&flow.id, &verdict).ok();
         flow.since = now;

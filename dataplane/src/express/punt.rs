@@ -238,7 +238,7 @@ impl ExpressPort {
         let attached = kernel
             .program
             .set_port(link.index, tag)
-            .and_then(|()| kernel.program.attach(&link.name));
+            .and_then(|()| kernel.program.attach(&link.name, link.index));
         let attached = match attached {
             Ok(attached) => attached,
             Err(source) => {

@@ -31,8 +31,19 @@ pub struct FlowTable {
 }
 
 /// Handle of a flow in the table; good until it is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot(u32);
+
+/// A flow whose verdict has outlived the process that wrote it.
+#[derive(Clone, Copy, Debug)]
+pub struct Inherited {
+    /// The flow.
+    pub id: FlowId,
+    /// Where it is.
+    pub slot: Slot,
+    /// What was written.
+    pub verdict: FlowVerdict,
+}
 
 /// Why a verdict is not in the table.
 #[derive(Debug, Error)]
@@ -59,14 +70,45 @@ impl FlowTable {
         Self { program, state: Mutex::new(State { free, ..State::default() }) }
     }
 
+    /// The table of a program whose maps have outlived another process, and what it holds. Cost: a
+    /// system call per flow.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn resume(program: Arc<Program>) -> io::Result<(Self, Vec<Inherited>)> {
+        let (mut state, mut inherited) = (State::default(), Vec::new());
+        for slot in (0..program.slots()).rev() {
+            match program.slot(slot).and_then(express::Slot::read) {
+                None => state.free.push(slot),
+                Some((id, verdict)) => {
+                    // The process may have died before it had done so.
+                    program.insert(&id, slot)?;
+                    state.slots.insert(id, slot);
+                    inherited.push(Inherited { id, slot: Slot(slot), verdict });
+                }
+            }
+        }
+        Ok((Self { program, state: Mutex::new(state) }, inherited))
+    }
+
     /// Gives the kernel a verdict. It replaces the flow's older one. Its first frames still go the
-    /// long way, until those before them have left the switch.
+    /// long way, until those before them have left the switch. A flow that has this very verdict
+    /// already keeps it, and what came of it so far.
     ///
     /// # Errors
     /// If there is no room, or the kernel refuses.
     pub fn install(&self, id: &FlowId, verdict: &FlowVerdict) -> Result<Slot, InstallError> {
         let mut state = self.state.lock();
-        if let Some(old) = state.slots.remove(id) {
+        if let Some(&old) = state.slots.get(id) {
+            if let Some(cell) = self.program.slot(old)
+                && cell.read() == Some((*id, *verdict))
+            {
+                if cell.is_held() {
+                    cell.restart(next_mark(cell.mark()));
+                }
+                return Ok(Slot(old));
+            }
+            state.slots.remove(id);
             self.rest(&mut state, id, old);
         }
         let full = || InstallError::Full(self.program.slots());
@@ -92,11 +134,13 @@ impl FlowTable {
         }
     }
 
+    /// Out of the index first: should the process die in between, its successor finds either a flow
+    /// that it can put back, or no trace.
     fn rest(&self, state: &mut State, id: &FlowId, slot: u32) {
+        self.program.remove(id);
         if let Some(cell) = self.program.slot(slot) {
             cell.close();
         }
-        self.program.remove(id);
         state.resting.push_back((Instant::now(), slot));
     }
 

@@ -6,28 +6,43 @@
 //!
 //! Every value of the mapped arrays is an atomic, because the program runs at any time. Layouts are
 //! those of dataplane/bpf/express.bpf.c.
+//!
+//! With [`Pins`], maps and links outlive the process: whoever loads the program next has the same
+//! maps, and puts its own program in the place of the old one in one step.
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
-use aya::programs::links::Link;
+use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{
-    NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact,
+    NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
 use aya::programs::{LinkOrder, TcAttachType};
 use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
 use parking_lot::Mutex;
 
 use super::bpf::{LOADER, kernel_error};
 use super::mmap::Mapping;
+use super::pins::Pins;
 
 /// dataplane/bpf/express.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/express.bpf.o");
+
+/// Version of the layouts of [`MAPS`]: what another version has pinned is of no use.
+pub(crate) const LAYOUT: u32 = 1;
+
+/// The maps that outlive the process, if they can be pinned.
+pub(crate) const MAPS: [&str; 4] =
+    ["express_control", "express_ports", "express_index", "express_flows"];
+
+/// Where the clsact queueing discipline has the program: so that it can be replaced.
+const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 1), classid: None };
 
 /// First kernel with tcx, programs at a device's ingress that are attached by a BPF link.
 const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
@@ -72,6 +87,37 @@ impl FlowId {
         }
     }
 
+    /// The flow whose answers these are: it comes in at `ingress`.
+    pub fn turned(&self, ingress: u32) -> Self {
+        Self {
+            ingress,
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+        }
+    }
+
+    fn of_words(words: [u32; 11]) -> Self {
+        let address = |at: usize| {
+            let mut bytes = [0; 16];
+            for (four, word) in bytes.chunks_exact_mut(4).zip(words.iter().skip(at)) {
+                four.copy_from_slice(&word.to_ne_bytes());
+            }
+            bytes
+        };
+        let [a, b, c, d] = words[9].to_ne_bytes();
+        Self {
+            ingress: words[0],
+            src: address(1),
+            dst: address(5),
+            src_port: [a, b],
+            dst_port: [c, d],
+            protocol: words[10],
+        }
+    }
+
     fn words(&self) -> [u32; 11] {
         let word = |bytes: &[u8; 16], at: usize| {
             bytes.get(at..at + 4).and_then(|four| four.first_chunk().copied())
@@ -98,6 +144,15 @@ pub enum Egress {
     Peer(u32),
 }
 
+impl Egress {
+    /// The interface of this switch that it leaves by.
+    pub const fn ifindex(self) -> u32 {
+        match self {
+            Self::Transmit(index) | Self::Peer(index) => index,
+        }
+    }
+}
+
 /// A verdict that the program may apply by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowVerdict {
@@ -114,6 +169,11 @@ pub struct FlowVerdict {
     pub rule: u32,
     /// Epoch of the verdict.
     pub epoch: u64,
+    /// Whether the connection was begun by the other side. With `tcp_flags`, for who takes the
+    /// connection over.
+    pub is_reply: bool,
+    /// TCP flags of the connection's first frame.
+    pub tcp_flags: u8,
 }
 
 /// What came of a flow since its verdict was written.
@@ -144,7 +204,8 @@ pub(crate) struct Slot {
     max_frame: AtomicU16,
     rule: AtomicU32,
     mark: AtomicU16,
-    _reserved: AtomicU16,
+    is_reply: AtomicU8,
+    tcp_flags: AtomicU8,
     passed: AtomicU32,
     punted: AtomicU32,
     seq: AtomicU32,
@@ -181,6 +242,8 @@ impl Slot {
         self.kind.store(kind, Ordering::Relaxed);
         self.max_frame.store(verdict.max_frame, Ordering::Relaxed);
         self.rule.store(verdict.rule, Ordering::Relaxed);
+        self.is_reply.store(verdict.is_reply.into(), Ordering::Relaxed);
+        self.tcp_flags.store(verdict.tcp_flags, Ordering::Relaxed);
         for cell in [&self.seq, &self.ack, &self.window] {
             cell.store(0, Ordering::Relaxed);
         }
@@ -188,6 +251,33 @@ impl Slot {
             cell.store(0, Ordering::Relaxed);
         }
         self.open(verdict.epoch, mark);
+    }
+
+    /// The verdict that was written here, and its flow, if it was not closed.
+    pub(crate) fn read(&self) -> Option<(FlowId, FlowVerdict)> {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let id = std::array::from_fn(|at| self.id[at].load(Ordering::Relaxed));
+        let mut macs = [0; 12];
+        for (pair, cell) in macs.chunks_exact_mut(2).zip(&self.macs) {
+            pair.copy_from_slice(&cell.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = macs;
+        let index = self.egress.load(Ordering::Relaxed);
+        let egress = match self.kind.load(Ordering::Relaxed) {
+            0 => Egress::Transmit(index),
+            _ => Egress::Peer(index),
+        };
+        let verdict = FlowVerdict {
+            eth_dst: [a, b, c, d, e, f],
+            eth_src: [g, h, i, j, k, l],
+            egress,
+            max_frame: self.max_frame.load(Ordering::Relaxed),
+            rule: self.rule.load(Ordering::Relaxed),
+            epoch,
+            is_reply: self.is_reply.load(Ordering::Relaxed) != 0,
+            tcp_flags: self.tcp_flags.load(Ordering::Relaxed),
+        };
+        (epoch != 0).then(|| (FlowId::of_words(id), verdict))
     }
 
     /// Lets the flow begin the long way again: its frames are counted anew, under another mark.
@@ -245,7 +335,10 @@ struct Control {
     open_until: AtomicU64,
     punt: AtomicU32,
     _reserved: AtomicU32,
+    shut: AtomicU64,
 }
+
+const _: () = assert!(size_of::<Control>() == 32);
 
 /// The program, loaded, with its maps.
 pub(crate) struct Program {
@@ -254,14 +347,31 @@ pub(crate) struct Program {
     index: Mutex<HashMap<MapData, FlowId, u32>>,
     control: Shared<Control>,
     flows: Shared<Slot>,
+    pins: Option<Pins>,
 }
 
 impl Program {
     /// Loads the program with room for `flows` flows. Its door is shut until
-    /// [`keep_open`](Self::keep_open).
-    pub(crate) fn load(flows: u32) -> io::Result<Self> {
-        let mut program = LOADER
-            .lock()
+    /// [`keep_open`](Self::keep_open). With `pins`, its maps are pinned there; if they are there
+    /// already, the program takes them as they are, as large as they are.
+    pub(crate) fn load(flows: u32, pins: Option<Pins>) -> io::Result<Self> {
+        let mut shared;
+        let mut own = EbpfLoader::new();
+        let loader = match &pins {
+            // The shared one would keep the paths for programs to come.
+            Some(pins) => {
+                own.btf(None);
+                for name in MAPS {
+                    own.map_pin_path(name, pins.map(name));
+                }
+                &mut own
+            }
+            None => {
+                shared = LOADER.lock();
+                &mut *shared
+            }
+        };
+        let mut program = loader
             .map_max_entries("express_index", flows)
             .map_max_entries("express_flows", flows)
             .load(OBJECT)
@@ -269,37 +379,41 @@ impl Program {
         let mut take = |name| program.take_map(name).ok_or(io::ErrorKind::InvalidData);
         let ports = HashMap::try_from(take("express_ports")?).map_err(kernel_error)?;
         let index = HashMap::try_from(take("express_index")?).map_err(kernel_error)?;
-        let control = Shared::map(take("express_control")?, 1)?;
-        let flows = Shared::map(take("express_flows")?, flows as usize)?;
+        let control = Shared::map(take("express_control")?)?;
+        let flows = Shared::map(take("express_flows")?)?;
         classifier(&mut program)?.load().map_err(kernel_error)?;
         let (ports, index) = (Mutex::new(ports), Mutex::new(index));
-        Ok(Self { program: Mutex::new(program), ports, index, control, flows })
+        Ok(Self { program: Mutex::new(program), ports, index, control, flows, pins })
     }
 
-    /// Attaches the program to the ingress of an interface of the calling thread's namespace, before
-    /// any other. It stays until the result is dropped.
-    pub(crate) fn attach(&self, ifname: &str) -> io::Result<Attached> {
+    /// Puts the program on the ingress of an interface of the calling thread's namespace, before any
+    /// other. If there is one already that outlived its process, it is replaced in one step. It stays
+    /// until the result is dropped, and if it is pinned, until its pin is removed too.
+    pub(crate) fn attach(&self, ifname: &str, ifindex: u32) -> io::Result<Attached> {
         let has_tcx = KernelVersion::current().is_ok_and(|version| version >= TCX);
-        self.attach_by(ifname, has_tcx)
-    }
-
-    /// As [`attach`](Self::attach), by tcx or by the clsact queueing discipline of older kernels,
-    /// which leaves the program where it is if the process is killed.
-    fn attach_by(&self, ifname: &str, tcx: bool) -> io::Result<Attached> {
-        let options = if tcx {
-            TcAttachOptions::TcxOrder(LinkOrder::first())
-        } else {
-            match qdisc_add_clsact(ifname).map_err(kernel_error) {
-                Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
-                _ => TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() }),
-            }
-        };
         let mut program = self.program.lock();
         let program = classifier(&mut program)?;
-        let id = program
-            .attach_with_options(ifname, TcAttachType::Ingress, options)
-            .map_err(kernel_error)?;
-        Ok(Attached { link: Some(program.take_link(id).map_err(kernel_error)?) })
+        if !has_tcx {
+            let link = attach_to_clsact(program, ifname)?;
+            return Ok(Attached { link: Some(link), pin: None });
+        }
+        let pin = self.pins.as_ref().map(|pins| pins.link(ifindex));
+        let old = pin.as_ref().and_then(|pin| replace(program, pin));
+        let link = match old {
+            Some(link) => link,
+            None => {
+                let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+                let id = program
+                    .attach_with_options(ifname, TcAttachType::Ingress, first)
+                    .map_err(kernel_error)?;
+                let link = program.take_link(id).map_err(kernel_error)?;
+                match &pin {
+                    Some(pin) => pin_link(link, pin)?,
+                    None => link,
+                }
+            }
+        };
+        Ok(Attached { link: Some(link), pin })
     }
 
     /// Frames of that interface are punted under this tag (a VLAN identifier).
@@ -311,6 +425,32 @@ impl Program {
     pub(crate) fn remove_port(&self, ifindex: u32) {
         // If it was not there, that is what was wanted.
         let _ = self.ports.lock().remove(&ifindex);
+    }
+
+    /// Frames of no interface are punted any more, nor to anywhere: those that a predecessor's program
+    /// lets in are dropped, unless their flow has a verdict.
+    pub(crate) fn forget_ports(&self) -> io::Result<()> {
+        self.set_punt(0);
+        let mut ports = self.ports.lock();
+        let known: Vec<u32> = ports.keys().collect::<Result<_, _>>().map_err(kernel_error)?;
+        known.iter().try_for_each(|ifindex| ports.remove(ifindex)).map_err(kernel_error)
+    }
+
+    /// Takes a predecessor's program off every interface but these.
+    pub(crate) fn keep_links(&self, ifindexes: &[u32]) -> io::Result<()> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        let strangers = pins.links()?.into_iter().filter(|index| !ifindexes.contains(index));
+        strangers.into_iter().try_for_each(|index| std::fs::remove_file(pins.link(index)))
+    }
+
+    /// Whether maps and links outlive the process.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Removes every pin, so that nothing outlives the process.
+    pub(crate) fn unpin(&self) -> io::Result<()> {
+        self.pins.as_ref().map_or(Ok(()), Pins::remove)
     }
 
     /// Misses leave through that interface.
@@ -326,6 +466,16 @@ impl Program {
     /// Until this time of CLOCK_MONOTONIC, in nanoseconds, frames pass; later everything is dropped.
     pub(crate) fn keep_open(&self, until: u64) {
         self.control().open_until.store(until, Ordering::Release);
+    }
+
+    /// Until when the door is open, as in [`keep_open`](Self::keep_open).
+    pub(crate) fn open_until(&self) -> u64 {
+        self.control().open_until.load(Ordering::Acquire)
+    }
+
+    /// Frames dropped because the door was shut.
+    pub(crate) fn shut_drops(&self) -> u64 {
+        self.control().shut.load(Ordering::Relaxed)
     }
 
     /// The flow is in that slot.
@@ -359,14 +509,67 @@ fn classifier(program: &mut Ebpf) -> io::Result<&mut SchedClassifier> {
     program.try_into().map_err(kernel_error)
 }
 
+/// Puts the program in the place of a pinned link's. `None` if there is none, or its interface is
+/// gone.
+fn replace(program: &mut SchedClassifier, pin: &Path) -> Option<SchedClassifierLink> {
+    let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
+    let replaced = SchedClassifierLink::try_from(link)
+        .map_err(kernel_error)
+        .and_then(|link| program.attach_to_link(link).map_err(kernel_error))
+        .and_then(|id| program.take_link(id).map_err(kernel_error));
+    match replaced {
+        Ok(link) => Some(link),
+        Err(error) => {
+            tracing::debug!(%error, pin = %pin.display(), "a pinned link is of no use");
+            // If it stays, the next attempt to pin says so.
+            let _ = std::fs::remove_file(pin);
+            None
+        }
+    }
+}
+
+fn pin_link(link: SchedClassifierLink, pin: &Path) -> io::Result<SchedClassifierLink> {
+    let link: FdLink = link.try_into().map_err(kernel_error)?;
+    let pinned = link.pin(pin).map_err(kernel_error)?;
+    SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(kernel_error)
+}
+
+/// As [`Program::attach`], for kernels without tcx: a filter stays where it is when the process is
+/// killed, so it is replaced if it is there.
+fn attach_to_clsact(
+    program: &mut SchedClassifier,
+    ifname: &str,
+) -> io::Result<SchedClassifierLink> {
+    match qdisc_add_clsact(ifname).map_err(kernel_error) {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
+        _ => {}
+    }
+    let ingress = TcAttachType::Ingress;
+    let NlOptions { priority, handle, classid } = CLSACT;
+    let old = SchedClassifierLink::attached(ifname, ingress, priority, handle, classid)?;
+    let id = match program.attach_to_link(old) {
+        Ok(id) => id,
+        Err(_) => program
+            .attach_with_options(ifname, ingress, TcAttachOptions::Netlink(CLSACT))
+            .map_err(kernel_error)?,
+    };
+    program.take_link(id).map_err(kernel_error)
+}
+
 /// The program on its interface; dropping this takes it off.
 #[derive(Debug)]
 pub(crate) struct Attached {
     link: Option<SchedClassifierLink>,
+    pin: Option<PathBuf>,
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        if let Some(pin) = &self.pin
+            && let Err(error) = std::fs::remove_file(pin)
+        {
+            tracing::warn!(%error, pin = %pin.display(), "a pin is not removed");
+        }
         // If the interface is gone, the kernel has detached the program itself.
         if let Some(link) = self.link.take() {
             let _ = link.detach();
@@ -388,8 +591,10 @@ unsafe impl<T> Send for Shared<T> {}
 unsafe impl<T> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    fn map(map: Map, count: usize) -> io::Result<Self> {
+    /// Maps all of a map, which may be smaller or larger than its program's object says.
+    fn map(map: Map) -> io::Result<Self> {
         let Map::Array(map) = map else { return Err(io::ErrorKind::InvalidData.into()) };
+        let count = map.info().map_err(kernel_error)?.max_entries() as usize;
         let len = count.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let memory = Mapping::of_map(map.fd().as_fd(), len)?;
         let values = memory.at(0, count).ok_or(io::ErrorKind::InvalidData)?;

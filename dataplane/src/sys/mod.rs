@@ -11,6 +11,7 @@ mod ifreq;
 pub mod live_frames;
 pub(crate) mod mmap;
 pub mod packet;
+pub(crate) mod pins;
 pub(crate) mod promiscuous;
 pub(crate) mod ring;
 pub mod tally;

@@ -32,6 +32,9 @@ pub(crate) const TESTS: [(&str, Test); 9] = [
     ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
 ];
 
+/// How long the door stays open: longer than any test.
+const OPEN: Duration = Duration::from_secs(600);
+
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SERVER: u16 = 7000;
@@ -55,9 +58,9 @@ impl Scene {
             let quiet = || Ok(std::fs::write("/proc/sys/net/ipv6/conf/fd0/disable_ipv6", "1")?);
             workload.inside(quiet)?;
         }
-        let lane = Lane::load(64)?;
+        let lane = Lane::load(64, None)?;
         lane.set_epoch(1);
-        lane.keep_open();
+        lane.keep_open(OPEN);
         let one = open(host, &lane, 1, "fd1")?;
         let two = open(host, &lane, 2, "fd2")?;
         let mac = |workload: &Workload| workload.inside(|| Ok(Netlink::open()?.link("fd0")?.mac));
@@ -84,6 +87,8 @@ impl Scene {
             max_frame: self.links[to].mtu as u16 + 14,
             rule: 0,
             epoch: 1,
+            is_reply: from == 1,
+            tcp_flags: 2,
         }
     }
 
@@ -458,9 +463,10 @@ fn shut(host: &mut Host) -> Result<(), Failed> {
     let frame = packet(&scene, UDP, &udp(&[7; 20]));
     scene.lane.shut();
     inject(&scene, &vec![frame.clone(); 5])?;
-    scene.lane.keep_open();
+    scene.lane.keep_open(OPEN);
     inject(&scene, std::slice::from_ref(&frame))?;
     assert_eq!(scene.received(host, 0, 1), [frame], "the five before it are gone");
+    assert_eq!(scene.lane.shut_drops(), 5);
     scene.close(host);
     Ok(())
 }
@@ -483,13 +489,13 @@ fn full(host: &mut Host) -> Result<(), Failed> {
 
 fn come_and_go(host: &mut Host) -> Result<(), Failed> {
     let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
-    let lane = Lane::load(64)?;
+    let lane = Lane::load(64, None)?;
     for _ in 0..3 {
         let (port, link) = open(host, &lane, 1, "fd1")?;
         let mut holder = tap::open("fd3")?;
         let (mut second, _) = open(host, &lane, 2, "fd3")?;
         assert!(host.link("fd1")?.up && !link.up);
-        lane.keep_open();
+        lane.keep_open(OPEN);
         holder.write_all(&[0xff; 60])?;
         let mut batch = Vec::new();
         host::wait_for(|| second.receive(&mut host.pool, &mut batch) == 1)?;

@@ -18,7 +18,7 @@ use crate::fixture::{
 };
 use crate::{Shown, Test, fixture};
 
-const ECHO: Service = Service::Tcp(7);
+pub(crate) const ECHO: Service = Service::Tcp(7);
 const PORT: u16 = 7;
 const WEB: u16 = 8080;
 const LENGTH: u64 = 20_000_000;
@@ -32,20 +32,21 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Two containers on the express lane, where `a` may ask `b`.
-fn up(switch: &str) -> Result<Fixture, Failed> {
+pub(crate) fn up(switch: &str) -> Result<Fixture, Failed> {
     on_lane("express", || Fixture::up_with(switch, &pair(&allow("a", "b", "any"))))
 }
 
-fn connect(lab: &Fixture) -> Result<TcpStream, Failed> {
+pub(crate) fn connect(lab: &Fixture) -> Result<TcpStream, Failed> {
     fixture::connect(&lab.netns("a")?, SocketAddr::new(v4(2), PORT))
 }
 
-/// The TCP connections of a lab.
-fn connections(lab: &Fixture) -> Result<Vec<Flow>, Failed> {
+/// The connections of a lab that are of a protocol.
+pub(crate) fn connections(lab: &Fixture, protocol: u8) -> Result<Vec<Flow>, Failed> {
     let Reply::Flows(flows) = lab.request(&Request::Flows)? else {
         return Err("flows were asked for, and something else answered".into());
     };
-    Ok(flows.into_iter().filter(|flow| flow.kind == "connection" && flow.protocol == 6).collect())
+    let is_wanted = |flow: &Flow| flow.kind == "connection" && flow.protocol == protocol;
+    Ok(flows.into_iter().filter(is_wanted).collect())
 }
 
 fn counted() -> Shown {
@@ -60,10 +61,10 @@ fn counted() -> Shown {
         Ok(status.connection_hits + status.cache_hits + status.upcalls)
     };
     let all_counted = wait_for(Duration::from_secs(5), || {
-        let [flow] = &connections(&lab)?[..] else { return Ok(false) };
+        let [flow] = &connections(&lab, 6)?[..] else { return Ok(false) };
         Ok(flow.lane == Lane::Express && flow.frames >= 2_000 && flow.bytes >= 2_000 * 71)
     })?;
-    ensure!(all_counted, "{:#?}", connections(&lab)?);
+    ensure!(all_counted, "{:#?}", connections(&lab, 6)?);
     let judged = judged()?;
     ensure!(judged < 200, "the switch judged {judged} frames of 2,000");
     let ports = lab.status()?.ports;
@@ -83,7 +84,7 @@ fn kept_alive() -> Shown {
         thread::sleep(Duration::from_millis(500));
     }
     thread::sleep(Duration::from_secs(6));
-    ensure!(connections(&lab)?.is_empty(), "it outlives its timeout");
+    ensure!(connections(&lab, 6)?.is_empty(), "it outlives its timeout");
     ensure!(!echoes(&mut connection), "the kernel forwards what the switch has forgotten");
     Ok(())
 }
@@ -94,7 +95,7 @@ fn cut() -> Shown {
     let mut connection = connect(&lab)?;
     let forwarded = wait_for(Duration::from_secs(2), || {
         ensure!(echoes(&mut connection), "no echo");
-        Ok(connections(&lab)?.iter().any(|flow| flow.lane == Lane::Express))
+        Ok(connections(&lab, 6)?.iter().any(|flow| flow.lane == Lane::Express))
     })?;
     ensure!(forwarded, "the kernel does not forward it");
     on_lane("express", || lab.apply(&pair("")))?;
@@ -115,11 +116,11 @@ fn transfer() -> Shown {
         ensure!(came == checksum_of(LENGTH), "from {address} came {came:x?}");
     }
     let ended = wait_for(Duration::from_secs(3), || {
-        let connections = connections(&lab)?;
+        let connections = connections(&lab, 6)?;
         let is_ended = |flow: &Flow| flow.state == "time-wait" && flow.bytes > LENGTH;
         Ok(connections.len() == 2 && connections.iter().all(is_ended))
     })?;
-    ensure!(ended, "{:#?}", connections(&lab)?);
+    ensure!(ended, "{:#?}", connections(&lab, 6)?);
     ensure!(before == offloads()?, "offloads have changed");
     let drops = lab.status()?.dataplane.map(|dataplane| dataplane.drops).unwrap_or_default();
     let of_tcp = [DropReason::TcpState, DropReason::TcpNotSyn];

@@ -148,7 +148,7 @@ fn state(lab: &Fixture, workload: &str) -> Result<Option<PortState>, Failed> {
     Ok(ports.into_iter().find(|port| port.workload == workload).map(|port| port.state))
 }
 
-fn kill_hard(pid: u32) -> Shown {
+pub(crate) fn kill_hard(pid: u32) -> Shown {
     Ok(kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?)
 }
 
@@ -192,8 +192,13 @@ fn dataplane_killed() -> Shown {
     Ok(())
 }
 
-fn dataplane_pid(lab: &Fixture) -> Result<u32, Failed> {
+pub(crate) fn dataplane_pid(lab: &Fixture) -> Result<u32, Failed> {
     Ok(lab.status()?.dataplane.ok_or("the data plane does not answer")?.pid)
+}
+
+pub(crate) fn supervisor_pid(lab: &Fixture) -> Result<u32, Failed> {
+    let text = fs::read_to_string(lab.run_dir().path().join("run.pid"))?;
+    Ok(text.split(' ').next().unwrap_or_default().parse()?)
 }
 
 fn interface_returns() -> Shown {
@@ -235,9 +240,7 @@ fn sigterm_leaves_nothing() -> Shown {
     let lab = Fixture::up(&pair(&allow("a", "b", "any")))?;
     let heard = lab.ask("a", v4(2), Service::Ping)?;
     ensure!(heard == Outcome::Reachable, "a heard {heard:?}");
-    let pid = fs::read_to_string(lab.run_dir().path().join("run.pid"))?;
-    let pid = pid.split(' ').next().unwrap_or_default().parse()?;
-    kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+    kill(Pid::from_raw(i32::try_from(supervisor_pid(&lab)?)?), Signal::SIGTERM)?;
     let ended = wait_for(Duration::from_secs(10), || Ok(lab.state().processes().is_empty()))?;
     ensure!(ended, "processes {:?} live on", lab.state().processes());
 

@@ -13,6 +13,7 @@ mod failure;
 mod fixture;
 mod fragments;
 mod policy;
+mod restart;
 mod traffic;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -31,6 +32,7 @@ fn main() {
         fragments::TESTS,
         policy::TESTS,
         express::TESTS,
+        restart::TESTS,
         failure::TESTS,
         cost::TESTS,
         compare::TESTS,

@@ -564,6 +564,9 @@ pub(crate) struct DataplaneArgs {
     /// The switch's run directory
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
+    /// Where in a BPF file system the express lane outlives the process
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pins: Option<PathBuf>,
     /// The process to end with
     #[arg(long, value_name = "PID")]
     pub(crate) supervisor: Option<i32>,

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use firedoor_api::control::{Reply, Request, Status};
 use firedoor_control::client::ControlClient;
+use firedoor_control::pins::{self, Place};
 use firedoor_control::rundir::RunDir;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -50,7 +51,9 @@ impl Supervisor {
         capture: Option<PathBuf>,
     ) -> anyhow::Result<Self> {
         let signals = watch_signals()?;
-        let dataplane = Role::new("data plane", role_arguments("dataplane", &run_dir), true);
+        let mut arguments = role_arguments("dataplane", &run_dir);
+        arguments.extend(pins_of(&run_dir).into_iter().flat_map(|pins| ["--pins".into(), pins]));
+        let dataplane = Role::new("data plane", arguments, true);
         let mut arguments = role_arguments("control", &run_dir);
         arguments.extend(["--config".into(), config]);
         arguments.extend(capture.into_iter().flat_map(|dir| ["--capture".into(), dir]));
@@ -237,6 +240,25 @@ fn role_arguments(role: &str, run_dir: &RunDir) -> Vec<PathBuf> {
         "--run-dir".into(),
         path(run_dir.path()),
     ]
+}
+
+/// Where the express lane may outlive a data plane.
+fn pins_of(run_dir: &RunDir) -> Option<PathBuf> {
+    match pins::prepare(run_dir.path()) {
+        Ok(Place { path, is_own }) => {
+            if is_own {
+                tracing::info!(path = %path.display(), "no BPF file system is mounted: made one");
+            }
+            Some(path)
+        }
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "no BPF file system can be mounted: express flows end with the data plane"
+            );
+            None
+        }
+    }
 }
 
 /// The switch's status, once its policy is in force.

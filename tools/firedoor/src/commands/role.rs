@@ -16,7 +16,10 @@ pub(crate) fn dataplane(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     end_with(args.supervisor)?;
     let run_dir = RunDir::at(&args.run_dir);
     run_dir.enter(Role::Dataplane)?;
-    let options = firedoor_dataplane::daemon::Options { run_dir: args.run_dir.clone() };
+    let options = firedoor_dataplane::daemon::Options {
+        run_dir: args.run_dir.clone(),
+        pins: args.pins.clone(),
+    };
     let ended = firedoor_dataplane::daemon::run(&options);
     run_dir.leave(Role::Dataplane);
     ended?;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use firedoor_api::control::{Reply, Request, Status};
-use firedoor_api::dataplane::Status as DataplaneStatus;
+use firedoor_api::dataplane::{ExpressStatus, Status as DataplaneStatus};
 use firedoor_classifier::snapshot::{Settings, Timeouts};
 use firedoor_classifier::verdict::DropReason;
 use serde::Serialize;
@@ -40,6 +40,7 @@ struct StatusView<'a> {
     frames: Frames,
     verdicts: Verdicts,
     connections: Connections,
+    express: Option<ExpressStatus>,
     drops: BTreeMap<&'static str, u64>,
     would_drops: BTreeMap<&'static str, u64>,
     mirror: Mirror<'a>,
@@ -132,6 +133,7 @@ impl<'a> StatusView<'a> {
                 live: dataplane.connections,
                 max: dataplane.max_connections,
             },
+            express: dataplane.express,
             drops: by_slug(&dataplane.drops),
             would_drops: by_slug(&dataplane.would_drops),
             mirror: Mirror {
@@ -224,6 +226,9 @@ fn show_dataplane(dataplane: &DataplaneStatus, out: &mut Output) -> anyhow::Resu
         Count(dataplane.connections),
         Count(dataplane.max_connections)
     )?;
+    if let Some(express) = &dataplane.express {
+        show_express(express, out)?;
+    }
     let leaked = match dataplane.frames_leaked {
         0 => "none leaked".to_owned(),
         leaked => out.paint(Tone::Bad, format!("{} leaked: please report it", Count(leaked))),
@@ -234,6 +239,21 @@ fn show_dataplane(dataplane: &DataplaneStatus, out: &mut Output) -> anyhow::Resu
         "besides      {} checksums completed, {} MAC addresses moved",
         Count(dataplane.checksums_completed),
         Count(dataplane.mac_moves)
+    )?;
+    Ok(())
+}
+
+fn show_express(express: &ExpressStatus, out: &mut Output) -> anyhow::Result<()> {
+    let fate = if express.pinned {
+        "pinned: they outlive the data plane".to_owned()
+    } else {
+        out.paint(Tone::Warn, "not pinned: they end with the data plane")
+    };
+    writeln!(
+        out,
+        "express      {} flows in the kernel, {fate}; heartbeat {} ms ago",
+        Count(express.flows),
+        Count(express.heartbeat_ms)
     )?;
     Ok(())
 }
@@ -284,8 +304,9 @@ fn show_settings(settings: &Settings, out: &mut Output) -> anyhow::Result<()> {
         "timeouts     tcp {tcp_handshake} s handshake, {tcp_established} s established, \
          {tcp_closing} s closing,\n             {tcp_time_wait} s time-wait, {tcp_reset} s reset; \
          udp {udp_single} s one way, {udp_both} s both ways;\n             icmp {icmp} s; \
-         other {other} s; MAC address {} s; fragments {} s",
-        settings.mac_ageing_secs, settings.fragment_timeout_secs
+         other {other} s; MAC address {} s; fragments {} s;\n             express lane {} s without a \
+         data plane",
+        settings.mac_ageing_secs, settings.fragment_timeout_secs, settings.express_grace_secs
     )?;
     Ok(())
 }

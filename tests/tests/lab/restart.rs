@@ -1,0 +1,196 @@
+//! The express lane while its data plane is away: what was judged goes on, nothing else passes, and
+//! not for ever.
+
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use firedoor_classifier::snapshot::Lane;
+use firedoor_lab::netns::Netns;
+use firedoor_lab::probe::{Outcome, Responder, Service};
+use libtest_mimic::Failed;
+
+use crate::express::{ECHO, connect, connections, up};
+use crate::failure::{dataplane_pid, kill_hard, supervisor_pid};
+use crate::fixture::{Counted, Fixture, Stream, echoes, ensure, on_lane, pair, v4, wait_for};
+use crate::{Shown, Test};
+
+const UDP: u16 = 7;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("express_flows_outlive_the_data_plane_and_are_judged_again", &[], outlive),
+    ("express_flows_stop_when_no_data_plane_returns", &[], fail_closed),
+    ("a_switch_that_stops_leaves_nothing_pinned", &[], nothing_pinned),
+];
+
+/// Numbered datagrams from one workload, each of which another sends back.
+pub(crate) struct Dialogue {
+    stop: Arc<AtomicBool>,
+    asker: JoinHandle<std::io::Result<u64>>,
+    listener: JoinHandle<u64>,
+}
+
+impl Dialogue {
+    /// The pause between two: 1,000 a second or a little less.
+    const PAUSE: Duration = Duration::from_millis(1);
+    /// How long answers are waited for.
+    const PATIENCE: Duration = Duration::from_millis(300);
+
+    /// Starts a conversation with the echo at `to`, and returns once the kernel forwards it.
+    pub(crate) fn start(lab: &Fixture, from: &Netns, to: SocketAddr) -> Result<Self, Failed> {
+        let socket = from.run(|| UdpSocket::bind(("0.0.0.0", 0)))??;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Self::PATIENCE))?;
+        let mut answer = [0; 8];
+        let settled = wait_for(Duration::from_secs(3), || {
+            // A flow's first frames still take the long way.
+            for _ in 0..20 {
+                socket.send(&u64::MAX.to_be_bytes())?;
+                socket.recv(&mut answer)?;
+            }
+            is_express(lab, 17)
+        })?;
+        ensure!(settled, "the kernel does not forward the datagrams");
+        let stop = Arc::new(AtomicBool::new(false));
+        let (asking, stopped) = (socket.try_clone()?, Arc::clone(&stop));
+        let asker = thread::spawn(move || {
+            let mut number = 0_u64;
+            while !stopped.load(Ordering::Relaxed) {
+                asking.send(&number.to_be_bytes())?;
+                number += 1;
+                thread::sleep(Self::PAUSE);
+            }
+            Ok(number)
+        });
+        let stopped = Arc::clone(&stop);
+        let listener = thread::spawn(move || {
+            let (mut came, mut number) = (0, [0; 8]);
+            loop {
+                match socket.recv(&mut number) {
+                    Ok(_) => came += u64::from(number != u64::MAX.to_be_bytes()),
+                    Err(_) if stopped.load(Ordering::Relaxed) => return came,
+                    Err(_) => {}
+                }
+            }
+        });
+        Ok(Self { stop, asker, listener })
+    }
+
+    /// How many were sent, and how many were answered.
+    pub(crate) fn end(self) -> Result<Counted, Failed> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.asker.join().map_err(|_| "the asker panicked")??;
+        let came = self.listener.join().map_err(|_| "the listener panicked")?;
+        Ok(Counted { sent, came })
+    }
+}
+
+/// Whether the kernel forwards the lab's live connection of a protocol.
+fn is_express(lab: &Fixture, protocol: u8) -> Result<bool, Failed> {
+    let connections = connections(lab, protocol)?;
+    Ok(connections.iter().any(|flow| flow.state != "time-wait" && flow.lane == Lane::Express))
+}
+
+/// A connection that the kernel forwards.
+fn settled(lab: &Fixture) -> Result<TcpStream, Failed> {
+    let mut connection = connect(lab)?;
+    let settled = wait_for(Duration::from_secs(3), || {
+        // As above.
+        for _ in 0..20 {
+            ensure!(echoes(&mut connection), "no echo");
+        }
+        is_express(lab, 6)
+    })?;
+    ensure!(settled, "the kernel does not forward the connection");
+    Ok(connection)
+}
+
+/// Kills the data plane, and returns when there is another one that judges by the same policy.
+pub(crate) fn kill_and_await(lab: &Fixture) -> Shown {
+    let (epoch, killed) = (lab.epoch()?, dataplane_pid(lab)?);
+    kill_hard(killed)?;
+    let back = wait_for(Duration::from_secs(10), || {
+        Ok(dataplane_pid(lab).is_ok_and(|pid| pid != killed) && lab.epoch()? == epoch)
+    })?;
+    ensure!(back, "the data plane did not come back:\n{}", lab.log_tail());
+    Ok(())
+}
+
+fn outlive() -> Shown {
+    let lab = up("")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
+    let mut connection = settled(&lab)?;
+    let dialogue = Dialogue::start(&lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
+    for _ in 0..2 {
+        kill_and_await(&lab)?;
+        thread::sleep(Duration::from_millis(200));
+    }
+    let counted = dialogue.end()?;
+    println!("over two restarts: {counted:?}");
+    ensure!(counted.sent > 500, "too few to tell: {counted:?}");
+    ensure!(counted.came == counted.sent, "some were lost: {counted:?}");
+
+    ensure!(echoes(&mut connection), "the connection is gone");
+    ensure!(is_express(&lab, 6)?, "{:#?}", connections(&lab, 6)?);
+    drop(connection);
+    let ended = wait_for(Duration::from_secs(3), || {
+        Ok(connections(&lab, 6)?.iter().all(|flow| flow.state == "time-wait"))
+    })?;
+    ensure!(ended, "its end was not understood: {:#?}", connections(&lab, 6)?);
+
+    // What policy no longer allows goes, whoever began it.
+    let mut connection = settled(&lab)?;
+    kill_and_await(&lab)?;
+    on_lane("express", || lab.apply(&pair("")))?;
+    ensure!(!echoes(&mut connection), "it goes on without its rule");
+    Ok(())
+}
+
+fn fail_closed() -> Shown {
+    const GRACE: u64 = 3;
+    let lab = up(&format!("express_grace_secs = {GRACE}"))?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
+    let mut connection = settled(&lab)?;
+    // No rule allows what b begins.
+    let denied = Stream::start(&lab.netns("b")?, &lab.netns("a")?, v4(1), 9)?;
+    kill_hard(dataplane_pid(&lab)?)?;
+    kill_hard(supervisor_pid(&lab)?)?;
+    ensure!(echoes(&mut connection), "it did not outlive the data plane");
+    let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
+    ensure!(
+        heard == Outcome::Silent,
+        "with nobody to judge it, a new conversation heard {heard:?}"
+    );
+    thread::sleep(Duration::from_secs(GRACE + 1));
+    ensure!(!echoes(&mut connection), "the kernel goes on without the switch");
+    let denied = denied.end()?;
+    ensure!(denied.sent > 1_000 && denied.came == 0, "denied datagrams passed: {denied:?}");
+    let pins = pins(&lab);
+    ensure!(pins.exists(), "{} is not there", pins.display());
+    lab.down()?;
+    ensure!(!pins.exists(), "{} is left", pins.display());
+    Ok(())
+}
+
+fn nothing_pinned() -> Shown {
+    let lab = up("express_grace_secs = 3")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut connection = settled(&lab)?;
+    let pins = pins(&lab);
+    ensure!(pins.exists(), "{} is not there", pins.display());
+    let status = lab.status()?.dataplane.and_then(|dataplane| dataplane.express);
+    ensure!(status.is_some_and(|express| express.pinned && express.flows >= 2), "{status:?}");
+    // The data plane ends in order when its supervisor is killed.
+    kill_hard(supervisor_pid(&lab)?)?;
+    let gone = wait_for(Duration::from_secs(5), || Ok(!pins.exists()))?;
+    ensure!(gone, "{} is left", pins.display());
+    ensure!(!echoes(&mut connection), "the kernel goes on without the switch");
+    Ok(())
+}
+
+fn pins(lab: &Fixture) -> PathBuf {
+    Path::new("/sys/fs/bpf/firedoor").join(lab.name())
+}
