@@ -78,6 +78,11 @@ impl Policy {
         self.snapshot.epoch
     }
 
+    /// Makes it another version of the same policy, without compiling it again.
+    pub fn set_epoch(&mut self, epoch: u64) {
+        self.snapshot.epoch = epoch;
+    }
+
     /// What happens to frames that it denies.
     pub fn mode(&self) -> Mode {
         self.snapshot.mode

@@ -5,8 +5,10 @@
 //! any order, so that first fragments are missed, overlapped and followed. How they are lived through,
 //! with caches and without, is in `tests/fuzz/checks/history.rs`.
 //!
-//! `PROPTEST_CASES` sets how many histories are tried.
+//! `PROPTEST_CASES` sets how many histories are tried; with `--nocapture` the test says how many policies,
+//! updates and frames that came to.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -22,6 +24,7 @@ use firedoor_classifier::snapshot::{
 };
 use firedoor_classifier::verdict::DropReason;
 use firedoor_classifier::{FlowKey, MacAddr, Nanos, Pipeline, Policy, PortId, Snapshot, Tag};
+use proptest::collection::SizeRange;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree;
@@ -30,7 +33,9 @@ use proptest::test_runner::{Config, TestRunner};
 #[path = "../../tests/fuzz/checks/history.rs"]
 mod history;
 
-use history::{ENDLESS, Event, OTHER_ETHER_TYPES, Seen, live_through, mac, own, policy, with_key};
+use history::{
+    ENDLESS, Event, OTHER_ETHER_TYPES, Seen, insert_rule, live_through, mac, own, policy, with_key,
+};
 
 const PORTS: u16 = 7;
 const TAGS: u32 = 6;
@@ -144,7 +149,7 @@ fn conditions() -> BoxedStrategy<Conditions> {
     prop_oneof![3 => Just(Conditions::default()), 2 => some].boxed()
 }
 
-fn rules() -> BoxedStrategy<Vec<Rule>> {
+fn rule() -> BoxedStrategy<Rule> {
     let action = select(vec![
         RuleAction::Allow,
         RuleAction::Allow,
@@ -161,8 +166,8 @@ fn rules() -> BoxedStrategy<Vec<Rule>> {
         let is_ip = conditions.ether_type.is_none_or(|named| named != OTHER_ETHER_TYPES[0]);
         (if is_ip { services } else { Services::Any }, conditions)
     });
-    let rule = (0u8..4, action, tag_set(), tag_set(), match_, direction, audit).prop_map(
-        |(tier, action, from, to, (services, conditions), direction, audit)| Rule {
+    (0u8..4, action, tag_set(), tag_set(), match_, direction, audit)
+        .prop_map(|(tier, action, from, to, (services, conditions), direction, audit)| Rule {
             name: String::new(),
             tier,
             priority: 100,
@@ -173,9 +178,12 @@ fn rules() -> BoxedStrategy<Vec<Rule>> {
             direction,
             conditions,
             audit,
-        },
-    );
-    prop::collection::vec(rule, 0..10)
+        })
+        .boxed()
+}
+
+fn rules() -> BoxedStrategy<Vec<Rule>> {
+    prop::collection::vec(rule(), 0..10)
         .prop_map(|mut rules| {
             rules.sort_by_key(|rule| rule.tier);
             rules
@@ -396,6 +404,50 @@ fn fragment() -> impl Strategy<Value = Fragment> {
     (0u32..2, place).prop_map(|(id, (offset, len, more))| Fragment { id, offset, len, more })
 }
 
+/// What a history is made of.
+#[derive(Clone, Debug)]
+enum Step {
+    Event(Event),
+    /// A rule more, before or behind the others of its tier.
+    Insert(Box<Rule>, bool),
+    /// The nth rule less, if there is one.
+    Remove(usize),
+}
+
+/// A history: a policy, and what happens from there on.
+#[derive(Clone, Debug)]
+struct History {
+    first: Snapshot,
+    steps: Vec<Step>,
+}
+
+impl History {
+    fn live_through(self, seen: &mut Seen) {
+        let mut snapshot = self.first.clone();
+        let event = |step| {
+            match step {
+                Step::Event(Event::Change(next)) => snapshot = *next,
+                Step::Event(event) => return Some(event),
+                Step::Insert(rule, before) => insert_rule(&mut snapshot.rules, *rule, before),
+                Step::Remove(n) if n < snapshot.rules.len() => _ = snapshot.rules.remove(n),
+                Step::Remove(_) => return None,
+            }
+            Some(Event::Change(Box::new(snapshot.clone())))
+        };
+        live_through(self.first, self.steps.into_iter().filter_map(event), seen);
+    }
+}
+
+fn history(steps: impl Into<SizeRange>) -> impl Strategy<Value = History> {
+    let step = prop_oneof![
+        50 => event().prop_map(Step::Event),
+        4 => (rule(), any::<bool>()).prop_map(|(rule, before)| Step::Insert(Box::new(rule), before)),
+        4 => (0usize..8).prop_map(Step::Remove),
+    ];
+    (snapshot(), prop::collection::vec(step, steps))
+        .prop_map(|(first, steps)| History { first, steps })
+}
+
 fn event() -> BoxedStrategy<Event> {
     prop_oneof![
         24 => headers().prop_map(|headers| Event::Frame(Box::new(headers))),
@@ -414,11 +466,10 @@ fn event() -> BoxedStrategy<Event> {
 fn histories_meet_every_reason_and_every_table() {
     use DropReason as R;
     let mut runner = TestRunner::deterministic();
-    let histories = (snapshot(), prop::collection::vec(event(), 60));
+    let histories = history(60);
     let mut seen = Seen::default();
     for _ in 0..150 {
-        let (first, events) = histories.new_tree(&mut runner).expect("a history").current();
-        live_through(first, events, &mut seen);
+        histories.new_tree(&mut runner).expect("a history").current().live_through(&mut seen);
     }
     let wanted = [
         R::SourceInvalid,
@@ -459,16 +510,24 @@ fn histories_meet_every_reason_and_every_table() {
     assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
 }
 
-proptest! {
-    #![proptest_config(Config { failure_persistence: None, ..Config::default() })]
+/// Says at the end how much was compared.
+#[test]
+fn pipeline_and_oracle_agree_at_every_step() {
+    let seen = RefCell::<Seen>::default();
+    let lived = TestRunner::new(config()).run(&history(1..60), |history| {
+        history.live_through(&mut seen.borrow_mut());
+        Ok(())
+    });
+    println!("{}", seen.borrow());
+    lived.unwrap_or_else(|error| panic!("{error}"));
+}
 
-    #[test]
-    fn pipeline_and_oracle_agree_at_every_step(
-        first in snapshot(),
-        events in prop::collection::vec(event(), 1..60),
-    ) {
-        live_through(first, events, &mut Seen::default());
-    }
+fn config() -> Config {
+    Config { failure_persistence: None, ..Config::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
 
     #[test]
     fn a_bit_outside_the_mask_changes_no_verdict(

@@ -18,6 +18,8 @@ mod history;
 #[path = "../../tests/fuzz/checks/policy.rs"]
 mod policy;
 
+use history::Seen;
+
 /// Name and bytes of every case of a fuzz target whose name begins with `prefix`.
 fn cases(target: &str, prefix: &str) -> Vec<(String, Vec<u8>)> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpus").join(target);
@@ -53,8 +55,10 @@ fn partial_checksums_of_linux_are_recognised() {
 
 #[test]
 fn policies_changes_and_frames_keep_their_promises() {
+    let mut seen = Seen::default();
     for (name, bytes) in cases("policy", "") {
         println!("{name}");
-        policy::check(&bytes);
+        policy::check(&bytes, &mut seen);
     }
+    println!("{seen}");
 }

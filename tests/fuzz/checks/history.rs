@@ -4,6 +4,8 @@
 //! from bytes.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use firedoor_classifier::fragments::{Fragments, Release, Verdicts};
 use firedoor_classifier::key::to_bits;
 use firedoor_classifier::mask::MASKS;
 use firedoor_classifier::oracle::{Oracle, Ruling};
-use firedoor_classifier::snapshot::{Settings, Timeouts, VlanMode};
+use firedoor_classifier::snapshot::{Rule, Settings, Timeouts, VlanMode};
 use firedoor_classifier::verdict::{Action, DropReason};
 use firedoor_classifier::{FlowKey, MacAddr, Nanos, Pipeline, Policy, PortId, Snapshot, Verdict};
 
@@ -95,9 +97,15 @@ pub(crate) fn with_key(key: FlowKey, vlan_tags: u8) -> Headers {
     Headers { key, vlan_tags, l3: 14, l4: 34, end: 54, tcp, kind, fragment }
 }
 
-/// What a history made the pipeline do.
+/// What histories were made of, and what they made the pipeline do.
 #[derive(Default)]
 pub(crate) struct Seen {
+    /// Policies that histories began with.
+    pub(crate) policies: u64,
+    /// Changes of a policy in force.
+    pub(crate) updates: u64,
+    /// Frames that the three switches judged alike. A whole frame counts twice, as it is sent twice.
+    pub(crate) frames: u64,
     pub(crate) reasons: BTreeSet<DropReason>,
     pub(crate) would_drop: u64,
     pub(crate) floods: u64,
@@ -126,9 +134,12 @@ struct Triplets {
     snapshot: Snapshot,
     cached: Worker,
     uncached: Worker,
-    /// Counts up with every frame, so that nothing that `uncached` remembers is of its epoch.
-    epoch: u64,
+    /// The policy that `uncached` enforces, once more: the two take turns, each time as another epoch,
+    /// so that nothing that it remembers is of the epoch in force.
+    other: Arc<Policy>,
     oracle: Oracle,
+    /// How many frames they have judged.
+    frames: u64,
     now: Nanos,
 }
 
@@ -142,6 +153,7 @@ pub(crate) fn live_through(
     seen: &mut Seen,
 ) {
     let mut triplets = Triplets::new(Snapshot { epoch: 1, ..first });
+    seen.policies += 1;
     let (mut sent, mut passed) = (Vec::<Headers>::new(), Vec::new());
     for event in events {
         let nth = |nth| passed.iter().rev().nth(nth);
@@ -152,6 +164,7 @@ pub(crate) fn live_through(
             }
             Event::Change(next) => {
                 triplets.install(*next);
+                seen.updates += 1;
                 continue;
             }
             Event::Frame(headers) => Some(*headers),
@@ -159,9 +172,9 @@ pub(crate) fn live_through(
                 sent.iter().rev().nth(n).and_then(|headers| part(headers, fragment))
             }
             Event::Repeat(n) => nth(n).map(|&(headers, _)| headers),
-            Event::Reply(n) => nth(n).and_then(|frame| reply(frame, &triplets.snapshot)),
+            Event::Reply(n) => nth(n).and_then(|frame| reply(frame, triplets.policy())),
             Event::Error(n, right) => {
-                nth(n).and_then(|frame| error(frame, right, &triplets.snapshot))
+                nth(n).and_then(|frame| error(frame, right, triplets.policy()))
             }
         };
         let Some(headers) = headers else { continue };
@@ -174,6 +187,7 @@ pub(crate) fn live_through(
             }
         }
     }
+    seen.frames += triplets.frames;
     let stats = triplets.cached.pipeline.stats();
     seen.connection_hits += stats.connection_hits;
     seen.cache_hits += stats.cache_hits;
@@ -182,20 +196,31 @@ pub(crate) fn live_through(
 
 impl Triplets {
     fn new(snapshot: Snapshot) -> Self {
+        let policy = policy(&snapshot);
+        let copy = || Arc::new(Policy::clone(&policy));
         Self {
-            cached: Worker::new(&snapshot),
-            uncached: Worker::new(&snapshot),
-            epoch: snapshot.epoch,
+            uncached: Worker::new(copy()),
+            other: copy(),
             oracle: Oracle::new(snapshot.clone()),
+            frames: 0,
             now: Nanos::from_secs(1),
+            cached: Worker::new(policy),
             snapshot,
         }
     }
 
+    fn policy(&self) -> &Policy {
+        self.cached.pipeline.policy()
+    }
+
     fn install(&mut self, next: Snapshot) {
         self.snapshot = Snapshot { epoch: self.snapshot.epoch + 1, ..next };
-        self.cached.pipeline.set_policy(policy(&self.snapshot));
-        self.renew_uncached();
+        let policy = policy(&self.snapshot);
+        for _ in 0..2 {
+            self.other = Arc::new(Policy::clone(&policy));
+            self.renew_uncached();
+        }
+        self.cached.pipeline.set_policy(policy);
         let expected = sorted(self.oracle.forget_waiting());
         self.oracle.install(self.snapshot.clone());
         for worker in [&mut self.cached, &mut self.uncached] {
@@ -205,9 +230,10 @@ impl Triplets {
 
     /// Puts the same policy in force again under another epoch, so that nothing cached counts.
     fn renew_uncached(&mut self) {
-        self.epoch += 1;
-        let snapshot = Snapshot { epoch: self.epoch, ..self.snapshot.clone() };
-        self.uncached.pipeline.set_policy(policy(&snapshot));
+        let in_force = Arc::clone(self.uncached.pipeline.policy());
+        let other = Arc::get_mut(&mut self.other).expect("the pipeline has let go of it");
+        other.set_epoch(in_force.epoch() + 1);
+        self.uncached.pipeline.set_policy(mem::replace(&mut self.other, in_force));
     }
 
     fn wait(&mut self, ms: u64) {
@@ -239,17 +265,18 @@ impl Triplets {
         let cached = self.cached.arrive(number, headers, self.now);
         assert_eq!(cached, expected, "cached and oracle on {headers:?}");
         assert!(self.cached.pipeline.masks() <= MASKS);
+        self.frames += 1;
         expected
     }
 }
 
 impl Worker {
-    fn new(snapshot: &Snapshot) -> Self {
+    fn new(policy: Arc<Policy>) -> Self {
         Self {
-            pipeline: Pipeline::new(policy(snapshot)),
-            fragments: Fragments::new(&unbounded(snapshot), usize::MAX),
-            verdicts: Verdicts::new(&snapshot.settings),
-            epoch: snapshot.epoch,
+            fragments: Fragments::new(&unbounded(policy.snapshot()), usize::MAX),
+            verdicts: Verdicts::new(policy.settings()),
+            epoch: policy.epoch(),
+            pipeline: Pipeline::new(policy),
         }
     }
 
@@ -323,6 +350,12 @@ fn ruling(verdict: Verdict, receivers: &[PortId]) -> Ruling {
     Ruling { fate, cause: verdict.cause, would_drop: verdict.would_drop }
 }
 
+/// Puts a rule where its tier belongs, before or behind those that are there.
+pub(crate) fn insert_rule(rules: &mut Vec<Rule>, rule: Rule, before: bool) {
+    let at = rules.partition_point(|r| r.tier < rule.tier || !before && r.tier == rule.tier);
+    rules.insert(at, rule);
+}
+
 /// A snapshot, compiled.
 pub(crate) fn policy(snapshot: &Snapshot) -> Arc<Policy> {
     Arc::new(Policy::build(snapshot.clone()).expect("the generator keeps the invariants"))
@@ -346,7 +379,7 @@ fn part(headers: &Headers, fragment: Fragment) -> Option<Headers> {
 
 /// The frame that the receiver of this one, at that port, would answer with. None for TCP, whose
 /// states the oracle does not know.
-fn reply(&(headers, output): &(Headers, PortId), snapshot: &Snapshot) -> Option<Headers> {
+fn reply(&(headers, output): &(Headers, PortId), policy: &Policy) -> Option<Headers> {
     let key = headers.key;
     let (src_port, dst_port) = match (key.protocol, key.dst_port >> 8) {
         (6, _) => return None,
@@ -355,7 +388,7 @@ fn reply(&(headers, output): &(Headers, PortId), snapshot: &Snapshot) -> Option<
         (1 | 58, _) => return None,
         _ => (key.dst_port, key.src_port),
     };
-    let back = way_back(&headers, output, snapshot)?;
+    let back = way_back(&headers, output, policy)?;
     Some(Headers { key: FlowKey { src_port, dst_port, ..back.key }, ..back })
 }
 
@@ -363,11 +396,11 @@ fn reply(&(headers, output): &(Headers, PortId), snapshot: &Snapshot) -> Option<
 fn error(
     &(headers, output): &(Headers, PortId),
     to_sender: bool,
-    snapshot: &Snapshot,
+    policy: &Policy,
 ) -> Option<Headers> {
     let FlowKey { protocol, src, dst, src_port, dst_port, ether_type, .. } = headers.key;
     let (icmp, unreachable) = if ether_type == 0x86dd { (58, 1 << 8) } else { (1, 3 << 8) };
-    let mut back = way_back(&headers, output, snapshot)?;
+    let mut back = way_back(&headers, output, policy)?;
     if !to_sender {
         back.key.dst ^= 1;
     }
@@ -385,16 +418,22 @@ fn error(
 }
 
 /// The same frame with its ends exchanged, as it would come in by `port`.
-fn way_back(headers: &Headers, port: PortId, snapshot: &Snapshot) -> Option<Headers> {
-    let vlan = admit(&Policy::build(snapshot.clone()).ok()?, headers).ok()?.key.vlan;
-    let workload = snapshot.workloads.iter().find(|workload| workload.port == port)?;
-    let (vlan_tags, vlan) = match workload.vlan {
+fn way_back(headers: &Headers, port: PortId, policy: &Policy) -> Option<Headers> {
+    let vlan = admit(policy, headers).ok()?.key.vlan;
+    let (vlan_tags, vlan) = match policy.port(port)?.vlan {
         VlanMode::Access(_) => (0, 0),
         VlanMode::Trunk(_) => (1, vlan),
     };
     let FlowKey { eth_src, eth_dst, src, dst, .. } = headers.key;
     let turned = FlowKey { eth_src: eth_dst, eth_dst: eth_src, src: dst, dst: src, ..headers.key };
     Some(Headers { key: FlowKey { ingress: port, vlan, ..turned }, vlan_tags, ..*headers })
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policies, updates, frames, .. } = self;
+        write!(f, "{policies} policies, {updates} updates of them, {frames} frames judged alike")
+    }
 }
 
 impl Seen {

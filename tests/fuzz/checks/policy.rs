@@ -13,7 +13,9 @@ use firedoor_classifier::snapshot::{
 };
 use firedoor_classifier::{FlowKey, MacAddr, PortId, Snapshot, Tag};
 
-use crate::history::{self, ENDLESS, Event, OTHER_ETHER_TYPES, Seen, live_through, mac, own};
+use crate::history::{
+    self, ENDLESS, Event, OTHER_ETHER_TYPES, Seen, insert_rule, live_through, mac, own,
+};
 
 /// Ports are 1 to 6; a frame may come by 7, which no policy knows.
 const PORTS: u16 = 6;
@@ -23,11 +25,11 @@ const MAX_EVENTS: usize = 64;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 /// Panics if, at some step, the pipeline with caches, without them, and the linear oracle disagree.
-pub(crate) fn check(bytes: &[u8]) {
+pub(crate) fn check(bytes: &[u8], seen: &mut Seen) {
     let mut choices = Choices { bytes };
     let first = choices.snapshot();
     let events = Events { choices, snapshot: first.clone(), left: MAX_EVENTS };
-    live_through(first, events, &mut Seen::default());
+    live_through(first, events, seen);
 }
 
 /// Bytes to be read as choices.
@@ -183,12 +185,9 @@ impl Choices<'_> {
         chosen.map(|(_, text)| Prefix { net: net(text), tag: self.tag() }).collect()
     }
 
-    /// Puts a rule where its tier belongs, behind or before those that are there.
     fn add_rule(&mut self, rules: &mut Vec<Rule>) {
-        let rule = self.rule();
-        let before = self.is();
-        let at = rules.partition_point(|r| r.tier < rule.tier || !before && r.tier == rule.tier);
-        rules.insert(at, rule);
+        let (rule, before) = (self.rule(), self.is());
+        insert_rule(rules, rule, before);
     }
 
     fn rule(&mut self) -> Rule {

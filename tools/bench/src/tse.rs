@@ -146,8 +146,8 @@ fn measure(mut attack: Attack) -> Result<AttackReport, TseError> {
         let under_attack = round / BLOCK % 2 == 1;
         let scene = if under_attack { &mut attacked } else { &mut quiet };
         if round % ROUNDS_PER_POLICY == ROUNDS_PER_POLICY / 2 {
-            quiet.renew_policy()?;
-            attacked.renew_policy()?;
+            quiet.renew_policy();
+            attacked.renew_policy();
             continue;
         }
         if under_attack {

@@ -181,13 +181,9 @@ impl Scene {
     }
 
     /// Puts the same policy in force again, as another epoch.
-    ///
-    /// # Errors
-    /// None: the snapshot was valid before.
-    pub fn renew_policy(&mut self) -> Result<(), PolicyError> {
-        let mut snapshot = self.pipeline.policy().snapshot().clone();
-        snapshot.epoch += 1;
-        self.pipeline.set_policy(Arc::new(Policy::build(snapshot)?));
-        Ok(())
+    pub fn renew_policy(&mut self) {
+        let mut policy = Policy::clone(self.pipeline.policy());
+        policy.set_epoch(policy.epoch() + 1);
+        self.pipeline.set_policy(Arc::new(policy));
     }
 }
