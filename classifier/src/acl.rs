@@ -61,6 +61,7 @@ mod lanes;
 mod memo;
 mod reach;
 mod selectors;
+mod shadow;
 
 use std::collections::{BTreeMap, VecDeque};
 

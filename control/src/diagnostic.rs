@@ -415,6 +415,54 @@ pub enum Remark {
         /// That one's address.
         other: String,
     },
+    /// Earlier rules decide all that a rule matches.
+    Shadowed {
+        /// The rule.
+        rule: String,
+        /// The earlier ones, in order.
+        by: Vec<String>,
+    },
+    /// A rule's ends never talk to each other.
+    NoPair {
+        /// The rule.
+        rule: String,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A rule that has hardly a limit.
+    AllowsAny {
+        /// The rule.
+        rule: String,
+        /// What it lets whom do.
+        what: &'static str,
+    },
+    /// Something that no rule names.
+    Unused {
+        /// `group` or `service`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Remark {
+    /// A short name that stays the same.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::SelectsNothing { .. } => "selects-nothing",
+            Self::NoSuchVlan { .. } => "no-such-vlan",
+            Self::NeverBegins { .. } => "never-begins",
+            Self::Expired { .. } => "expired",
+            Self::ExceptOutside { .. } => "except-outside",
+            Self::GroupCovers { .. } => "group-covers",
+            Self::NoAddress { .. } => "no-address",
+            Self::SubnetsDiffer { .. } => "subnets-differ",
+            Self::Shadowed { .. } => "shadowed",
+            Self::NoPair { .. } => "no-pair",
+            Self::AllowsAny { .. } => "allows-any",
+            Self::Unused { .. } => "unused",
+        }
+    }
 }
 
 impl Display for Remark {
@@ -451,7 +499,28 @@ impl Display for Remark {
                 "{one} and {other} of workload {workload:?} overlap with different prefix lengths, \
                  so one of them looks for a router on the way"
             ),
+            Self::Shadowed { rule, by } => write!(
+                f,
+                "rule {rule:?} never decides: {}, before it, decide{} all that it matches",
+                named(by),
+                if by.len() == 1 { "s" } else { "" }
+            ),
+            Self::NoPair { rule, why } => write!(f, "rule {rule:?} matches nobody: {why}"),
+            Self::AllowsAny { rule, what } => write!(f, "rule {rule:?} lets {what}"),
+            Self::Unused { what, name } => write!(f, "no rule names {what} {name:?}"),
         }
+    }
+}
+
+/// Rules, the first few by name.
+fn named(rules: &[String]) -> String {
+    const MOST: usize = 3;
+    let names: Vec<_> = rules.iter().take(MOST).map(|name| format!("{name:?}")).collect();
+    let names = names.join(", ");
+    match rules.len() {
+        1 => format!("rule {names}"),
+        count if count <= MOST => format!("rules {names}"),
+        count => format!("rules {names} and {} more", count - MOST),
     }
 }
 
@@ -473,6 +542,8 @@ pub struct Notice {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
+    /// The remark's [code](Remark::code).
+    pub code: &'static str,
     /// The remark's sentence.
     pub message: String,
 }
@@ -596,7 +667,8 @@ impl Source {
     /// A remark, as it is shown.
     pub(crate) fn notice(&self, remark: &Spanned<Remark>) -> Notice {
         let Place { line, column } = self.place(remark.span.start);
-        Notice { file: self.path.clone(), line, column, message: remark.value.to_string() }
+        let (code, message) = (remark.value.code(), remark.value.to_string());
+        Notice { file: self.path.clone(), line, column, code, message }
     }
 
     /// Where byte `offset` is. Any offset has a place, be it inside a character or behind the end.

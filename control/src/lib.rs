@@ -15,6 +15,7 @@ pub mod denies;
 pub mod diagnostic;
 pub mod edit;
 pub mod intent;
+pub mod lint;
 mod mirror;
 pub mod pins;
 pub mod publish;

@@ -12,6 +12,7 @@ use firedoor_classifier::snapshot::RuleAction;
 use firedoor_classifier::{Policy, Snapshot};
 use firedoor_control::compile::compile;
 use firedoor_control::intent::MAX_TEXT;
+use firedoor_control::lint::lint;
 use jiff::civil::date;
 
 const SCALE: usize = if cfg!(debug_assertions) { 50 } else { 1 };
@@ -59,8 +60,11 @@ fn config() -> String {
     text
 }
 
+/// Rules after which the same come again.
+const PERIOD: usize = 60_000;
+
 fn port(rule: usize) -> u16 {
-    1 + (rule % 60_000) as u16
+    1 + (rule % PERIOD) as u16
 }
 
 #[test]
@@ -94,6 +98,14 @@ fn a_hundred_thousand_rules_become_a_policy() {
             }
         }
     }
+}
+
+#[test]
+fn among_a_hundred_thousand_rules_the_shadowed_ones_are_found() {
+    let findings = lint("scale.toml", &config(), date(2026, 6, 1));
+    let findings = findings.unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(findings.iter().all(|finding| finding.code == "shadowed"), "{:?}", findings.first());
+    assert_eq!(findings.len(), RULES.saturating_sub(PERIOD));
 }
 
 /// A snapshot as it arrives at the data plane.

@@ -5,7 +5,7 @@ use super::*;
 use crate::fixture::{rule, snapshot, tcp};
 use crate::snapshot::{FlagMatch, TagSet};
 
-const TAGS: u32 = 3;
+pub(super) const TAGS: u32 = 3;
 
 fn tag_set() -> impl Strategy<Value = TagSet> {
     let only = subsequence((0..TAGS).map(Tag).collect::<Vec<_>>(), 1..=2);
@@ -31,7 +31,7 @@ fn services() -> impl Strategy<Value = Services> {
 }
 
 /// Rules of every kind, without conditions.
-fn any_rule() -> impl Strategy<Value = Rule> {
+pub(super) fn any_rule() -> impl Strategy<Value = Rule> {
     use RuleAction::{Allow, Deny, Pass, Reject};
     let direction = select(vec![Direction::Both, Direction::Ingress, Direction::Egress]);
     let action = select(vec![Allow, Allow, Deny, Reject, Pass]);
@@ -64,7 +64,7 @@ fn plain_rule() -> impl Strategy<Value = Rule> {
 }
 
 /// Rules that ask for more than lanes can say.
-fn odd_rule() -> impl Strategy<Value = Rule> {
+pub(super) fn odd_rule() -> impl Strategy<Value = Rule> {
     let ether_type = prop::option::weighted(0.2, select(vec![0x0800, 0x86dd, 0x88cc]));
     let vlan = prop::option::weighted(0.2, select(vec![0, 10]));
     let tcp_flags = prop::option::weighted(0.2, Just(FlagMatch { mask: 0x12, value: 2 }));
@@ -95,7 +95,7 @@ fn acl() -> impl Strategy<Value = Acl> {
     })
 }
 
-fn acl_of(rules: Vec<Rule>) -> Acl {
+pub(super) fn acl_of(rules: Vec<Rule>) -> Acl {
     Acl::new(&Snapshot { rules, ..snapshot() })
 }
 
@@ -104,7 +104,7 @@ fn conversation(from: Tag, to: Tag) -> Conversation {
 }
 
 /// Conversations between tags that rules know, and one that none does.
-fn conversations() -> impl Strategy<Value = Vec<Conversation>> {
+pub(super) fn conversations() -> impl Strategy<Value = Vec<Conversation>> {
     let tag = || (0..=TAGS).prop_map(Tag);
     let ends = (select(vec![0, 1, 6, 17, 47, 132]), select(vec![0, 1, 22, 80, 2048, 65_535]));
     let opening = (

@@ -353,6 +353,7 @@ pub(crate) struct DeniesArgs {
 #[command(after_help = "Example: firedoor policy apply configs/three-tier.toml")]
 pub(crate) enum PolicyCommand {
     Apply(PolicyApplyArgs),
+    Lint(PolicyLintArgs),
 }
 
 /// Puts a config in force. A config that does not compile changes nothing.
@@ -363,6 +364,20 @@ pub(crate) struct PolicyApplyArgs {
     pub(crate) config: PathBuf,
     #[command(flatten)]
     pub(crate) switch: SwitchArgs,
+}
+
+/// Finds what a config says in vain or too widely. Needs no root and no running switch.
+///
+/// Rules that earlier ones shadow, that match nobody, that have expired or let everyone do everything;
+/// groups and services that no rule names. Exits 0 if nothing is found, 1 if something is.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: firedoor policy lint configs/three-tier.toml")]
+pub(crate) struct PolicyLintArgs {
+    /// The config file; `-` reads standard input
+    pub(crate) config: PathBuf,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Measures the switch and its parts.

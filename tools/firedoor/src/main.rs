@@ -52,6 +52,7 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Flows(args) => commands::flows::run(args, out),
         Command::Denies(args) => commands::denies::run(args, out),
         Command::Policy(PolicyCommand::Apply(args)) => commands::policy::apply(args, out),
+        Command::Policy(PolicyCommand::Lint(args)) => commands::policy::lint(args, out),
         Command::Bench(BenchCommand::Classify(args)) => commands::bench::classify::run(args, out),
         Command::Bench(BenchCommand::Flows(args)) => commands::bench::flows::run(args, out),
         Command::Bench(BenchCommand::Compare(args)) => commands::bench::compare::run(args, out),

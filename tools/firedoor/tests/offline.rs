@@ -105,6 +105,25 @@ fn connectivity_prints_a_table_json_and_a_graph() {
 }
 
 #[test]
+fn lint_exits_by_what_it_finds() {
+    let clean = with_config(&["policy", "lint", "CONFIG"], "three-tier.toml");
+    assert_eq!(code(&clean), Some(0), "{clean:?}");
+    assert!(stdout(&clean).starts_with("nothing to mend"));
+    let none = json(&with_config(&["policy", "lint", "CONFIG", "--json"], "three-tier.toml"));
+    assert_eq!(none, serde_json::json!([]));
+
+    let text = "[switch]\nname = \"lab0\"\n[[service]]\nname = \"dns\"\nmatch = \"udp/53\"\n";
+    let config = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unused-service.toml");
+    std::fs::write(&config, text).expect("it can be written");
+    let path = config.display().to_string();
+    let found = firedoor(&["policy", "lint", &path]);
+    assert_eq!(code(&found), Some(1));
+    assert_eq!(stdout(&found), format!("{path}:4:8: no rule names service \"dns\"\n"));
+    let found = json(&firedoor(&["policy", "lint", &path, "--json"]));
+    assert_eq!((&found[0]["code"], &found[0]["line"]), (&"unused".into(), &4.into()));
+}
+
+#[test]
 fn a_capture_is_replayed_without_a_switch() {
     let capture = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/corpus/capture/three-tier.pcap")

@@ -34,7 +34,7 @@ pub(crate) fn compile_text(path: &Path, text: &str) -> Result<Compiled, Diagnost
 }
 
 /// Rules expire in UTC, so that a host's time zone does not change its policy.
-fn today() -> Date {
+pub(crate) fn today() -> Date {
     Timestamp::now().to_zoned(TimeZone::UTC).date()
 }
 
