@@ -211,6 +211,8 @@ pub struct Embedded {
     pub src_port: u16,
     /// Destination port, or ICMP `type << 8 | code`.
     pub dst_port: u16,
+    /// Sequence number, of TCP; `None` if a later fragment is quoted, which has none.
+    pub seq: Option<u32>,
 }
 
 /// Reads the headers of `frame`, which came in by `ingress`.

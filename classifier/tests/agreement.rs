@@ -357,7 +357,7 @@ fn icmp_error(is_v6: bool) -> impl Strategy<Value = Headers> {
         move |(mut headers, ((protocol, _, src_port, dst_port), other, is_about_sender))| {
             let key = &mut headers.key;
             let dst = if is_about_sender { key.src } else { to_bits(other) };
-            let embedded = Embedded { protocol, src: key.dst, dst, src_port, dst_port };
+            let embedded = Embedded { protocol, src: key.dst, dst, src_port, dst_port, seq: None };
             (key.protocol, key.tcp_flags, key.src_port) = (if is_v6 { 58 } else { 1 }, 0, 0);
             // Unreachable; for IPv4 sometimes redirect.
             key.dst_port = match is_v6 {

@@ -442,6 +442,11 @@ impl Activity {
         self.tcp.judge(state, side, &Segment::of(headers), windows)
     }
 
+    /// Whether a TCP segment of `side` that begins at `seq` may be on its way.
+    pub(super) fn may_be_under_way(&self, state: TcpState, side: Side, seq: u32) -> bool {
+        self.tcp.may_be_under_way(state, side, seq)
+    }
+
     /// Counts a frame and follows what it says. Returns the state that the frame keeps alive, or
     /// `None` if it keeps nothing alive.
     pub(super) fn observe(

@@ -76,7 +76,7 @@ impl FrameKey {
 
     /// The key of a packet that an ICMP error quotes, as if it had been seen in `vlan`.
     pub(super) fn of_embedded(embedded: &Embedded, vlan: u16) -> Option<Self> {
-        let &Embedded { protocol, src, dst, src_port, dst_port } = embedded;
+        let &Embedded { protocol, src, dst, src_port, dst_port, .. } = embedded;
         Self::new(vlan, protocol, Direction { src, dst, src_port, dst_port })
     }
 

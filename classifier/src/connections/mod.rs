@@ -435,6 +435,9 @@ impl Connections {
     /// the packet's sender: `Hit::side` is the side the *error* comes from, `Hit::output` the port
     /// of the embedded packet's sender. Whether the error may come by its own port is the caller's
     /// to decide: routers on the way send them too.
+    ///
+    /// With the window check, a TCP segment that can no longer be on its way, or was never sent, is
+    /// no packet of the connection (RFC 5927 §4.1).
     pub fn lookup_embedded(
         &self,
         embedded: &Embedded,
@@ -445,10 +448,28 @@ impl Connections {
         let Some(frame) = FrameKey::of_embedded(embedded, vlan) else { return Lookup::Miss };
         match self.table.find(&frame.key, self.table.hash(&frame.key)) {
             Some((id, identity)) if !self.table.has_expired(identity, now) => {
-                hit(identity, id, identity.side(frame.turned).other(), epoch)
+                let sender = identity.side(frame.turned);
+                if self.may_be_under_way(id, identity, sender, embedded) {
+                    hit(identity, id, sender.other(), epoch)
+                } else {
+                    Lookup::Miss
+                }
             }
             _ => Lookup::Miss,
         }
+    }
+
+    fn may_be_under_way(
+        &self,
+        id: u32,
+        identity: &Identity,
+        sender: Side,
+        embedded: &Embedded,
+    ) -> bool {
+        let (State::Tcp(state), Some(seq)) = (identity.state(), embedded.seq) else { return true };
+        let activity =
+            self.table.activity(id).filter(|_| self.limits.windows() == Windows::Checked);
+        activity.is_none_or(|activity| activity.may_be_under_way(state, sender, seq))
     }
 
     /// The flow key of the frame that began a connection, its TCP flags included. `None` if it has

@@ -562,6 +562,21 @@ impl Tcp {
         is_in
     }
 
+    /// Whether a segment of this side that begins at `seq` may be on its way, as far as is known: its
+    /// end is neither acknowledged nor beyond what the side has sent (RFC 5927 §4.1). Bare
+    /// acknowledgements begin at the end of that, and keep-alives a byte before its beginning.
+    pub(super) fn may_be_under_way(&self, state: TcpState, side: Side, seq: u32) -> bool {
+        let (own, other) = (self.end(side), self.end(side.other()));
+        // What answers a SYN may be from another life, so the SYN is known by its own number.
+        let acknowledged = if state.is_half_open() {
+            own.knows(Known::NEXT).then_some(own.next)
+        } else {
+            other.knows(Known::ACK).then_some(other.ack)
+        };
+        acknowledged.is_none_or(|ack| !is_after(ack.wrapping_sub(1), seq))
+            && (!own.knows(Known::NEXT) || !is_after(seq, own.next_at_most()))
+    }
+
     /// Whether a SYN is the one that its side has sent before.
     fn repeats_syn(&self, side: Side, segment: &Segment) -> bool {
         let own = self.end(side);

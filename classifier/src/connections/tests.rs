@@ -280,6 +280,7 @@ fn an_error_goes_to_the_sender_of_what_it_quotes() {
         dst,
         src_port,
         dst_port,
+        seq: None,
     };
     for (quoted, side, output) in [
         (embedded(17, A, B, 1000, 53), Side::Reply, 1),
@@ -295,6 +296,23 @@ fn an_error_goes_to_the_sender_of_what_it_quotes() {
     }
     for unrelated in [embedded(17, A, B, 1000, 54), embedded(1, B, A, 77, 8 << 8)] {
         assert_eq!(table.lookup_embedded(&unrelated, 7, 1, secs(1)), Lookup::Miss);
+    }
+}
+
+#[test]
+fn with_the_window_check_an_error_must_quote_what_is_under_way() {
+    for tcp_window_check in [false, true] {
+        let mut table = Connections::with_seed(Limits { tcp_window_check, ..limits(8) }, 1);
+        establish(&mut table, (1000, 80), secs(0));
+        let quoted = |seq| {
+            let (protocol, src_port, dst_port) = (protocol::TCP, 1000, 80);
+            Embedded { protocol, src: A, dst: B, src_port, dst_port, seq }
+        };
+        for (seq, is_right) in [(None, true), (Some(11), true), (Some(12), false), (Some(9), false)]
+        {
+            let found = table.lookup_embedded(&quoted(seq), 7, 1, secs(1));
+            assert_eq!(found != Lookup::Miss, is_right || !tcp_window_check, "{seq:?}");
+        }
     }
 }
 

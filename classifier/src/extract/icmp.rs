@@ -56,9 +56,10 @@ pub(super) fn v6(headers: &mut Headers, hop_limit: u8, payload: &[u8]) -> Result
 /// behind the switch, and has ports; it is accepted.
 fn quoted_v4(bytes: &[u8]) -> Option<Embedded> {
     let packet = ipv4::Packet::new_cut(bytes)?;
+    let is_later = packet.fragment_offset() > 0;
     let (src_port, dst_port) = match packet.protocol() {
         protocol::ICMPV6 => return None,
-        other if packet.fragment_offset() > 0 => ports_of_later(other),
+        other if is_later => ports_of_later(other),
         protocol::ICMP => quoted_query(packet.payload(), is_query_v4)?,
         other => quoted_ports(other, packet.payload())?,
     };
@@ -68,6 +69,7 @@ fn quoted_v4(bytes: &[u8]) -> Option<Embedded> {
         dst: packet.destination().to_ipv6_mapped().to_bits(),
         src_port,
         dst_port,
+        seq: quoted_seq(packet.protocol(), packet.payload()).filter(|_| !is_later),
     })
 }
 
@@ -78,14 +80,16 @@ fn quoted_v6(bytes: &[u8]) -> Option<Embedded> {
         return None;
     }
     let Chain { protocol, payload, fragment, .. } = skip_extensions(&packet).ok()?;
+    let is_later = fragment.is_some_and(|fragment| !fragment.is_first());
     let (src_port, dst_port) = match protocol {
         protocol::ICMP => return None,
-        other if fragment.is_some_and(|fragment| !fragment.is_first()) => ports_of_later(other),
+        other if is_later => ports_of_later(other),
         protocol::ICMPV6 => quoted_query(payload, is_query_v6)?,
         other => quoted_ports(other, payload)?,
     };
     let (src, dst) = (source.to_bits(), destination.to_bits());
-    Some(Embedded { protocol, src, dst, src_port, dst_port })
+    let seq = quoted_seq(protocol, payload).filter(|_| !is_later);
+    Some(Embedded { protocol, src, dst, src_port, dst_port, seq })
 }
 
 /// What stands for the ports of a quoted later fragment.
@@ -106,6 +110,12 @@ fn quoted_ports(protocol: u8, transport: &[u8]) -> Option<(u16, u16)> {
         }
         _ => Some((0, 0)),
     }
+}
+
+/// The sequence number that stands after TCP's ports.
+fn quoted_seq(protocol: u8, transport: &[u8]) -> Option<u32> {
+    let [.., a, b, c, d] = *transport.first_chunk::<QUOTED_TRANSPORT>()?;
+    (protocol == protocol::TCP).then_some(u32::from_be_bytes([a, b, c, d]))
 }
 
 /// Identifier, and type and code, of a quoted query; only queries make connections.

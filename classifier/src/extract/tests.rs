@@ -621,10 +621,11 @@ mod icmp_messages {
                 build::ip(ends, 47, &[0; 8]),
             ];
             for (sent, protocol) in sent.iter().zip(quotes) {
-                let key = headers(sent).key;
+                let Headers { key, tcp, .. } = headers(sent);
                 for &kind in kinds {
                     let error = build::icmp_error(ends.reversed(), kind, 0, packet(sent));
                     let quote = embedded(&error);
+                    assert_eq!(quote.seq, (protocol == 6).then_some(tcp.seq));
                     assert_eq!(quote.protocol, protocol);
                     assert_eq!((quote.src, quote.dst), (key.src, key.dst));
                     assert_eq!((quote.src_port, quote.dst_port), (key.src_port, key.dst_port));

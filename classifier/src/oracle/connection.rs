@@ -119,7 +119,7 @@ impl Oracle {
 }
 
 fn quoted_key(embedded: &Embedded, vlan: u16) -> FlowKey {
-    let &Embedded { protocol, src, dst, src_port, dst_port } = embedded;
+    let &Embedded { protocol, src, dst, src_port, dst_port, .. } = embedded;
     FlowKey { vlan, protocol, src, dst, src_port, dst_port, ..FlowKey::default() }
 }
 

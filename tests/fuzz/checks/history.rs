@@ -412,7 +412,7 @@ fn error(
             tcp_flags: 0,
             ..back.key
         },
-        kind: Kind::IcmpError(Embedded { protocol, src, dst, src_port, dst_port }),
+        kind: Kind::IcmpError(Embedded { protocol, src, dst, src_port, dst_port, seq: None }),
         ..back
     })
 }

@@ -442,7 +442,7 @@ impl Choices<'_> {
         let (protocol, _, src_port, dst_port) = self.transport(is_v6);
         let key = &mut headers.key;
         let dst = if self.is() { to_bits(self.address(is_v6)) } else { key.src };
-        let embedded = Embedded { protocol, src: key.dst, dst, src_port, dst_port };
+        let embedded = Embedded { protocol, src: key.dst, dst, src_port, dst_port, seq: None };
         (key.protocol, key.tcp_flags, key.src_port) = (if is_v6 { 58 } else { 1 }, 0, 0);
         // Unreachable; for IPv4 sometimes redirect.
         key.dst_port = if is_v6 { 1 << 8 } else { self.one_of([3 << 8, 3 << 8, 5 << 8]) };

@@ -44,6 +44,38 @@ fn the_window_check_takes_what_a_host_may_send_and_nothing_else() {
     }
 }
 
+/// RFC 5927 §4.1: an error counts if what it quotes is sent and not acknowledged yet.
+#[test]
+fn only_what_is_neither_acknowledged_nor_unsent_may_be_under_way() {
+    for side in [Side::Original, Side::Reply] {
+        let mut wire = wide_awake();
+        let first = wire.segment(side, "data");
+        wire.send(side, Segment { payload: 500, ..first });
+        for (by, expected) in [(-2, false), (-1, true), (0, true), (500, true), (501, false)] {
+            let seq = first.seq.wrapping_add_signed(by);
+            assert_eq!(wire.tcp.may_be_under_way(Established, side, seq), expected, "{by}");
+        }
+        wire.send(side, Segment { is_cut: true, ..wire.segment(side, "data") });
+        assert!(wire.tcp.may_be_under_way(Established, side, first.seq + 501), "a fragment's rest");
+    }
+}
+
+/// A SYN is under way until its connection is open; what went before a mid-stream pick-up, for as long as
+/// nobody acknowledges it.
+#[test]
+fn a_syn_may_be_under_way_and_so_may_what_nobody_saw() {
+    for (state, side) in [(SynSent, Side::Original), (SynReceived, Side::Reply)] {
+        let Wire { tcp, next, .. } = Wire::reach(state);
+        let syn = next[side as usize] - 1;
+        assert!(tcp.may_be_under_way(state, side, syn));
+        assert!(!tcp.may_be_under_way(state, side, syn - 1));
+        assert!(!tcp.may_be_under_way(state, side, syn + 2));
+    }
+    let Wire { tcp, next: [next, _], .. } = Wire::begin("data");
+    let long_ago = next.wrapping_sub(100_000);
+    assert!(tcp.may_be_under_way(Established, Side::Original, long_ago));
+}
+
 /// An established connection with 100 bytes each way, and windows of 1,000.
 fn wide_awake() -> Wire {
     let mut wire = Wire::reach(Established);
