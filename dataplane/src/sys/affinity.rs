@@ -39,8 +39,16 @@ fn parse_list(text: &str) -> Option<Vec<usize>> {
 /// # Errors
 /// `EINVAL` if there is no such processor or the process may not use it.
 pub fn pin_current_thread(cpu: usize) -> nix::Result<()> {
+    allow_current_thread(&[cpu])
+}
+
+/// Keeps the calling thread, and whatever it will start, on these processors.
+///
+/// # Errors
+/// `EINVAL` if the process may use none of them.
+pub fn allow_current_thread(cpus: &[usize]) -> nix::Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu)?;
+    cpus.iter().try_for_each(|&cpu| set.set(cpu))?;
     sched_setaffinity(Pid::from_raw(0), &set)
 }
 

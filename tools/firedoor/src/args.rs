@@ -484,6 +484,9 @@ pub(crate) struct BenchCompareArgs {
     /// Where the report is written; a new directory here if left out
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// Say which ratios agree with those of the report in this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) against: Option<PathBuf>,
     /// How often everything is measured
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) rounds: Option<u16>,

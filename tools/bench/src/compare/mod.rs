@@ -3,13 +3,17 @@
 //! A [scenario] is traffic from a sender to a receiver; a [system] is what stands between
 //! them. For every round, system and setting fresh [wires](topology) are made, the system is brought
 //! up on them with the same [policy] as the others, the scenarios are [measured](measure), and all
-//! is removed. The [report] holds medians with least and largest values, and Firedoor's ratio to
-//! each other system.
+//! is removed. The [report] holds medians with least and largest values, the ratios of
+//! Firedoor's lanes to each other system, how cost grows ([sweep]), and what that means for our [goals].
+//! [against] compares it with an earlier one.
 //!
 //! docs/benchmarks.md says what each number means.
 
+pub mod against;
+mod confine;
 mod cpu;
 mod error;
+pub mod goals;
 mod histogram;
 pub mod html;
 mod machine;
@@ -19,6 +23,7 @@ pub mod report;
 mod run;
 pub mod scenario;
 mod stats;
+pub mod sweep;
 pub mod system;
 mod tool;
 mod topology;
@@ -58,15 +63,43 @@ pub struct Options<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
-/// Compares.
-///
-/// `progress` hears how many measurements there will be, and of each as it begins.
+/// How far a comparison is.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// It begins.
+    Begun {
+        /// Measurements there will be.
+        measurements: usize,
+        /// How long all will take, about.
+        estimate: Duration,
+    },
+    /// A system is brought up on wires of its own.
+    Visit {
+        /// Rounds complete.
+        rounds: usize,
+        /// Measurements made, or given up.
+        done: usize,
+        /// The system.
+        system: &'a str,
+        /// What it will be measured in.
+        scenarios: &'a [String],
+    },
+    /// It is measured.
+    Measurement {
+        /// The system.
+        system: &'a str,
+        /// The scenario.
+        scenario: &'a str,
+    },
+}
+
+/// Compares, and tells `progress` how far it is.
 ///
 /// # Errors
 /// If what a dead comparison left cannot be removed. Whatever else fails is told in the report.
 pub fn compare(
     options: &Options<'_>,
-    progress: &dyn Fn(usize, &str),
+    progress: &dyn Fn(Progress<'_>),
 ) -> Result<Report, BuildError> {
     topology::sweep()?;
     let (machine, began, start) = (Machine::this(), jiff::Timestamp::now(), Instant::now());
@@ -94,18 +127,23 @@ pub fn compare(
         systems: &systems,
         firedoor: &options.firedoor,
         manner,
-        progress: &|_| {},
+        progress,
+        rounds: 0,
+        done: 0,
         findings: BTreeMap::new(),
         notes: BTreeMap::new(),
     };
-    let steps = plan.len() * options.rounds;
-    let announce = |what: &str| progress(steps, what);
-    plan.progress = &announce;
+    progress(Progress::Begun {
+        measurements: plan.len() * options.rounds,
+        estimate: plan.estimate() * u32::try_from(options.rounds).unwrap_or(u32::MAX),
+    });
     let rounds = (0..options.rounds).take_while(|_| plan.round().is_ok()).count();
     for (position, note) in plan.notes {
         infos[position].note = Some(note);
     }
     let asked = |scenario: &Scenario| options.scenarios.iter().any(|s| s.id() == scenario.id());
+    let rows = report::rows(&options.scenarios, &systems, &plan.findings);
+    let (sweeps, goals) = report::conclusions(&rows, &infos);
     Ok(Report {
         command: options.command.clone(),
         began: began.to_string(),
@@ -119,6 +157,8 @@ pub fn compare(
         systems: infos,
         missing,
         left_out: scenario::all().iter().filter(|s| !asked(s)).map(Scenario::id).collect(),
-        rows: report::rows(&options.scenarios, &systems, &plan.findings),
+        rows,
+        sweeps,
+        goals,
     })
 }

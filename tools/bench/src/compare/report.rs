@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::goals::{Goal, goals};
 use super::histogram::Bar;
 use super::machine::Machine;
 use super::run::{Findings, is_measured};
 use super::scenario::{Metric, Scenario};
 use super::stats::Summary;
+use super::sweep::{Sweep, sweeps};
 use super::system::{Missing, System};
 
 /// A whole comparison.
@@ -40,6 +42,10 @@ pub struct Report {
     pub left_out: Vec<String>,
     /// The table.
     pub rows: Vec<Row>,
+    /// How cost grows with rules and with flows.
+    pub sweeps: Vec<Sweep>,
+    /// What Firedoor is meant to reach, and what was seen of it.
+    pub goals: Vec<Goal>,
 }
 
 /// A system that was measured.
@@ -86,8 +92,9 @@ pub struct Cell {
     pub rules: usize,
     /// A summary for each metric.
     pub metrics: BTreeMap<Metric, Summary>,
-    /// Firedoor's median over this system's, for each metric.
-    pub firedoor_ratio: BTreeMap<Metric, f64>,
+    /// What each lane of Firedoor has over this system in the same round: by lane, then for the first
+    /// two metrics.
+    pub ratios: BTreeMap<String, BTreeMap<Metric, Summary>>,
     /// All round trips, where there were any.
     pub round_trips: Vec<Bar>,
     /// What a reader of the values should know.
@@ -121,7 +128,7 @@ pub(super) fn rows(
             Some(cell(systems[system].name(), rules, found))
         });
         let mut cells: Vec<Cell> = cells.collect();
-        compare(&mut cells);
+        compare(&mut cells, scenarios[at].traffic.metrics());
         Row { id: scenarios[at].id(), scenario: scenarios[at].clone(), cells }
     };
     (0..scenarios.len()).map(row).collect()
@@ -133,43 +140,64 @@ fn cell(system: &str, rules: usize, findings: &Findings) -> Cell {
         system: system.to_owned(),
         rules,
         metrics: summaries.filter_map(|(&m, values)| Some((m, Summary::of(values)?))).collect(),
-        firedoor_ratio: BTreeMap::new(),
+        ratios: BTreeMap::new(),
         round_trips: findings.round_trips.bars(),
         note: findings.note,
         failure: findings.failure.clone(),
     }
 }
 
-/// Adds to every cell how Firedoor's compares.
-fn compare(cells: &mut [Cell]) {
-    let Some(firedoor) = cells.iter().find(|cell| cell.system == "firedoor") else { return };
-    let ours = firedoor.metrics.clone();
-    for cell in cells.iter_mut().filter(|cell| cell.system != "firedoor") {
-        let ratio = |(&metric, theirs): (&Metric, &Summary)| {
-            let ratio = ours.get(&metric)?.median / theirs.median;
-            ratio.is_finite().then_some((metric, ratio))
-        };
-        cell.firedoor_ratio = cell.metrics.iter().filter_map(ratio).collect();
+/// What the names of Firedoor's lanes begin with.
+const OURS: &str = "firedoor";
+/// Metrics that systems are compared by: what a scenario is about, and what it costs.
+pub const COMPARED: usize = 2;
+
+/// Firedoor's lanes among the systems of a comparison, in their order.
+pub fn lanes(systems: &[SystemInfo]) -> impl Iterator<Item = &str> {
+    systems.iter().map(|system| system.name.as_str()).filter(|name| name.starts_with(OURS))
+}
+
+/// Adds to every cell how Firedoor's compare.
+fn compare(cells: &mut [Cell], metrics: &[Metric]) {
+    let ours = cells.iter().filter(|cell| cell.system.starts_with(OURS));
+    let ours: Vec<_> = ours.map(|cell| (cell.system.clone(), cell.metrics.clone())).collect();
+    for cell in cells {
+        let others = ours.iter().filter(|(lane, _)| *lane != cell.system);
+        let ratios = others.map(|(lane, ours)| {
+            let ratio =
+                |&metric| Some((metric, ours.get(&metric)?.over(cell.metrics.get(&metric)?)?));
+            (lane.clone(), metrics.iter().take(COMPARED).filter_map(ratio).collect())
+        });
+        cell.ratios = ratios.collect();
     }
+}
+
+/// What is computed from rows.
+pub(super) fn conclusions(rows: &[Row], systems: &[SystemInfo]) -> (Vec<Sweep>, Vec<Goal>) {
+    let names: Vec<String> = systems.iter().map(|system| system.name.clone()).collect();
+    let sweeps = sweeps(rows, &names);
+    let goals = goals(rows, &sweeps);
+    (sweeps, goals)
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
 
-    /// A report of three systems in every scenario, one of which fails.
+    /// A report of four systems in every scenario, one of which fails.
     pub(in crate::compare) fn example() -> Report {
         let scenarios = crate::compare::scenario::all();
-        let systems: Vec<&'static dyn System> = ["bridge", "ovs-afxdp+ct", "firedoor"]
-            .iter()
-            .filter_map(|n| crate::compare::system::named(n).into_iter().next())
-            .collect();
+        let systems: Vec<&'static dyn System> =
+            ["bridge", "ovs-afxdp+ct", "firedoor", "firedoor-express"]
+                .iter()
+                .filter_map(|n| crate::compare::system::named(n).into_iter().next())
+                .collect();
         let mut findings = BTreeMap::new();
         for (at, scenario) in scenarios.iter().enumerate() {
             for system in 0..systems.len() {
                 let value = |metric: &Metric| {
                     let base = 1e3 * (1 + at + system) as f64;
-                    (*metric, vec![base, base * 1.1, base * 0.9])
+                    (*metric, vec![base, base * (1.1 + 0.1 * system as f64), base * 0.9])
                 };
                 let values = scenario.traffic.metrics().iter().map(value).collect();
                 let mut found = Findings { values, ..Findings::default() };
@@ -186,6 +214,9 @@ pub(super) mod tests {
             version: "1.0".to_owned(),
             note: None,
         };
+        let infos: Vec<SystemInfo> = systems.iter().map(info).collect();
+        let rows = rows(&scenarios, &systems, &findings);
+        let (sweeps, goals) = conclusions(&rows, &infos);
         Report {
             command: "firedoor bench compare".to_owned(),
             began: "2026-01-01T00:00:00Z".to_owned(),
@@ -196,13 +227,15 @@ pub(super) mod tests {
             window_seconds: 1.0,
             seed: 1,
             unoptimised: false,
-            systems: systems.iter().map(info).collect(),
+            systems: infos,
             missing: vec![MissingSystem {
                 name: "ovs-afxdp".to_owned(),
                 missing: Missing { program: "ovs-vswitchd", package: "openvswitch-switch" },
             }],
             left_out: Vec::new(),
-            rows: rows(&scenarios, &systems, &findings),
+            rows,
+            sweeps,
+            goals,
         }
     }
 
@@ -213,7 +246,9 @@ pub(super) mod tests {
         assert_eq!(row["id"], "udp-1/0");
         assert_eq!(row["cells"][0]["system"], "bridge");
         assert!(row["cells"][0]["metrics"]["frames_per_second"]["median"].is_f64());
-        assert!(row["cells"][0]["firedoor_ratio"]["cpu_ns_per_frame"].is_f64());
+        for lane in ["firedoor", "firedoor-express"] {
+            assert!(row["cells"][0]["ratios"][lane]["cpu_ns_per_frame"]["median"].is_f64());
+        }
     }
 
     fn cell_of(system: &str, rate: f64) -> Cell {
@@ -222,12 +257,16 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn ratios_are_firedoors_over_the_others() {
-        let mut cells = [cell_of("bridge", 4.0), cell_of("nothing", 0.0), cell_of("firedoor", 3.0)];
-        compare(&mut cells);
-        assert_eq!(cells[0].firedoor_ratio, [(Metric::FramesPerSecond, 0.75)].into());
-        assert!(cells[1].firedoor_ratio.is_empty(), "nothing has no ratio to it");
-        assert!(cells[2].firedoor_ratio.is_empty(), "nor has it to itself");
+    fn ratios_are_each_lanes_over_the_others() {
+        let systems = [("bridge", 4.0), ("firedoor", 3.0), ("firedoor-express", 6.0)];
+        let mut cells = systems.map(|(system, rate)| cell_of(system, rate));
+        compare(&mut cells, &[Metric::FramesPerSecond]);
+        let ratio = |at: usize, lane: &str| {
+            let ratios: &Cell = &cells[at];
+            ratios.ratios.get(lane).map(|ratios| ratios[&Metric::FramesPerSecond].median)
+        };
+        assert_eq!([ratio(0, "firedoor"), ratio(0, "firedoor-express")], [Some(0.75), Some(1.5)]);
+        assert_eq!([ratio(1, "firedoor"), ratio(1, "firedoor-express")], [None, Some(2.0)]);
     }
 
     #[test]

@@ -8,7 +8,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use super::Progress;
+use super::confine::Confined;
 use super::error::{BuildError, building};
 use super::histogram::Histogram;
 use super::measure::{Manner, Sample, measure, prime};
@@ -52,7 +55,11 @@ pub(super) struct Plan<'a> {
     pub(super) systems: &'a [&'static dyn System],
     pub(super) firedoor: &'a Path,
     pub(super) manner: Manner<'a>,
-    pub(super) progress: &'a dyn Fn(&str),
+    pub(super) progress: &'a dyn Fn(Progress<'_>),
+    /// Rounds complete.
+    pub(super) rounds: usize,
+    /// Measurements made, or given up.
+    pub(super) done: usize,
     pub(super) findings: BTreeMap<At, Findings>,
     /// What systems said about how they run, by position.
     pub(super) notes: BTreeMap<usize, String>,
@@ -68,25 +75,50 @@ impl Plan<'_> {
         self.scenarios.iter().map(measured).sum()
     }
 
+    /// How long one round takes, about.
+    pub(super) fn estimate(&self) -> Duration {
+        let visits = self.visits();
+        let visit = |(system, scenarios): &(usize, Vec<usize>)| {
+            let ports = scenarios.iter().map(|&s| self.scenarios[s].ports).max().unwrap_or(2);
+            let traffic = scenarios.iter().map(|&s| self.scenarios[s].traffic);
+            let measured: Duration = traffic.map(|t| t.duration(self.manner.time)).sum();
+            self.systems[*system].start_time(ports) + measured
+        };
+        visits.iter().map(visit).sum()
+    }
+
     /// One round.
     ///
     /// # Errors
     /// Only if someone asks to stop; other failures stay in the findings.
     pub(super) fn round(&mut self) -> Result<(), BuildError> {
+        for (system, mut scenarios) in self.visits() {
+            let planned = scenarios.len();
+            scenarios.retain(|&scenario| !self.has_failed((scenario, system)));
+            if !scenarios.is_empty() {
+                self.visit(system, &scenarios)?;
+            }
+            self.done += planned;
+        }
+        self.rounds += 1;
+        Ok(())
+    }
+
+    /// Which system is measured in which scenarios over the same wires, in order.
+    fn visits(&self) -> Vec<(usize, Vec<usize>)> {
+        let mut visits = Vec::new();
         for setting in settings(self.scenarios) {
-            for system in 0..self.systems.len() {
-                let measured = |&scenario: &usize| {
-                    is_measured(self.scenarios, &self.scenarios[scenario], self.systems[system])
-                        && !self.has_failed((scenario, system))
-                };
+            for (position, &system) in self.systems.iter().enumerate() {
+                let measured =
+                    |&at: &usize| is_measured(self.scenarios, &self.scenarios[at], system);
                 let mut scenarios: Vec<usize> = setting.iter().copied().filter(measured).collect();
                 scenarios.sort_by_key(|&scenario| self.scenarios[scenario].traffic.trail());
                 if !scenarios.is_empty() {
-                    self.visit(system, &scenarios)?;
+                    visits.push((position, scenarios));
                 }
             }
         }
-        Ok(())
+        visits
     }
 
     fn has_failed(&self, at: At) -> bool {
@@ -95,7 +127,11 @@ impl Plan<'_> {
 
     /// Brings up a system and measures scenarios of one setting.
     fn visit(&mut self, system: usize, scenarios: &[usize]) -> Result<(), BuildError> {
-        let (topology, up) = match self.bring_up(system, scenarios) {
+        let ids: Vec<String> = scenarios.iter().map(|&at| self.scenarios[at].id()).collect();
+        let name = self.systems[system].name();
+        let (rounds, done) = (self.rounds, self.done);
+        (self.progress)(Progress::Visit { rounds, done, system: name, scenarios: &ids });
+        let (topology, up, _confined) = match self.bring_up(system, scenarios) {
             Ok(up) => up,
             Err(error) if self.is_interrupted(&error) => return Err(BuildError::Interrupted),
             Err(error) => {
@@ -108,11 +144,9 @@ impl Plan<'_> {
         if let Some(note) = &up.note {
             self.notes.insert(system, note.clone());
         }
-        for &scenario in scenarios {
+        for (&scenario, id) in scenarios.iter().zip(&ids) {
             let Scenario { traffic, .. } = self.scenarios[scenario];
-            let what =
-                format!("{}: {}", self.systems[system].name(), self.scenarios[scenario].id());
-            (self.progress)(&what);
+            (self.progress)(Progress::Measurement { system: name, scenario: id });
             match measure(traffic, &topology, &self.manner) {
                 Ok(sample) => {
                     self.findings.entry((scenario, system)).or_default().add(&sample);
@@ -125,9 +159,17 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// The system, up and carrying traffic, and its wires, which are to be dropped later.
-    fn bring_up(&self, system: usize, scenarios: &[usize]) -> Result<(Topology, Up), BuildError> {
+    /// The system, up and carrying traffic; its wires, which are to be dropped later; and where all that
+    /// runs meanwhile has to stay.
+    fn bring_up(
+        &self,
+        system: usize,
+        scenarios: &[usize],
+    ) -> Result<(Topology, Up, Option<Confined>), BuildError> {
         let scenarios = || scenarios.iter().map(|&scenario| &self.scenarios[scenario]);
+        let one_core = scenarios().any(|scenario| scenario.one_core);
+        let confined = one_core.then(Confined::to_one_core).transpose();
+        let confined = building("stay on one processor", confined)?;
         let rules = scenarios().map(|s| s.rules).max().unwrap_or(0);
         let ports = scenarios().map(|s| s.ports).max().unwrap_or(2);
         let connections = scenarios().map(Scenario::connections).max().unwrap_or(1);
@@ -147,7 +189,7 @@ impl Plan<'_> {
         let mut up = self.systems[system].up(&site)?;
         prime(&topology, &self.manner)?;
         up.keep(directory);
-        Ok((topology, up))
+        Ok((topology, up, confined))
     }
 
     /// Whether an error comes of Ctrl-C, which reaches tools that run just then, too.
@@ -168,14 +210,15 @@ pub(super) fn is_measured(all: &[Scenario], scenario: &Scenario, system: &dyn Sy
         && (system.takes_policy() || !(scenario.is_attacked() || all.iter().any(without_rules)))
 }
 
-/// Scenarios that share wires: the same rules, ports and room for connections, by position, in their order.
+/// Scenarios that share wires: the same rules, ports, processors and room for connections, by position, in
+/// their order.
 fn settings(scenarios: &[Scenario]) -> Vec<Vec<usize>> {
     let mut settings: Vec<(_, Vec<usize>)> = Vec::new();
     for (position, scenario) in scenarios.iter().enumerate() {
         let many = scenario.connections() > MANY_CONNECTIONS;
         // What an attack leaves behind is nobody else's burden.
         let alone = scenario.is_attacked().then_some(position);
-        let key = (scenario.rules, scenario.ports, many, alone);
+        let key = (scenario.rules, scenario.ports, scenario.one_core, many, alone);
         match settings.iter_mut().find(|(known, _)| *known == key) {
             Some((_, members)) => members.push(position),
             None => settings.push((key, vec![position])),
@@ -199,7 +242,8 @@ mod tests {
         for setting in settings {
             let first = &scenarios[setting[0]];
             let same = |&at: &usize| {
-                (scenarios[at].rules, scenarios[at].ports) == (first.rules, first.ports)
+                let Scenario { rules, ports, one_core, .. } = scenarios[at];
+                (rules, ports, one_core) == (first.rules, first.ports, first.one_core)
             };
             assert!(setting.iter().all(same));
         }

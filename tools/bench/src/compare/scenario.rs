@@ -1,11 +1,13 @@
 //! What is measured: each scenario is some traffic, under a number of rules, over a number of ports.
 
-use serde::Serialize;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::traffic::{FrameSize, Kind};
 
 /// What a run measures, and in which unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// Frames that arrived, per second.
@@ -147,7 +149,7 @@ pub enum Traffic {
         streams: u32,
     },
     /// One request, its answer, the next request.
-    RoundTrips,
+    RoundTrips(Waiting),
     /// TCP connections, opened and closed.
     Connections,
     /// UDP at a modest rate, and from another port an attack.
@@ -159,6 +161,17 @@ pub enum Traffic {
     },
     /// None.
     Silence,
+}
+
+/// How both ends of a conversation wait for what comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Waiting {
+    /// One thread is both and asks again and again, so that nobody has to be woken and the rest is the
+    /// system's own part.
+    Polling,
+    /// They sleep in the kernel, wherever it puts them, as programs do.
+    Sleeping,
 }
 
 /// What an attacker sends.
@@ -183,7 +196,7 @@ impl Traffic {
             Self::LossFree(_) => &[Metric::LossFree],
             Self::Tcp { .. } => &[Metric::BitsPerSecond, Metric::CpuNsPerKilobyte],
             Self::Attack { .. } => &[Metric::Kept, Metric::FramesPerSecond],
-            Self::RoundTrips => &[Metric::P50, Metric::P99, Metric::P90, Metric::P999],
+            Self::RoundTrips(_) => &[Metric::P50, Metric::P99, Metric::P90, Metric::P999],
             Self::Connections => &[Metric::ConnectionsPerSecond, Metric::CpuNsPerConnection],
             Self::Silence => &[Metric::IdleProcessors],
         }
@@ -191,12 +204,26 @@ impl Traffic {
 }
 
 impl Traffic {
+    /// How long a measurement of `window` takes with all that belongs to it, about.
+    pub(super) fn duration(self, window: Duration) -> Duration {
+        let more = match self {
+            // Each flow has to be there once, at about half a million frames a second.
+            Self::Udp(load) => 600 + u64::from(load.flows) / 500,
+            Self::LossFree(_) => 12_000,
+            Self::Tcp { .. } | Self::Connections => 900,
+            Self::RoundTrips(_) => 300,
+            Self::Attack { .. } => 3_000,
+            Self::Silence => 3_000,
+        };
+        window + Duration::from_millis(more)
+    }
+
     /// How much it leaves behind that what is measured after it on the same wires could feel:
     /// connections above all, and offloads that a sink's XDP program turned off.
     pub(super) fn trail(self) -> u32 {
         match self {
             Self::Silence => 0,
-            Self::RoundTrips => 1,
+            Self::RoundTrips(_) => 1,
             Self::Tcp { .. } => 2,
             Self::Connections => 3,
             Self::Udp(load) | Self::LossFree(load) => 4 + load.flows,
@@ -218,6 +245,8 @@ pub struct Scenario {
     pub rules: usize,
     /// Ports of the switch.
     pub ports: usize,
+    /// Whether all that belongs to it runs on one processor: sender, system and receiver.
+    pub one_core: bool,
     /// Whether `--quick` measures it.
     pub quick: bool,
 }
@@ -253,6 +282,8 @@ const RULES: [usize; 3] = [0, 1_000, 10_000];
 const ATTACKED: [usize; 1] = [4];
 /// Without and with policy.
 const SOME: [usize; 2] = [0, 1_000];
+/// With policy.
+const POLICY: [usize; 1] = [1_000];
 
 /// The rate of a load that every system can carry, in frames per second.
 const MODEST: u64 = 200_000;
@@ -272,92 +303,141 @@ pub fn all() -> Vec<Scenario> {
     let victim = Load { flows: 1_000, ..modest };
     let tuple_space = Traffic::Attack { victim, attack: Attack::TupleSpace };
     let syn_flood = Traffic::Attack { victim, attack: Attack::SynFlood };
-    // Family, title, traffic, ports, numbers of rules, and those of them that are quick.
-    let table: &[(_, _, _, _, &[usize], &[usize])] = &[
-        ("udp-1", "64-byte UDP, one flow", Traffic::Udp(flood(1, small)), 2, &RULES, &[0]),
-        ("udp-10k", "64-byte UDP, 10,000 flows", Traffic::Udp(many), 2, &RULES, &[0, 1_000]),
-        (
-            "udp-1m",
-            "64-byte UDP, 1,000,000 flows",
-            Traffic::Udp(flood(1_000_000, small)),
-            2,
-            &RULES,
-            &[],
-        ),
-        (
-            "imix",
-            "IMIX UDP, 10,000 flows",
-            Traffic::Udp(flood(10_000, FrameSize::Imix)),
-            2,
-            &RULES,
-            &[],
-        ),
-        (
-            "skb-10k",
-            "64-byte UDP from a packet socket to the stack, 10,000 flows",
-            Traffic::Udp(as_workloads),
-            2,
-            &SOME,
-            &[],
-        ),
-        (
-            "modest",
-            "64-byte UDP, 10,000 flows, 200,000 frames per second",
-            Traffic::Udp(modest),
-            2,
-            &SOME,
-            &[1_000],
-        ),
-        (
-            "loss-free",
-            "64-byte UDP, 10,000 flows, highest rate without loss",
-            Traffic::LossFree(as_workloads),
-            2,
-            &SOME,
-            &[],
-        ),
-        ("tcp-1", "TCP, one stream", tcp(1), 2, &SOME, &[1_000]),
-        ("tcp-8", "TCP, eight streams", tcp(8), 2, &SOME, &[]),
-        ("latency", "UDP request and response", Traffic::RoundTrips, 2, &SOME, &[1_000]),
-        ("connect", "TCP connections opened and closed", Traffic::Connections, 2, &SOME, &[1_000]),
-        (
-            "ports-20",
-            "64-byte UDP, 10,000 flows, 20 ports",
-            Traffic::Udp(many),
-            20,
-            &SOME[1..],
-            &[],
-        ),
-        (
-            "ports-200",
-            "64-byte UDP, 10,000 flows, 200 ports",
-            Traffic::Udp(many),
-            200,
-            &SOME[1..],
-            &[],
-        ),
-        (
-            "tuple-space",
-            "a victim's UDP beside a tuple space attack",
-            tuple_space,
-            3,
-            &ATTACKED,
-            &[],
-        ),
-        ("syn-flood", "a victim's UDP beside a SYN flood", syn_flood, 3, &ATTACKED, &[]),
-        ("idle-20", "nothing sent, 20 ports", Traffic::Silence, 20, &SOME[..1], &[0]),
+    let row = |family, title, traffic| Family { family, title, traffic, ..Family::default() };
+    let polling = Traffic::RoundTrips(Waiting::Polling);
+    let sleeping = Traffic::RoundTrips(Waiting::Sleeping);
+    let families = [
+        Family {
+            quick: &[0],
+            ..row("udp-1", "64-byte UDP, one flow", Traffic::Udp(flood(1, small)))
+        },
+        Family {
+            quick: &[0, 1_000],
+            ..row("udp-10k", "64-byte UDP, 10,000 flows", Traffic::Udp(many))
+        },
+        row("udp-1m", "64-byte UDP, 1,000,000 flows", Traffic::Udp(flood(1_000_000, small))),
+        row("imix", "IMIX UDP, 10,000 flows", Traffic::Udp(flood(10_000, FrameSize::Imix))),
+        Family {
+            rules: &POLICY,
+            one_core: true,
+            ..row("udp-10k-core1", "64-byte UDP, 10,000 flows, one core", Traffic::Udp(many))
+        },
+        Family {
+            rules: &POLICY,
+            ..row(
+                "skb-10k",
+                "64-byte UDP from a packet socket to the stack, 10,000 flows",
+                Traffic::Udp(as_workloads),
+            )
+        },
+        Family {
+            rules: &SOME,
+            quick: &POLICY,
+            ..row(
+                "modest",
+                "64-byte UDP, 10,000 flows, 200,000 frames per second",
+                Traffic::Udp(modest),
+            )
+        },
+        Family {
+            rules: &POLICY,
+            ..row(
+                "loss-free",
+                "64-byte UDP, 10,000 flows, highest rate without loss",
+                Traffic::LossFree(as_workloads),
+            )
+        },
+        Family { rules: &SOME, quick: &POLICY, ..row("tcp-1", "TCP, one stream", tcp(1)) },
+        Family {
+            rules: &POLICY,
+            one_core: true,
+            quick: &POLICY,
+            ..row("tcp-1-core1", "TCP, one stream, one core", tcp(1))
+        },
+        Family { rules: &SOME, ..row("tcp-8", "TCP, eight streams", tcp(8)) },
+        Family {
+            rules: &SOME,
+            quick: &POLICY,
+            ..row("latency", "UDP request and response, ends that poll", polling)
+        },
+        Family {
+            rules: &POLICY,
+            ..row("latency-sleep", "UDP request and response, ends that sleep", sleeping)
+        },
+        Family {
+            rules: &SOME,
+            quick: &POLICY,
+            ..row("connect", "TCP connections opened and closed", Traffic::Connections)
+        },
+        Family {
+            rules: &POLICY,
+            ports: 20,
+            ..row("ports-20", "64-byte UDP, 10,000 flows, 20 ports", Traffic::Udp(many))
+        },
+        Family {
+            rules: &POLICY,
+            ports: 200,
+            ..row("ports-200", "64-byte UDP, 10,000 flows, 200 ports", Traffic::Udp(many))
+        },
+        Family {
+            rules: &ATTACKED,
+            ports: 3,
+            quick: &ATTACKED,
+            ..row("tuple-space", "a victim's UDP beside a tuple space attack", tuple_space)
+        },
+        Family {
+            rules: &ATTACKED,
+            ports: 3,
+            ..row("syn-flood", "a victim's UDP beside a SYN flood", syn_flood)
+        },
+        Family {
+            rules: &SOME[..1],
+            ports: 20,
+            quick: &SOME[..1],
+            ..row("idle-20", "nothing sent, 20 ports", Traffic::Silence)
+        },
     ];
-    let scenarios = table.iter().flat_map(|&(family, title, traffic, ports, rules, quick)| {
-        rules.iter().map(move |&rules| Scenario {
-            family,
-            title,
-            traffic,
+    families.iter().flat_map(Family::scenarios).collect()
+}
+
+/// Scenarios that differ in their number of rules only.
+struct Family {
+    family: &'static str,
+    title: &'static str,
+    traffic: Traffic,
+    ports: usize,
+    one_core: bool,
+    rules: &'static [usize],
+    /// Those numbers of rules that `--quick` measures.
+    quick: &'static [usize],
+}
+
+impl Default for Family {
+    fn default() -> Self {
+        Self {
+            family: "",
+            title: "",
+            traffic: Traffic::Silence,
+            ports: 2,
+            one_core: false,
+            rules: &RULES,
+            quick: &[],
+        }
+    }
+}
+
+impl Family {
+    fn scenarios(&self) -> impl Iterator<Item = Scenario> {
+        self.rules.iter().map(|&rules| Scenario {
+            family: self.family,
+            title: self.title,
+            traffic: self.traffic,
             rules,
-            ports,
-            quick: quick.contains(&rules),
+            ports: self.ports,
+            one_core: self.one_core,
+            quick: self.quick.contains(&rules),
         })
-    });
-    scenarios.collect()
+    }
 }
 
 #[cfg(test)]

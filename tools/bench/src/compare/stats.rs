@@ -1,9 +1,9 @@
 //! What repeated measurements come to: the median, and how far they spread.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Some values of one quantity, in the order they were measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The middle one; of an even number, the mean of the two in the middle.
     pub median: f64,
@@ -28,11 +28,42 @@ impl Summary {
         };
         Some(Self { median, min, max, values: values.to_vec() })
     }
+
+    /// The summary of what this is over another, value by value: what was measured in the same round
+    /// is compared. `None` if nothing is, or a value has no ratio to the other.
+    pub fn over(&self, other: &Self) -> Option<Self> {
+        let pairs = self.values.iter().zip(&other.values);
+        let ratios: Vec<f64> = pairs.map(|(ours, theirs)| ours / theirs).collect();
+        if ratios.iter().all(|ratio| ratio.is_finite()) { Self::of(&ratios) } else { None }
+    }
+
+    /// Whether the values of both, from the least to the largest, have some in common.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        self.min <= other.max && other.min <= self.max
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ratios_are_those_of_each_round() {
+        let (ours, theirs) = (Summary::of(&[2.0, 9.0, 4.0]), Summary::of(&[1.0, 3.0, 8.0]));
+        let ratio = ours.unwrap().over(&theirs.unwrap()).unwrap();
+        assert_eq!(ratio.values, [2.0, 3.0, 0.5]);
+        assert_eq!(ratio.median, 2.0);
+        let nothing = Summary::of(&[0.0]).unwrap();
+        assert_eq!(nothing.over(&nothing), None);
+    }
+
+    #[test]
+    fn summaries_agree_if_they_overlap() {
+        let [low, middle, high] =
+            [[1.0, 2.0], [2.0, 3.0], [2.5, 4.0]].map(|v| Summary::of(&v).unwrap());
+        assert!(low.agrees_with(&middle) && middle.agrees_with(&high));
+        assert!(!low.agrees_with(&high) && !high.agrees_with(&low));
+    }
 
     #[test]
     fn the_median_is_in_the_middle_whatever_the_order() {

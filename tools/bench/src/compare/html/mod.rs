@@ -4,8 +4,9 @@ mod svg;
 
 use std::fmt::Write;
 
-use super::report::{Cell, Report, Row};
-use super::scenario::{Metric, Traffic};
+use super::report::{COMPARED, Cell, Report, Row, lanes};
+use super::scenario::Metric;
+use super::sweep::{self, Sweep};
 use svg::{Bar, Line, Point};
 
 const STYLE: &str = include_str!("style.css");
@@ -20,6 +21,7 @@ pub fn page(report: &Report) -> String {
     page += "<main>\n<h1>Firedoor side by side</h1>\n";
     page += &summary(report);
     page += &systems(report);
+    page += &goals(report);
     page += &sweeps(report);
     for row in &report.rows {
         page += &section(report, row);
@@ -33,7 +35,7 @@ fn summary(report: &Report) -> String {
     let machine = &report.machine;
     let mut text = format!(
         "<p>Medians of {} rounds of {} s each, with the least and the largest. All systems in turn, \
-         again and again, on one machine. Ratios are Firedoor's median over the other's.</p>\n<dl>\n",
+         again and again, on one machine. × is what a lane of Firedoor has over the other in the same round.</p>\n<dl>\n",
         report.rounds, report.window_seconds
     );
     let entries = [
@@ -115,63 +117,66 @@ fn colour_of(report: &Report, name: &str) -> usize {
     position.map_or(0, |position| colour(report, position))
 }
 
+/// What Firedoor is meant to reach, as far as it was measured.
+fn goals(report: &Report) -> String {
+    let measured = report.goals.iter().filter_map(|goal| Some((goal, goal.seen.as_ref()?)));
+    let mut text = String::new();
+    for (goal, seen) in measured {
+        let _ = writeln!(
+            text,
+            "<tr><td>{}<td class=\"n\">{}<td class=\"n\"><b>{}</b><td class=\"n aside\">{} – {}<td class=\"{}\">{}",
+            escape(goal.what),
+            goal.wanted(),
+            goal.show(seen.median),
+            goal.show(seen.min),
+            goal.show(seen.max),
+            if goal.met == Some(false) { "bad" } else { "" },
+            if goal.met == Some(true) { "met" } else { "not met" },
+        );
+    }
+    if text.is_empty() {
+        return text;
+    }
+    let mut text = format!(
+        "<h2>Goals</h2>\n<table>\n<tr><th>goal<th class=\"n\">wanted<th class=\"n\">seen\
+         <th class=\"n\">least – most<th>\n{text}</table>\n"
+    );
+    let missing = report.goals.iter().filter(|goal| goal.seen.is_none());
+    let missing: Vec<String> = missing.map(|goal| escape(goal.what)).collect();
+    if !missing.is_empty() {
+        let _ = writeln!(text, "<p class=\"aside\">Not measured: {}.</p>", missing.join("; "));
+    }
+    text
+}
+
 /// Cost against the number of rules, and against the number of flows.
 fn sweeps(report: &Report) -> String {
-    let cost = Metric::CpuNsPerFrame;
-    let mut text = String::new();
-    let mut families: Vec<&str> = report.rows.iter().map(|row| row.scenario.family).collect();
-    families.dedup();
-    for family in families {
-        let rows: Vec<&Row> = report.rows.iter().filter(|r| r.scenario.family == family).collect();
-        let labels: Vec<String> = rows.iter().map(|row| row.scenario.rules.to_string()).collect();
-        if rows.len() > 2 {
-            let title = format!("{}: CPU per frame against rules", rows[0].scenario.title);
-            text += &sweep(report, &title, "rules", cost, &labels, &rows);
-        }
-    }
-    let flows = |row: &Row| match row.scenario.traffic {
-        Traffic::Udp(load) if row.scenario.family.starts_with("udp-") => Some(load.flows),
-        _ => None,
-    };
-    let mut rules: Vec<usize> = report.rows.iter().map(|row| row.scenario.rules).collect();
-    rules.sort_unstable();
-    rules.dedup();
-    for rules in rules {
-        let rows = report.rows.iter().filter(|row| row.scenario.rules == rules);
-        let rows: Vec<&Row> = rows.filter(|row| flows(row).is_some()).collect();
-        let labels: Vec<String> =
-            rows.iter().filter_map(|row| flows(row)).map(|n| n.to_string()).collect();
-        if rows.len() > 2 {
-            let title = format!("64-byte UDP, {rules} rules: CPU per frame against flows");
-            text += &sweep(report, &title, "flows", cost, &labels, &rows);
-        }
-    }
-    match text.is_empty() {
-        true => text,
-        false => format!("<h2>How cost grows</h2>\n<div class=\"plots\">\n{text}</div>\n"),
+    let plots: String = report.sweeps.iter().map(|each| sweep(report, each)).collect();
+    match plots.is_empty() {
+        true => plots,
+        false => format!("<h2>How cost grows</h2>\n<div class=\"plots\">\n{plots}</div>\n"),
     }
 }
 
-fn sweep(
-    report: &Report,
-    title: &str,
-    axis: &str,
-    metric: Metric,
-    labels: &[String],
-    rows: &[&Row],
-) -> String {
-    let line = |name: &String| {
-        let points = rows.iter().map(|row| {
-            let cell = row.cells.iter().find(|cell| cell.system == *name)?;
-            let summary = cell.metrics.get(&metric)?;
-            let (median, least, most) = (summary.median, summary.min, summary.max);
-            Some(Point { median, least, most })
-        });
-        Line { colour: colour_of(report, name), points: points.collect() }
+fn sweep(report: &Report, sweep: &Sweep) -> String {
+    let line = |line: &sweep::Line| Line {
+        colour: colour_of(report, &line.system),
+        points: line.points.iter().map(|point| point.as_ref().map(Point::of)).collect(),
     };
-    let lines: Vec<Line> = report.systems.iter().map(|system| line(&system.name)).collect();
-    let plot = svg::lines(&lines, labels, axis, &|value| metric.show(value));
-    format!("<figure><figcaption>{}</figcaption>\n{plot}</figure>\n", escape(title))
+    let lines: Vec<Line> = sweep.lines.iter().map(line).collect();
+    let at: Vec<String> = sweep.at.iter().map(usize::to_string).collect();
+    let plot = svg::lines(&lines, &at, sweep.axis.name(), &|value| sweep.metric.show(value));
+    let title = format!("{}: {} against {}", sweep.title, sweep.metric.name(), sweep.axis.name());
+    let growth = sweep
+        .lines
+        .iter()
+        .filter_map(|line| Some(format!("{} {:.2}", escape(&line.system), line.growth?)));
+    let growth: Vec<String> = growth.collect();
+    format!(
+        "<figure><figcaption>{}</figcaption>\n{plot}<figcaption>largest over least: {}</figcaption></figure>\n",
+        escape(&title),
+        growth.join(", "),
+    )
 }
 
 /// One scenario: its plots and its numbers.
@@ -186,12 +191,12 @@ fn section(report: &Report, row: &Row) -> String {
         escape(&row.id),
         escape(scenario.title),
     );
-    for &metric in scenario.traffic.metrics().iter().take(2) {
+    for &metric in scenario.traffic.metrics().iter().take(COMPARED) {
         text += &bars(report, row, metric);
     }
     text += &round_trips(report, row);
     text += "</div>\n";
-    text += &numbers(row);
+    text += &numbers(report, row);
     text += "</section>\n";
     text
 }
@@ -199,12 +204,11 @@ fn section(report: &Report, row: &Row) -> String {
 fn bars(report: &Report, row: &Row, metric: Metric) -> String {
     let bar = |cell: &Cell| {
         let summary = cell.metrics.get(&metric)?;
-        let (median, least, most) = (summary.median, summary.min, summary.max);
         Some(Bar {
             label: label(row, cell),
             colour: colour_of(report, &cell.system),
-            value: Point { median, least, most },
-            text: metric.show(median),
+            value: Point::of(summary),
+            text: metric.show(summary.median),
         })
     };
     let bars: Vec<Bar> = row.cells.iter().filter_map(bar).collect();
@@ -238,33 +242,25 @@ fn round_trips(report: &Report, row: &Row) -> String {
     )
 }
 
-fn numbers(row: &Row) -> String {
+fn numbers(report: &Report, row: &Row) -> String {
     let metrics = row.scenario.traffic.metrics();
     let mut text = String::from("<table>\n<tr><th>system");
-    for metric in metrics {
-        let _ = write!(
-            text,
-            "<th class=\"n\">{}<th class=\"n\">least – most<th class=\"n\">×",
-            metric.name()
-        );
+    for (position, metric) in metrics.iter().enumerate() {
+        let _ = write!(text, "<th class=\"n\">{}<th class=\"n\">least – most", metric.name());
+        for lane in lanes(&report.systems).filter(|_| position < COMPARED) {
+            let _ = write!(text, "<th class=\"n\">{lane} ×");
+        }
     }
     text.push('\n');
     for cell in &row.cells {
         let _ = write!(text, "<tr><td>{}", escape(&label(row, cell)));
-        for metric in metrics {
-            let Some(summary) = cell.metrics.get(metric) else {
-                text += "<td><td><td>";
-                continue;
-            };
-            let ratio = cell.firedoor_ratio.get(metric).map(|ratio| format!("{ratio:.2}"));
-            let _ = write!(
-                text,
-                "<td class=\"n\"><b>{}</b><td class=\"n aside\">{} – {}<td class=\"n\">{}",
-                metric.show(summary.median),
-                metric.show(summary.min),
-                metric.show(summary.max),
-                ratio.unwrap_or_default(),
-            );
+        for (position, metric) in metrics.iter().enumerate() {
+            text += &values(cell, *metric);
+            for lane in lanes(&report.systems).filter(|_| position < COMPARED) {
+                let ratio = cell.ratios.get(lane).and_then(|ratios| ratios.get(metric));
+                let ratio = ratio.map(|ratio| format!("{:.2}", ratio.median)).unwrap_or_default();
+                let _ = write!(text, "<td class=\"n\">{ratio}");
+            }
         }
         if let Some(note) = cell.note {
             let _ = write!(text, "<td class=\"aside\">{}", escape(note));
@@ -275,6 +271,17 @@ fn numbers(row: &Row) -> String {
         text.push('\n');
     }
     text + "</table>\n"
+}
+
+/// A median, and how far the values spread.
+fn values(cell: &Cell, metric: Metric) -> String {
+    let Some(summary) = cell.metrics.get(&metric) else { return "<td><td>".to_owned() };
+    format!(
+        "<td class=\"n\"><b>{}</b><td class=\"n aside\">{} – {}",
+        metric.show(summary.median),
+        metric.show(summary.min),
+        metric.show(summary.max),
+    )
 }
 
 /// Text as HTML and SVG show it.

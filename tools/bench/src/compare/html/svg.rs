@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::escape;
-use crate::compare::Bar as Bucket;
+use crate::compare::{Bar as Bucket, Summary};
 
 /// A median, and how far the values spread.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,10 @@ pub(super) struct Point {
 }
 
 impl Point {
+    pub(super) fn of(summary: &Summary) -> Self {
+        Self { median: summary.median, least: summary.min, most: summary.max }
+    }
+
     fn is_finite(&self) -> bool {
         self.median.is_finite() && self.least.is_finite() && self.most.is_finite()
     }

@@ -1,19 +1,21 @@
 //! Requests and their answers over UDP, one at a time: how long each takes.
 //!
-//! Both ends wait in the kernel for what comes, as programs do.
+//! Both ends wait in the kernel for what comes, as programs do; or one thread is both, and looks for what
+//! comes again and again, so that nobody has to be woken and the rest is the system's own part.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use firedoor_dataplane::sys::affinity;
 use firedoor_lab::netns::Netns;
 
 use super::{Manner, Sample};
 use crate::compare::error::{BuildError, building};
 use crate::compare::histogram::Histogram;
-use crate::compare::scenario::Metric;
+use crate::compare::scenario::{Metric, Waiting};
 use crate::compare::topology::{Host, Topology};
 
 /// The receiver's port.
@@ -56,23 +58,19 @@ pub(in crate::compare) fn prime(
 }
 
 /// Measures round trips.
-pub(super) fn measure(topology: &Topology, manner: &Manner<'_>) -> Result<Sample, BuildError> {
-    let trips = with_echo(topology, |socket| {
-        let mut trips = Histogram::default();
-        let start = Instant::now();
-        let mut sequence = 0;
-        while start.elapsed() < SETTLE + manner.time && !manner.interrupted.load(Ordering::Relaxed)
-        {
-            let trip = round_trip(socket, sequence)?;
-            sequence = sequence.wrapping_add(1);
-            if let Some(trip) = trip
-                && start.elapsed() > SETTLE
-            {
-                trips.record(u64::try_from(trip.as_nanos()).unwrap_or(u64::MAX));
-            }
-        }
-        Ok(trips)
-    })?;
+pub(super) fn measure(
+    waiting: Waiting,
+    topology: &Topology,
+    manner: &Manner<'_>,
+) -> Result<Sample, BuildError> {
+    let trips = match waiting {
+        Waiting::Sleeping => with_echo(topology, |client| {
+            round_trips(manner, |sequence| round_trip(client, sequence))
+        }),
+        Waiting::Polling => with_both(topology, |client, echo| {
+            round_trips(manner, |sequence| polled_round_trip(client, echo, sequence))
+        }),
+    }?;
     if manner.interrupted.load(Ordering::Relaxed) {
         return Err(BuildError::Interrupted);
     }
@@ -87,15 +85,32 @@ pub(super) fn measure(topology: &Topology, manner: &Manner<'_>) -> Result<Sample
     Ok(sample)
 }
 
+/// Makes round trips for as long as `manner` says.
+fn round_trips(
+    manner: &Manner<'_>,
+    round_trip: impl Fn(u64) -> io::Result<Option<Duration>>,
+) -> io::Result<Histogram> {
+    let mut trips = Histogram::default();
+    let start = Instant::now();
+    let mut sequence = 0;
+    while start.elapsed() < SETTLE + manner.time && !manner.interrupted.load(Ordering::Relaxed) {
+        let trip = round_trip(sequence)?;
+        sequence = sequence.wrapping_add(1);
+        if let Some(trip) = trip
+            && start.elapsed() > SETTLE
+        {
+            trips.record(u64::try_from(trip.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+    Ok(trips)
+}
+
 /// Does `work` at the sender, with a socket connected to an echo at the receiver.
 fn with_echo<T: Send>(
     topology: &Topology,
     work: impl FnOnce(&UdpSocket) -> io::Result<T> + Send,
 ) -> Result<T, BuildError> {
-    let echo = open(topology.receiver_netns(), topology.receiver(), PORT)?;
-    let client = open(topology.sender_netns(), topology.sender(), 0)?;
-    let to = SocketAddrV4::new(topology.receiver().ip, PORT);
-    building("connect a UDP socket", client.connect(to))?;
+    let (client, echo) = open_both(topology)?;
     let done = AtomicBool::new(false);
     let result = thread::scope(|scope| {
         scope.spawn(|| answer(&echo, &done));
@@ -104,6 +119,35 @@ fn with_echo<T: Send>(
         result
     });
     building("send and receive UDP", result)
+}
+
+/// Does `work` with the sockets of both ends, on the first processor, without ever sleeping.
+fn with_both<T: Send>(
+    topology: &Topology,
+    work: impl FnOnce(&UdpSocket, &UdpSocket) -> io::Result<T> + Send,
+) -> Result<T, BuildError> {
+    let (client, echo) = open_both(topology)?;
+    let result = thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            if let Some(&first) = affinity::available()?.first() {
+                affinity::pin_current_thread(first)?;
+            }
+            client.set_nonblocking(true)?;
+            echo.set_nonblocking(true)?;
+            work(&client, &echo)
+        });
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    building("send and receive UDP", result)
+}
+
+/// The sender's socket, connected, and the receiver's.
+fn open_both(topology: &Topology) -> Result<(UdpSocket, UdpSocket), BuildError> {
+    let echo = open(topology.receiver_netns(), topology.receiver(), PORT)?;
+    let client = open(topology.sender_netns(), topology.sender(), 0)?;
+    let to = SocketAddrV4::new(topology.receiver().ip, PORT);
+    building("connect a UDP socket", client.connect(to))?;
+    Ok((client, echo))
 }
 
 /// A UDP socket of a host. Sockets stay in the namespace they were made in.
@@ -129,8 +173,7 @@ fn answer(socket: &UdpSocket, done: &AtomicBool) {
 
 /// Asks once; `None` if no answer came in time.
 fn round_trip(socket: &UdpSocket, sequence: u64) -> io::Result<Option<Duration>> {
-    let mut request = [0; PAYLOAD];
-    request[..8].copy_from_slice(&sequence.to_be_bytes());
+    let request = request(sequence);
     let start = Instant::now();
     // Nobody listens there yet, or no neighbour answered: as good as lost.
     if socket.send(&request).is_err() {
@@ -144,19 +187,62 @@ fn round_trip(socket: &UdpSocket, sequence: u64) -> io::Result<Option<Duration>>
             // A late answer to an earlier request.
             Ok(_) if start.elapsed() < PATIENCE => {}
             Ok(_) => return Ok(None),
-            Err(error) => return lost(error),
+            Err(error) => return lost(error).map(|()| None),
         }
     }
 }
 
+/// Likewise, as both ends.
+fn polled_round_trip(
+    client: &UdpSocket,
+    echo: &UdpSocket,
+    sequence: u64,
+) -> io::Result<Option<Duration>> {
+    let request = request(sequence);
+    let start = Instant::now();
+    if client.send(&request).is_err() {
+        thread::sleep(Duration::from_millis(1));
+        return Ok(None);
+    }
+    let Some(from) = poll(echo, &request, start)? else { return Ok(None) };
+    if echo.send_to(&request, from).is_err() {
+        return Ok(None);
+    }
+    Ok(poll(client, &request, start)?.map(|_| start.elapsed()))
+}
+
+/// Looks for a request, or its answer, until it is there, and says whom it is from; `None` if it did not
+/// come in time. What belongs to earlier ones is ignored.
+fn poll(
+    socket: &UdpSocket,
+    wanted: &[u8; PAYLOAD],
+    since: Instant,
+) -> io::Result<Option<SocketAddr>> {
+    let mut bytes = [0; PAYLOAD];
+    while since.elapsed() < PATIENCE {
+        match socket.recv_from(&mut bytes) {
+            Ok((_, from)) if bytes == *wanted => return Ok(Some(from)),
+            Ok(_) => {}
+            Err(error) => lost(error)?,
+        }
+    }
+    Ok(None)
+}
+
+fn request(sequence: u64) -> [u8; PAYLOAD] {
+    let mut request = [0; PAYLOAD];
+    request[..8].copy_from_slice(&sequence.to_be_bytes());
+    request
+}
+
 /// Errors that mean that the answer did not come.
-fn lost(error: io::Error) -> io::Result<Option<Duration>> {
+fn lost(error: io::Error) -> io::Result<()> {
     use io::ErrorKind::{
         ConnectionRefused, HostUnreachable, Interrupted, NetworkUnreachable, TimedOut, WouldBlock,
     };
     match error.kind() {
         WouldBlock | TimedOut | Interrupted | ConnectionRefused | HostUnreachable
-        | NetworkUnreachable => Ok(None),
+        | NetworkUnreachable => Ok(()),
         _ => Err(error),
     }
 }

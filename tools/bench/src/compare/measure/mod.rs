@@ -80,7 +80,7 @@ pub(super) fn measure(
         Traffic::Attack { victim, attack } => attack::measure(victim, attack, topology, manner),
         Traffic::Tcp { streams } => stream::measure(streams, topology, manner),
         Traffic::Connections => stream::measure_connections(topology, manner),
-        Traffic::RoundTrips => echo::measure(topology, manner),
+        Traffic::RoundTrips(waiting) => echo::measure(waiting, topology, manner),
         Traffic::Silence => silence(manner),
     }
 }

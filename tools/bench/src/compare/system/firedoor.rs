@@ -54,6 +54,10 @@ impl System for Firedoor {
         true
     }
 
+    fn start_time(&self, ports: usize) -> Duration {
+        Duration::from_millis(2_000 + 50 * ports as u64)
+    }
+
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
         let connections = match site.connections > DEFAULT_CONNECTIONS / 2 {
             true => (2 * site.connections).next_power_of_two(),

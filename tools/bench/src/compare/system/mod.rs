@@ -8,6 +8,7 @@ mod open_vswitch;
 
 use std::any::Any;
 use std::path::Path;
+use std::time::Duration;
 
 use super::error::BuildError;
 use super::policy::Policy;
@@ -34,6 +35,11 @@ pub trait System: Sync {
     /// Most ports it connects.
     fn max_ports(&self) -> usize {
         usize::MAX
+    }
+
+    /// How long it takes to bring it up with so many ports, and down again, about, with the wires.
+    fn start_time(&self, ports: usize) -> Duration {
+        Duration::from_millis(1_000 + 30 * ports as u64)
     }
 
     /// Connects all ports of the topology.

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use firedoor_dataplane::sys::affinity;
+
 use super::{Missing, Site, System, Up, need};
 use crate::compare::error::{BuildError, building};
 use crate::compare::policy::Policy;
@@ -53,6 +55,10 @@ impl System for Switch {
         false
     }
 
+    fn start_time(&self, ports: usize) -> Duration {
+        Duration::from_millis(2_500 + 400 * ports as u64)
+    }
+
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
         up(site, "actions=NORMAL\n")
     }
@@ -76,6 +82,10 @@ impl System for Firewall {
 
     fn takes_policy(&self) -> bool {
         true
+    }
+
+    fn start_time(&self, ports: usize) -> Duration {
+        Duration::from_millis(2_500 + 400 * ports as u64)
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
@@ -186,7 +196,8 @@ impl OpenVswitch<'_> {
     }
 }
 
-/// The processor that the PMD thread runs on: not the one that a lone generator takes.
+/// The processor that the PMD thread runs on: where there are several, not the one that a lone generator
+/// takes.
 fn last_processor() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from) - 1
+    affinity::available().unwrap_or_default().last().copied().unwrap_or(0)
 }

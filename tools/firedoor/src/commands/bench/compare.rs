@@ -2,34 +2,35 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use firedoor_bench::compare::report::{Cell as Measured, Row};
+use firedoor_bench::compare::against::{Agreement, Earlier};
+use firedoor_bench::compare::report::{COMPARED, Cell as Measured, Row, lanes};
 use firedoor_bench::compare::scenario::{self, Metric, Scenario};
 use firedoor_bench::compare::system::{self, System};
-use firedoor_bench::compare::{Options, Report, compare, html};
+use firedoor_bench::compare::{Options, Progress, Report, Summary, compare, html};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::BenchCompareArgs;
 use crate::commands::lab::{interrupted, need_root};
 use crate::output::{Cell, NO, Output, Table, Tone, YES};
 
-/// Rounds, and length of each measurement, of a whole comparison and of a quick one.
-const WHOLE: (usize, Duration) = (5, Duration::from_secs(2));
-const QUICK: (usize, Duration) = (3, Duration::from_secs(1));
+/// Rounds, and length of each measurement.
+const ROUNDS: u16 = 3;
+const WINDOW: f64 = 1.0;
 
 pub(crate) fn run(args: &BenchCompareArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let (rounds, window) = if args.quick { QUICK } else { WHOLE };
     let (scenarios, systems) = (scenarios(args)?, systems(args)?);
     if args.list {
         list(&scenarios, &systems, out)?;
         return Ok(YES);
     }
     need_root("bench compare")?;
+    let earlier = args.against.as_deref().map(Earlier::read).transpose()?;
     let directory = args.out.clone().unwrap_or_else(default_directory);
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
@@ -37,22 +38,25 @@ pub(crate) fn run(args: &BenchCompareArgs, out: &mut Output) -> anyhow::Result<E
     let options = Options {
         scenarios,
         systems,
-        rounds: args.rounds.map_or(rounds, usize::from),
-        window: args.seconds.map_or(window, Duration::from_secs_f64),
+        rounds: args.rounds.unwrap_or(ROUNDS).into(),
+        window: Duration::from_secs_f64(args.seconds.unwrap_or(WINDOW)),
         firedoor: std::env::current_exe().context("cannot find the firedoor executable")?,
         command: command_line(),
         interrupted: &interrupted,
     };
     let bar = bar();
-    let report = compare(&options, &|steps, what| {
-        bar.set_length(steps as u64);
-        bar.set_message(what.to_owned());
-        bar.inc(1);
+    let log = Log { begun: Instant::now(), shown: !std::io::stderr().is_terminal() };
+    let report = compare(&options, &|progress| {
+        advance(&bar, progress);
+        log.tell(&bar, progress);
     });
     bar.finish_and_clear();
     let report = report?;
     let written = write(&report, &directory)?;
     show(&report, out)?;
+    if let Some(earlier) = &earlier {
+        show_agreement(&Agreement::between(&report.rows, earlier), out)?;
+    }
     for path in written {
         writeln!(out, "written: {}", path.display())?;
     }
@@ -134,6 +138,73 @@ fn bar() -> ProgressBar {
     bar
 }
 
+/// Moves the bar.
+fn advance(bar: &ProgressBar, progress: Progress<'_>) {
+    match progress {
+        Progress::Begun { measurements, estimate } => {
+            bar.set_length(measurements as u64);
+            bar.println(begun(measurements, estimate));
+        }
+        Progress::Visit { done, system, .. } => {
+            bar.set_position(done as u64);
+            bar.set_message(format!("{system} starts"));
+        }
+        Progress::Measurement { system, scenario } => {
+            bar.set_message(format!("{system}: {scenario}"));
+            bar.inc(1);
+        }
+    }
+}
+
+fn begun(measurements: usize, estimate: Duration) -> String {
+    format!("{measurements} measurements, about {}", minutes(estimate))
+}
+
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..100 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds.div_ceil(60)),
+    }
+}
+
+/// Lines on standard error where no bar can be seen.
+struct Log {
+    begun: Instant,
+    shown: bool,
+}
+
+impl Log {
+    fn tell(&self, bar: &ProgressBar, progress: Progress<'_>) {
+        if !self.shown {
+            return;
+        }
+        match progress {
+            Progress::Begun { measurements, estimate } => {
+                eprintln!("{}", begun(measurements, estimate));
+            }
+            Progress::Visit { rounds, done, system, scenarios } => {
+                let total = bar.length().unwrap_or_default();
+                let (round, scenarios) = (rounds + 1, scenarios.join(", "));
+                eprintln!(
+                    "{done}/{total} round {round}: {system}: {scenarios}{}",
+                    self.left(done, total)
+                );
+            }
+            Progress::Measurement { .. } => {}
+        }
+    }
+
+    /// How long the rest will take if it goes on like this; nothing as long as that says little.
+    fn left(&self, done: usize, total: u64) -> String {
+        let share = done as f64 / total.max(1) as f64;
+        if share < 0.05 {
+            return String::new();
+        }
+        let left = self.begun.elapsed().mul_f64((1.0 - share) / share);
+        format!(" ({} left)", minutes(left))
+    }
+}
+
 /// Writes what a report is kept as.
 fn write(report: &Report, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let files = [
@@ -149,16 +220,30 @@ fn write(report: &Report, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn show(report: &Report, out: &mut Output) -> anyhow::Result<()> {
-    let mut table = Table::new(["", ">median", ">least", ">most", ">×", ">median", ">×", ""]);
+    let lanes: Vec<&str> = lanes(&report.systems).collect();
+    let short = |lane: &&str| format!(">{} ×", lane.strip_prefix("firedoor-").unwrap_or(lane));
+    let ratios: Vec<String> = lanes.iter().map(short).collect();
+    let mut headings: Vec<&str> = vec!["", ">median", ">least", ">most"];
+    headings.extend(ratios.iter().map(String::as_str));
+    headings.push(">median");
+    headings.extend(ratios.iter().map(String::as_str));
+    headings.push("");
+    let mut table = Table::with_headings(headings);
     for row in &report.rows {
-        table.row(head(row));
+        table.row(head(row, lanes.len()));
         for cell in &row.cells {
-            table.row(line(row, cell));
+            table.row(line(row, cell, &lanes));
         }
     }
     out.table(&table)?;
     writeln!(out)?;
-    writeln!(out, "×: Firedoor's median over this system's. Medians of {} rounds.", report.rounds)?;
+    writeln!(
+        out,
+        "×: what Firedoor's lane has over this system in the same round. Medians of {} rounds.",
+        report.rounds
+    )?;
+    show_growth(report, out)?;
+    show_goals(report, out)?;
     for (system, why) in failures(report) {
         out.warn(format!("{system} failed: {why}"));
     }
@@ -200,11 +285,102 @@ fn remarks(report: &Report, out: &mut Output) {
     }
 }
 
+/// How far each system's cost grows.
+fn show_growth(report: &Report, out: &mut Output) -> anyhow::Result<()> {
+    let grown = report.sweeps.iter().flat_map(|sweep| {
+        sweep.lines.iter().filter_map(move |line| Some((sweep, line, line.growth?)))
+    });
+    let mut table = Table::new(["CPU per frame, largest over least", "against", "system", ">"]);
+    for (sweep, line, growth) in grown {
+        let growth = format!("{growth:.2} ×");
+        let title = sweep.title.as_str();
+        table.row([
+            title.into(),
+            sweep.axis.name().into(),
+            line.system.as_str().into(),
+            Cell::from(growth),
+        ]);
+    }
+    if !table.is_empty() {
+        writeln!(out)?;
+        out.table(&table)?;
+    }
+    Ok(())
+}
+
+/// What Firedoor is meant to reach, as far as it was measured.
+fn show_goals(report: &Report, out: &mut Output) -> anyhow::Result<()> {
+    let mut table = Table::new(["goal", ">wanted", ">seen", ">least", ">most", "met"]);
+    for goal in &report.goals {
+        let Some(seen) = &goal.seen else { continue };
+        let met = match goal.met {
+            Some(true) => Cell::new(Tone::Good, "yes"),
+            _ => Cell::new(Tone::Warn, "no"),
+        };
+        table.row([
+            goal.what.into(),
+            goal.wanted().into(),
+            Cell::new(Tone::Strong, goal.show(seen.median)),
+            Cell::new(Tone::Dim, goal.show(seen.min)),
+            Cell::new(Tone::Dim, goal.show(seen.max)),
+            met,
+        ]);
+    }
+    if !table.is_empty() {
+        writeln!(out)?;
+        out.table(&table)?;
+        let missing = report.goals.iter().filter(|goal| goal.seen.is_none()).count();
+        if missing > 0 {
+            writeln!(out, "{missing} more goals were not measured.")?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether an earlier comparison's ratios were the same.
+fn show_agreement(agreement: &Agreement, out: &mut Output) -> anyhow::Result<()> {
+    let Agreement { common, disagree } = agreement;
+    writeln!(out)?;
+    writeln!(
+        out,
+        "Of {common} ratios that the earlier report has, too, {} agree: their ranges overlap.",
+        common - disagree.len()
+    )?;
+    let mut table = Table::new([
+        "scenario",
+        "lane",
+        "over",
+        "in",
+        ">then",
+        ">least – most",
+        ">now",
+        ">least – most",
+    ]);
+    for other in disagree {
+        let range = |s: &Summary| Cell::new(Tone::Dim, format!("{:.2} – {:.2}", s.min, s.max));
+        let median = |s: &Summary| Cell::from(format!("{:.2}", s.median));
+        table.row([
+            other.row.as_str().into(),
+            other.ours.as_str().into(),
+            other.theirs.as_str().into(),
+            other.metric.name().into(),
+            median(&other.before),
+            range(&other.before),
+            median(&other.now),
+            range(&other.now),
+        ]);
+    }
+    if !table.is_empty() {
+        out.table(&table)?;
+    }
+    Ok(())
+}
+
 /// A scenario's own heading: what it is, and what its numbers are.
-fn head(row: &Row) -> [Cell; 8] {
-    let mut line = std::array::from_fn(|_| Cell::from(""));
+fn head(row: &Row, lanes: usize) -> Vec<Cell> {
+    let mut line = vec![Cell::from(""); 6 + COMPARED * lanes];
     line[0] = Cell::new(Tone::Strong, heading(row));
-    for (metric, column) in row.scenario.traffic.metrics().iter().zip([1, 5]) {
+    for (metric, column) in row.scenario.traffic.metrics().iter().zip([1, 4 + lanes]) {
         line[column] = Cell::new(Tone::Dim, metric.name());
     }
     line
@@ -219,43 +395,50 @@ fn heading(row: &Row) -> String {
 }
 
 /// One system's line in a scenario's part of the table.
-fn line(row: &Row, cell: &Measured) -> [Cell; 8] {
+fn line(row: &Row, cell: &Measured, lanes: &[&str]) -> Vec<Cell> {
     let bare = if cell.rules < row.scenario.rules { " (no rules)" } else { "" };
-    let name = Cell::from(format!("  {}{bare}", cell.system));
-    let mut line = std::array::from_fn(|_| Cell::from(""));
-    line[0] = name;
+    let mut line = vec![Cell::from(format!("  {}{bare}", cell.system))];
     let metrics = row.scenario.traffic.metrics();
-    if cell.failure.is_some() {
-        line[7] = Cell::new(Tone::Bad, "failed, see below");
-    }
-    if let Some(note) = cell.note {
-        line[7] = Cell::new(Tone::Dim, note);
-    }
-    let Some((&first, rest)) = metrics.split_first() else { return line };
-    if let Some(summary) = cell.metrics.get(&first) {
-        line[1] = Cell::new(Tone::Strong, first.show(summary.median));
-        line[2] = Cell::new(Tone::Dim, first.show(summary.min));
-        line[3] = Cell::new(Tone::Dim, first.show(summary.max));
-        line[4] = ratio(first, cell);
-    }
-    if let Some((&second, rest)) = rest.split_first() {
-        if let Some(summary) = cell.metrics.get(&second) {
-            line[5] = second.show(summary.median).into();
-            line[6] = ratio(second, cell);
+    let (compared, rest) = metrics.split_at(COMPARED.min(metrics.len()));
+    for position in 0..COMPARED {
+        let metric = compared.get(position).copied();
+        let summary = metric.and_then(|metric| Some((metric, cell.metrics.get(&metric)?)));
+        let show = |tone, of: fn(&Summary) -> f64| {
+            summary.map_or(Cell::from(""), |(metric, summary)| {
+                Cell::new(tone, metric.show(of(summary)))
+            })
+        };
+        // What it is about with its spread, what it costs without.
+        if position == 0 {
+            line.push(show(Tone::Strong, |summary| summary.median));
+            line.push(show(Tone::Dim, |summary| summary.min));
+            line.push(show(Tone::Dim, |summary| summary.max));
+        } else {
+            line.push(show(Tone::Plain, |summary| summary.median));
         }
-        let rest = rest.iter().filter_map(|metric| {
-            let summary = cell.metrics.get(metric)?;
-            Some(format!("{} {}", metric.show(summary.median), metric.name()))
-        });
-        if cell.failure.is_none() && cell.note.is_none() {
-            line[7] = Cell::new(Tone::Dim, rest.collect::<Vec<_>>().join(", "));
-        }
+        line.extend(lanes.iter().map(|lane| ratio(metric, cell, lane)));
     }
+    line.push(remark(cell, rest));
     line
 }
 
-fn ratio(metric: Metric, cell: &Measured) -> Cell {
-    let Some(&ratio) = cell.firedoor_ratio.get(&metric) else { return "".into() };
+/// What is behind a system's numbers: what went wrong, what is to be known, or further metrics.
+fn remark(cell: &Measured, rest: &[Metric]) -> Cell {
+    if cell.failure.is_some() {
+        return Cell::new(Tone::Bad, "failed, see below");
+    }
+    let rest = rest.iter().filter_map(|metric| {
+        let summary = cell.metrics.get(metric)?;
+        Some(format!("{} {}", metric.show(summary.median), metric.name()))
+    });
+    let rest = || rest.collect::<Vec<_>>().join(", ");
+    Cell::new(Tone::Dim, cell.note.map_or_else(rest, str::to_owned))
+}
+
+fn ratio(metric: Option<Metric>, cell: &Measured, lane: &str) -> Cell {
+    let ratio = metric.and_then(|metric| Some((metric, cell.ratios.get(lane)?.get(&metric)?)));
+    let Some((metric, ratio)) = ratio else { return "".into() };
+    let ratio = ratio.median;
     let better = if metric.more_is_better() { ratio >= 1.0 } else { ratio <= 1.0 };
     Cell::new(if better { Tone::Good } else { Tone::Warn }, format!("{ratio:.2}"))
 }
