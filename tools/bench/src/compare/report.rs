@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::goals::{Goal, goals};
 use super::histogram::Bar;
 use super::machine::Machine;
-use super::run::{Findings, is_measured};
+use super::run::{Findings, is_measured, is_too_large};
 use super::scenario::{Metric, Scenario};
 use super::stats::Summary;
 use super::sweep::{Sweep, sweeps};
@@ -79,7 +79,7 @@ pub struct Row {
     /// The scenario.
     #[serde(flatten)]
     pub scenario: Scenario,
-    /// By system, in their order; those that cannot run it are not here.
+    /// By system, in their order. What it is too large for has no metrics, but a note that says why.
     pub cells: Vec<Cell>,
 }
 
@@ -122,6 +122,11 @@ pub(super) fn rows(
     };
     let row = |at: usize| {
         let cells = (0..systems.len()).filter_map(|system| {
+            if is_too_large(&scenarios[at], systems[system]) {
+                let note = systems[system].port_limit().map(|(_, why)| why);
+                let nothing = Findings { note, ..Findings::default() };
+                return Some(cell(systems[system].name(), scenarios[at].rules, &nothing));
+            }
             let source = source(at, system)?;
             let found = findings.get(&(source, system))?;
             let rules = if systems[system].takes_policy() { scenarios[source].rules } else { 0 };

@@ -202,11 +202,16 @@ impl Plan<'_> {
     }
 }
 
+/// Whether a scenario has more ports than a system is measured with.
+pub(super) fn is_too_large(scenario: &Scenario, system: &dyn System) -> bool {
+    system.port_limit().is_some_and(|(limit, _)| scenario.ports > limit)
+}
+
 /// Whether a system is measured in a scenario. One without policy is measured once for all numbers
 /// of rules, without any if that is among the scenarios, and not where policy is what matters.
 pub(super) fn is_measured(all: &[Scenario], scenario: &Scenario, system: &dyn System) -> bool {
     let without_rules = |s: &Scenario| s.family == scenario.family && s.rules < scenario.rules;
-    scenario.ports <= system.max_ports()
+    !is_too_large(scenario, system)
         && (system.takes_policy() || !(scenario.is_attacked() || all.iter().any(without_rules)))
 }
 

@@ -20,7 +20,7 @@ use firedoor_lab::netns::NetnsError;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::{Missing, Site, System, Up};
+use super::{Missing, Site, System, TWO_PORTS, Up};
 use crate::compare::error::{BuildError, building};
 use crate::compare::machine;
 
@@ -51,8 +51,8 @@ impl System for Forwarder {
         false
     }
 
-    fn max_ports(&self) -> usize {
-        2
+    fn port_limit(&self) -> Option<(usize, &'static str)> {
+        Some(TWO_PORTS)
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {

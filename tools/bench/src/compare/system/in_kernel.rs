@@ -12,7 +12,7 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use firedoor_dataplane::link::Netlink;
 
-use super::{Missing, Site, System, Up, need};
+use super::{Missing, Site, System, TWO_PORTS, Up, need};
 use crate::compare::error::{BuildError, building};
 use crate::compare::machine;
 use crate::compare::tool::tool;
@@ -42,8 +42,8 @@ impl System for XdpRedirect {
         false
     }
 
-    fn max_ports(&self) -> usize {
-        2
+    fn port_limit(&self) -> Option<(usize, &'static str)> {
+        Some(TWO_PORTS)
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
@@ -74,8 +74,8 @@ impl System for TcxRedirect {
         false
     }
 
-    fn max_ports(&self) -> usize {
-        2
+    fn port_limit(&self) -> Option<(usize, &'static str)> {
+        Some(TWO_PORTS)
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {

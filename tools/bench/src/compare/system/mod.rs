@@ -32,9 +32,9 @@ pub trait System: Sync {
     /// Whether it judges by rules. One that does not is measured without.
     fn takes_policy(&self) -> bool;
 
-    /// Most ports it connects.
-    fn max_ports(&self) -> usize {
-        usize::MAX
+    /// Most ports that it is measured with, and what more would mean, if there is a limit.
+    fn port_limit(&self) -> Option<(usize, &'static str)> {
+        None
     }
 
     /// How long it takes to bring it up with so many ports, and down again, about, with the wires.
@@ -63,6 +63,9 @@ pub struct Site<'a> {
     /// The `firedoor` executable.
     pub firedoor: &'a Path,
 }
+
+/// The limit of the floors.
+const TWO_PORTS: (usize, &str) = (2, "left out: it connects two ports");
 
 /// A system that is up. It ends when dropped.
 pub struct Up {

@@ -25,6 +25,8 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 /// takes about 0.3 s.
 const CONFIGURE_SECONDS: usize = 60;
 const PORT_SECONDS: usize = 2;
+/// 20 ports take seconds; 200 did not come up within three minutes.
+const PORT_LIMIT: (usize, &str) = (64, "left out: to add so many ports takes it minutes");
 /// Programs, and the packages that bring them.
 const PROGRAMS: [(&str, &str); 6] = [
     ("ovs-vswitchd", "openvswitch-switch"),
@@ -55,6 +57,10 @@ impl System for Switch {
         false
     }
 
+    fn port_limit(&self) -> Option<(usize, &'static str)> {
+        Some(PORT_LIMIT)
+    }
+
     fn start_time(&self, ports: usize) -> Duration {
         Duration::from_millis(2_500 + 400 * ports as u64)
     }
@@ -82,6 +88,10 @@ impl System for Firewall {
 
     fn takes_policy(&self) -> bool {
         true
+    }
+
+    fn port_limit(&self) -> Option<(usize, &'static str)> {
+        Some(PORT_LIMIT)
     }
 
     fn start_time(&self, ports: usize) -> Duration {
