@@ -207,11 +207,11 @@ impl Traffic {
     /// How long a measurement of `window` takes with all that belongs to it, about.
     pub(super) fn duration(self, window: Duration) -> Duration {
         let more = match self {
-            // Each flow has to be there once, at about half a million frames a second.
-            Self::Udp(load) => 600 + u64::from(load.flows) / 500,
+            // Each flow has to be there once, at less than a million frames a second.
+            Self::Udp(load) => 400 + u64::from(load.flows) / 800,
             Self::LossFree(_) => 12_000,
-            Self::Tcp { .. } | Self::Connections => 900,
-            Self::RoundTrips(_) => 300,
+            Self::Tcp { .. } | Self::Connections => 600,
+            Self::RoundTrips(_) => 250,
             Self::Attack { .. } => 3_000,
             Self::Silence => 3_000,
         };

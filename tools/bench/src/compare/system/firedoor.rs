@@ -55,7 +55,7 @@ impl System for Firedoor {
     }
 
     fn start_time(&self, ports: usize) -> Duration {
-        Duration::from_millis(2_000 + 50 * ports as u64)
+        Duration::from_millis(1_000 + 50 * ports as u64)
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {

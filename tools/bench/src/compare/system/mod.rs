@@ -39,7 +39,7 @@ pub trait System: Sync {
 
     /// How long it takes to bring it up with so many ports, and down again, about, with the wires.
     fn start_time(&self, ports: usize) -> Duration {
-        Duration::from_millis(1_000 + 30 * ports as u64)
+        Duration::from_millis(500 + 20 * ports as u64)
     }
 
     /// Connects all ports of the topology.

@@ -62,7 +62,7 @@ impl System for Switch {
     }
 
     fn start_time(&self, ports: usize) -> Duration {
-        Duration::from_millis(2_500 + 400 * ports as u64)
+        Duration::from_millis(1_500 + 250 * ports as u64)
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
@@ -95,7 +95,7 @@ impl System for Firewall {
     }
 
     fn start_time(&self, ports: usize) -> Duration {
-        Duration::from_millis(2_500 + 400 * ports as u64)
+        Duration::from_millis(1_500 + 250 * ports as u64)
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
