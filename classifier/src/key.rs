@@ -23,30 +23,33 @@ use crate::snapshot::PortId;
 pub const KEY_WORDS: usize = 7;
 
 /// Every field of a frame that a verdict may depend on. Absent fields are zero.
+///
+/// Fields stand in memory so that a MAC address and the port behind which it is are one word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
 pub struct FlowKey {
+    /// Source address: IPv6, or IPv4-mapped; ARP's sender.
+    pub src: u128,
+    /// Destination address: IPv6, or IPv4-mapped; ARP's target.
+    pub dst: u128,
+    /// Source MAC address.
+    pub eth_src: MacAddr,
     /// The port the frame came in by. Never taken from the frame.
     pub ingress: PortId,
+    /// Destination MAC address.
+    pub eth_dst: MacAddr,
     /// VLAN identifier of the frame's outermost tag, 0 if it has none.
     pub vlan: u16,
+    /// TCP, UDP or SCTP source port; ICMP echo identifier.
+    pub src_port: u16,
+    /// TCP, UDP or SCTP destination port; `type << 8 | code` for ICMP and ICMPv6.
+    pub dst_port: u16,
     /// Ethertype after any VLAN tags.
     pub ether_type: u16,
     /// IP protocol after extension headers; the operation for ARP.
     pub protocol: u8,
     /// TCP flags byte (FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32).
     pub tcp_flags: u8,
-    /// Destination MAC address.
-    pub eth_dst: MacAddr,
-    /// Source MAC address.
-    pub eth_src: MacAddr,
-    /// Source address: IPv6, or IPv4-mapped; ARP's sender.
-    pub src: u128,
-    /// Destination address: IPv6, or IPv4-mapped; ARP's target.
-    pub dst: u128,
-    /// TCP, UDP or SCTP source port; ICMP echo identifier.
-    pub src_port: u16,
-    /// TCP, UDP or SCTP destination port; `type << 8 | code` for ICMP and ICMPv6.
-    pub dst_port: u16,
 }
 
 impl FlowKey {

@@ -3,7 +3,7 @@
 //! A lookup needs [`Identity`] alone, which is one cache line. A frame that passes writes
 //! [`Activity`], another one. [`Record`] is for what happens less often than by the frame.
 
-use super::key::{FrameKey, Key};
+use super::key::{FrameKey, Key, SPARE, Upper, has_upper};
 use super::tcp::{Segment, Step, Tcp, TcpState, Windows};
 use super::timers::{Class, Stamp};
 use super::{Commit, ConnectionId, ConnectionInfo, Credit, Hit, Side};
@@ -63,6 +63,9 @@ impl State {
     /// Codes are below this power of two.
     pub(super) const CODES: usize = 32;
 
+    /// The lowest code of a TCP state.
+    const FIRST_OF_TCP: u8 = 6;
+
     /// Five bits that stand for it.
     const fn code(self) -> u8 {
         match self {
@@ -72,8 +75,14 @@ impl State {
             Self::Icmp => 3,
             Self::OtherSingle => 4,
             Self::OtherBoth => 5,
-            Self::Tcp(state) => 6 + state as u8,
+            Self::Tcp(state) => Self::FIRST_OF_TCP + state as u8,
         }
+    }
+
+    /// The bits that the key leaves, all but [`TURNED`].
+    const fn bits(self) -> u64 {
+        let free = if matches!(self, Self::Free) { FREE } else { 0 };
+        (self.code() as u64) << SPARE | free
     }
 
     fn of_code(code: u8) -> Self {
@@ -159,24 +168,61 @@ impl PackedCause {
     }
 }
 
+/// A MAC address and the port it is behind, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Station(u64);
+
+impl Station {
+    #[inline]
+    const fn new(mac: MacAddr, port: PortId) -> Self {
+        let [a, b, c, d, e, f] = mac.0;
+        let [g, h] = port.0.to_le_bytes();
+        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+
+    const fn mac(self) -> MacAddr {
+        let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
+        MacAddr([a, b, c, d, e, f])
+    }
+
+    const fn port(self) -> PortId {
+        PortId((self.0 >> 48) as u16)
+    }
+
+    /// Whether both have one address, behind whatever ports.
+    #[inline]
+    const fn has_mac_of(self, other: Self) -> bool {
+        (self.0 ^ other.0) << 16 == 0
+    }
+}
+
 /// What a frame is compared with: one cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Identity {
-    /// The key's addresses.
-    addresses: [u64; 4],
-    /// The key's rest. Its lowest byte, which is zero there, holds the [state's code](State::code)
-    /// and, in its highest bit, the first frame's [`FrameKey::turned`].
-    rest: u64,
-    /// The MAC addresses of the original and of the reply side.
-    macs: [MacAddr; 2],
-    /// Their ports.
-    ports: [PortId; 2],
+    /// [`Key::endpoints`], and in bits that these leave: [`CODE`], [`FREE`], [`TURNED`].
+    endpoints: [u64; 2],
+    /// [`Key::upper`], if the endpoints say that there is one.
+    upper: Upper,
+    /// The original and the reply side.
+    stations: [Station; 2],
     /// The lower half of the verdict's epoch. No connection sleeps through 2³² policies.
     epoch: u32,
     /// When a frame last kept it alive.
     last: Stamp,
 }
+
+/// The [state's code](State::code).
+const CODE: u64 = 0x1f << SPARE;
+
+/// The slot holds no connection, and so it has no frame's key.
+const FREE: u64 = 0x40 << SPARE;
+
+/// Endpoints that no connection has.
+pub(super) const NOBODYS: [u64; 2] = [0, FREE];
+
+/// The first frame's [`FrameKey::turned`].
+const TURNED: u64 = 0x80 << SPARE;
 
 /// What every frame that passes changes: one cache line.
 #[derive(Clone, Copy)]
@@ -213,10 +259,9 @@ impl Entry {
     /// What lies in a slot that was never in use.
     pub(super) fn free() -> Self {
         let identity = Identity {
-            addresses: [0; 4],
-            rest: State::Free.code().into(),
-            macs: [MacAddr::ZERO; 2],
-            ports: [PortId(0); 2],
+            endpoints: NOBODYS,
+            upper: [0; 3],
+            stations: [Station::new(MacAddr::ZERO, PortId(0)); 2],
             epoch: 0,
             last: Stamp::of(Nanos(0)),
         };
@@ -249,12 +294,15 @@ impl Entry {
             protocol::ICMP | protocol::ICMPV6 => (Tcp::default(), State::Icmp),
             _ => (Tcp::default(), State::OtherSingle),
         };
-        let FrameKey { key, turned } = frame;
+        let FrameKey { key: Key { endpoints: [first, second], upper }, turned } = frame;
+        let turned = if turned { TURNED } else { 0 };
         let identity = Identity {
-            addresses: key.addresses,
-            rest: key.rest | u64::from(state.code()) | u64::from(turned) << 7,
-            macs: [headers.key.eth_src, commit.reply_mac],
-            ports: [headers.key.ingress, commit.output],
+            endpoints: [first, second | state.bits() | turned],
+            upper: upper.unwrap_or_default(),
+            stations: [
+                Station::new(headers.key.eth_src, headers.key.ingress),
+                Station::new(commit.reply_mac, commit.output),
+            ],
             epoch: commit.epoch as u32,
             last: Stamp::of(now),
         };
@@ -270,22 +318,20 @@ impl Entry {
         Self { identity, activity, record }
     }
 
-    /// The flow key of its first frame. Extraction refuses IPv4-mapped addresses in IPv6 headers, so
-    /// an address tells its ethertype.
+    /// The flow key of its first frame.
     pub(super) fn original(&self) -> FlowKey {
         let identity = &self.identity;
         let key = identity.key();
         let direction = key.direction(identity.turned());
-        let is_ipv4 = direction.src >> 32 == 0xffff;
-        let ([ingress, _], [eth_src, eth_dst]) = (identity.ports, identity.macs);
+        let [from, to] = identity.stations;
         FlowKey {
-            ingress,
+            ingress: from.port(),
             vlan: key.vlan(),
-            ether_type: if is_ipv4 { ether_type::IPV4 } else { ether_type::IPV6 },
+            ether_type: if key.upper.is_some() { ether_type::IPV6 } else { ether_type::IPV4 },
             protocol: key.protocol(),
             tcp_flags: self.record.tcp_flags,
-            eth_dst,
-            eth_src,
+            eth_dst: to.mac(),
+            eth_src: from.mac(),
             src: direction.src,
             dst: direction.dst,
             src_port: direction.src_port,
@@ -295,11 +341,11 @@ impl Entry {
 
     /// What there is to tell of it. `epoch` is any that is not before its own.
     pub(super) fn info(&self, epoch: u64, now: Nanos) -> ConnectionInfo {
-        let [_, output] = self.identity.ports;
+        let [_, replier] = self.identity.stations;
         let (cause, would_drop) = self.record.verdict();
         ConnectionInfo {
             original: self.original(),
-            output,
+            output: replier.port(),
             state: self.identity.state().name(),
             cause,
             would_drop,
@@ -317,13 +363,25 @@ impl Identity {
         self.code() == State::Free.code()
     }
 
+    /// Whether this is the entry of a key. `upper` counts only if the endpoints say that there is one.
+    /// A free slot has no key.
     #[inline]
-    pub(super) fn has_key(&self, key: &Key) -> bool {
-        self.addresses == key.addresses && self.rest & !0xff == key.rest
+    pub(super) fn has_key(&self, [first, second]: [u64; 2], upper: &Upper) -> bool {
+        let [own_first, own_second] = self.endpoints;
+        own_first == first
+            && (own_second ^ second) & !(CODE | TURNED) == 0
+            && (!has_upper(self.endpoints) || self.upper == *upper)
     }
 
-    pub(super) const fn key(&self) -> Key {
-        Key { addresses: self.addresses, rest: self.rest & !0xff }
+    pub(super) fn key(&self) -> Key {
+        let [first, second] = self.endpoints;
+        let upper = has_upper(self.endpoints).then_some(self.upper);
+        Key { endpoints: [first, second & !(CODE | FREE | TURNED)], upper }
+    }
+
+    #[inline]
+    pub(super) const fn is_tcp(&self) -> bool {
+        self.code() >= State::FIRST_OF_TCP
     }
 
     pub(super) fn state(&self) -> State {
@@ -331,16 +389,21 @@ impl Identity {
     }
 
     pub(super) const fn set_state(&mut self, state: State) {
-        self.rest = self.rest & !0x7f | state.code() as u64;
+        let [_, second] = &mut self.endpoints;
+        *second = *second & !(CODE | FREE) | state.bits();
     }
 
     /// The state's code: five bits.
+    #[inline]
     pub(super) const fn code(&self) -> u8 {
-        (self.rest & 0x7f) as u8
+        let [_, second] = self.endpoints;
+        ((second & CODE) >> SPARE) as u8
     }
 
+    #[inline]
     const fn turned(&self) -> bool {
-        self.rest & 0x80 != 0
+        let [_, second] = self.endpoints;
+        second & TURNED != 0
     }
 
     pub(super) const fn last(&self) -> Stamp {
@@ -353,11 +416,12 @@ impl Identity {
 
     /// The port of the original side, which the connection is charged to.
     pub(super) const fn payer(&self) -> PortId {
-        let [original, _] = self.ports;
-        original
+        let [original, _] = self.stations;
+        original.port()
     }
 
     /// The side that a frame turned like this is from.
+    #[inline]
     pub(super) const fn side(&self, turned: bool) -> Side {
         if turned == self.turned() { Side::Original } else { Side::Reply }
     }
@@ -365,20 +429,16 @@ impl Identity {
     /// Whether a frame of `side` comes by that side's port and between the two MAC addresses.
     #[inline]
     pub(super) fn binds(&self, side: Side, key: &FlowKey) -> bool {
-        let [original, reply] = self.macs;
-        let (src, dst) = match side {
-            Side::Original => (original, reply),
-            Side::Reply => (reply, original),
-        };
-        key.ingress == self.port(side) && key.eth_src == src && key.eth_dst == dst
+        let from = Station::new(key.eth_src, key.ingress);
+        // What stands behind the address in memory, so that one load gets both.
+        let to = Station::new(key.eth_dst, PortId(key.vlan));
+        self.station(side) == from && self.station(side.other()).has_mac_of(to)
     }
 
     /// Puts it under another verdict.
     pub(super) const fn renew(&mut self, commit: &Commit) {
-        let [_, reply_port] = &mut self.ports;
-        *reply_port = commit.output;
-        let [_, reply_mac] = &mut self.macs;
-        *reply_mac = commit.reply_mac;
+        let [_, replier] = &mut self.stations;
+        *replier = Station::new(commit.reply_mac, commit.output);
         self.epoch = commit.epoch as u32;
     }
 
@@ -386,16 +446,14 @@ impl Identity {
         self.epoch == epoch as u32
     }
 
+    #[inline]
     pub(super) const fn hit(&self, id: u32, side: Side) -> Hit {
-        Hit { id: ConnectionId(id), side, output: self.port(side.other()) }
+        Hit { id: ConnectionId(id), side, output: self.station(side.other()).port() }
     }
 
-    const fn port(&self, side: Side) -> PortId {
-        let [original, reply] = self.ports;
-        match side {
-            Side::Original => original,
-            Side::Reply => reply,
-        }
+    #[inline]
+    const fn station(&self, side: Side) -> Station {
+        self.stations[side as usize]
     }
 }
 

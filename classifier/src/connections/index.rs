@@ -1,29 +1,31 @@
 //! From a key's hash to the numbers of the entries that may have it.
 //!
-//! - A **bucket** is one cache line: the numbers of twelve entries, and eight bits of each one's hash
+//! - A **bucket** is one cache line: the numbers of twelve entries, and seven bits of each one's hash
 //!   to tell them apart, which are compared at once. So a lookup touches the one bucket and, nearly
 //!   always, the one entry.
 //! - An entry whose bucket is full goes to the next one that is not. A full bucket counts those that
 //!   it has turned away, so a lookup knows where to stop, and a removal leaves nothing behind.
-//! - Buckets are **sharded** by hash, and each shard grows by itself: an insertion rehashes some two
-//!   hundred entries at most, never the table. The number of shards follows from the bound of
-//!   connections; at the bound a shard is five sixths full.
+//! - A **row** of buckets is laid out for a bound of entries and never grows: at the bound its buckets
+//!   hold seven each. Memory is taken in pieces of [`PIECE`] buckets as hashes fall on them, or [set
+//!   aside](Index::set_aside) before, so no insertion waits for more than one piece. A bound that is
+//!   raised adds a row, as large as all before it at least, and lookups that find nothing in one go on
+//!   to the next.
+
+use wide::u8x16;
+
+use super::entry::NIL;
 
 /// Entries per bucket.
 const SLOTS: usize = 12;
 
-/// Connections per shard at the bound: five sixths of what 24 buckets hold.
-const PER_SHARD: u32 = 240;
+/// Entries per bucket, on average, when there are as many as the bound allows.
+const PER_BUCKET: usize = 7;
 
-/// Buckets of a shard that is set aside: it grows if it gets five standard deviations more than its
-/// mean of [`PER_SHARD`].
-const SET_ASIDE: usize = 28;
+/// Buckets of a piece: 16 KiB.
+const PIECE: usize = 256;
 
 /// The tag of an empty slot.
 const EMPTY: u8 = 0;
-
-/// The lowest bit of each slot's tag.
-const ONES: u128 = u128::from_le_bytes([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0]);
 
 /// What counts in a bucket's head: the bytes behind the tags.
 const ONE_TURNED_AWAY: u128 = 1 << (8 * SLOTS);
@@ -43,10 +45,8 @@ impl Bucket {
     /// The slots with this tag.
     #[inline]
     fn matches(&self, tag: u8) -> Matches {
-        // A byte is zero iff neither it nor what its lower bits carry into the highest has that bit.
-        let differing = self.head ^ (ONES * u128::from(tag));
-        let low = ONES * 0x7f;
-        Matches(!(((differing & low) + low) | differing) & (ONES << 7))
+        let tags = u8x16::new(self.head.to_le_bytes());
+        Matches(tags.simd_eq(u8x16::splat(tag)).to_bitmask() & ((1 << SLOTS) - 1))
     }
 
     fn has_turned_away(&self) -> bool {
@@ -70,8 +70,8 @@ impl Bucket {
     }
 }
 
-/// Slots, by the highest bit of each one's byte.
-struct Matches(u128);
+/// Slots, a bit each.
+struct Matches(u32);
 
 impl Iterator for Matches {
     type Item = usize;
@@ -79,181 +79,231 @@ impl Iterator for Matches {
     #[inline]
     fn next(&mut self) -> Option<usize> {
         let Self(bits) = self;
-        let slot = (*bits != 0).then_some(bits.trailing_zeros() as usize / 8);
+        let slot = (*bits != 0).then_some(bits.trailing_zeros() as usize);
         *bits &= bits.wrapping_sub(1);
         slot
     }
 }
 
-/// Hash tables of entry numbers.
+/// Where entries are, by hash.
 pub(super) struct Index {
-    shards: Vec<Shard>,
+    row: Row,
+    /// Of bounds that were raised.
+    added: Vec<Row>,
 }
 
-#[derive(Clone, Default)]
-struct Shard {
-    buckets: Box<[Bucket]>,
-    len: u32,
+/// A hash table of entry numbers.
+struct Row {
+    pieces: Box<[Option<Box<[Bucket; PIECE]>>]>,
+    buckets: usize,
+    /// Most entries.
+    bound: usize,
+    len: usize,
 }
 
 impl Index {
     /// An empty index, laid out for `max` entries.
     pub(super) fn new(max: u32) -> Self {
-        Self { shards: vec![Shard::default(); max.div_ceil(PER_SHARD).max(1) as usize] }
+        Self { row: Row::new(max as usize), added: Vec::new() }
+    }
+
+    /// Has room for `max` entries from now on, or for as many as it had if that is more.
+    pub(super) fn extend(&mut self, max: u32) {
+        let bound: usize = self.rows().map(|row| row.bound).sum();
+        let missing = (max as usize).saturating_sub(bound);
+        if missing > 0 {
+            self.added.push(Row::new(missing.max(bound)));
+        }
     }
 
     /// The number of the entry that `is_it`, among those with this hash.
+    #[inline(always)]
+    pub(super) fn find(&self, hash: u32, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let mut found = self.row.find(hash, &mut is_it);
+        for row in &self.added {
+            found = found.or_else(|| row.find(hash, &mut is_it));
+        }
+        found
+    }
+
+    /// The number of an entry that a hash may stand for, most often the only one, or [`NIL`]. `others`
+    /// is called with more of them, if they are as near.
+    #[inline(always)]
+    pub(super) fn candidate(&self, hash: u32, others: impl FnMut(u32)) -> u32 {
+        let Some(bucket) = self.row.bucket(self.row.home(hash)) else { return NIL };
+        let id_in = |slot: usize| bucket.ids.get(slot).copied().unwrap_or(NIL);
+        let mut matches = bucket.matches(tag_of(hash));
+        let Some(slot) = matches.next() else { return self.candidate_beyond(bucket, hash) };
+        matches.map(id_in).for_each(others);
+        id_in(slot)
+    }
+
+    /// Likewise, if there is none in the `bucket` that the hash belongs to.
+    fn candidate_beyond(&self, bucket: &Bucket, hash: u32) -> u32 {
+        let ends_here = !bucket.has_turned_away() && self.added.is_empty();
+        if ends_here { NIL } else { self.find(hash, |_| true).unwrap_or(NIL) }
+    }
+
+    /// Reads a word of the bucket that a hash belongs to, so that it is at hand afterwards.
     #[inline]
-    pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
-        let (shard, within) = self.place(hash);
-        let buckets = &*self.shards.get(shard)?.buckets;
-        let home = scale(within, buckets.len());
+    pub(super) fn touch(&self, hash: u32) -> u32 {
+        self.row.bucket(self.row.home(hash)).map_or(0, |bucket| bucket.head as u32)
+    }
+
+    /// Adds an entry that is not in the index.
+    pub(super) fn insert(&mut self, hash: u32, id: u32) {
+        let Self { row, added } = self;
+        let has_room = |row: &&mut Row| row.len < row.bound;
+        if let Some(row) = std::iter::once(row).chain(added).find(has_room) {
+            row.insert(hash, id);
+        }
+    }
+
+    /// Takes out an entry.
+    pub(super) fn remove(&mut self, hash: u32, id: u32) {
+        if !self.row.remove(hash, id) {
+            self.added.iter_mut().any(|row| row.remove(hash, id));
+        }
+    }
+
+    /// Bytes held.
+    pub(super) fn memory(&self) -> usize {
+        self.rows().map(Row::memory).sum()
+    }
+
+    /// Takes all memory that it may need.
+    pub(super) fn set_aside(&mut self) {
+        for row in std::iter::once(&mut self.row).chain(&mut self.added) {
+            row.pieces
+                .iter_mut()
+                .filter(|piece| piece.is_none())
+                .for_each(|piece| *piece = new_piece());
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.rows().map(|row| row.len).sum()
+    }
+
+    #[inline]
+    fn rows(&self) -> impl Iterator<Item = &Row> {
+        std::iter::once(&self.row).chain(&self.added)
+    }
+}
+
+impl Row {
+    fn new(bound: usize) -> Self {
+        let buckets = bound.div_ceil(PER_BUCKET).max(1);
+        Self {
+            pieces: vec![None; buckets.div_ceil(PIECE)].into_boxed_slice(),
+            buckets,
+            bound,
+            len: 0,
+        }
+    }
+
+    /// Where what has this hash belongs: the hash as a fraction of all buckets.
+    #[inline]
+    fn home(&self, hash: u32) -> usize {
+        ((u64::from(hash) * self.buckets as u64) >> 32) as usize
+    }
+
+    #[inline]
+    const fn after(&self, at: usize) -> usize {
+        if at + 1 < self.buckets { at + 1 } else { 0 }
+    }
+
+    #[inline]
+    fn bucket(&self, at: usize) -> Option<&Bucket> {
+        self.pieces.get(at / PIECE)?.as_ref().map(|piece| &piece[at % PIECE])
+    }
+
+    /// A bucket to write to.
+    fn bucket_mut(&mut self, at: usize) -> Option<&mut Bucket> {
+        let piece = self.pieces.get_mut(at / PIECE)?;
+        if piece.is_none() {
+            *piece = new_piece();
+        }
+        piece.as_mut().map(|piece| &mut piece[at % PIECE])
+    }
+
+    #[inline(always)]
+    fn find(&self, hash: u32, is_it: &mut impl FnMut(u32) -> bool) -> Option<u32> {
+        let home = self.home(hash);
         let mut at = home;
         loop {
-            let bucket = buckets.get(at)?;
+            let bucket = self.bucket(at)?;
             for slot in bucket.matches(tag_of(hash)) {
                 let &id = bucket.ids.get(slot)?;
                 if is_it(id) {
                     return Some(id);
                 }
             }
-            at = if at + 1 < buckets.len() { at + 1 } else { 0 };
+            at = self.after(at);
             if !bucket.has_turned_away() || at == home {
                 return None;
             }
         }
     }
 
-    /// Reads a word of the bucket that a hash belongs to, so that it is at hand afterwards.
-    #[inline]
-    pub(super) fn touch(&self, hash: u64) -> u32 {
-        let (shard, within) = self.place(hash);
-        let Some(shard) = self.shards.get(shard) else { return 0 };
-        let bucket = shard.buckets.get(scale(within, shard.buckets.len()));
-        bucket.map_or(0, |bucket| bucket.head as u32)
-    }
-
-    /// Adds an entry that is not in the index. `hash_of` gives the hashes of those that are.
-    pub(super) fn insert(&mut self, hash: u64, id: u32, hash_of: impl Fn(u32) -> u64) {
-        let shards = self.shards.len();
-        let (shard, within) = place(hash, shards);
-        let Some(shard) = self.shards.get_mut(shard) else { return };
-        if shard.is_full() {
-            shard.grow(|id| {
-                let hash = hash_of(id);
-                (place(hash, shards).1, tag_of(hash))
-            });
-        }
-        shard.insert(within, tag_of(hash), id);
-    }
-
-    /// Takes out an entry.
-    pub(super) fn remove(&mut self, hash: u64, id: u32) {
-        let (shard, within) = self.place(hash);
-        if let Some(shard) = self.shards.get_mut(shard) {
-            shard.remove(within, id);
-        }
-    }
-
-    /// Bytes held.
-    pub(super) fn memory(&self) -> usize {
-        let buckets: usize = self.shards.iter().map(|shard| shard.buckets.len()).sum();
-        buckets * size_of::<Bucket>() + self.shards.capacity() * size_of::<Shard>()
-    }
-
-    /// Has every shard as large as it will nearly always be.
-    pub(super) fn set_aside(&mut self) {
-        for shard in self.shards.iter_mut().filter(|shard| shard.buckets.is_empty()) {
-            shard.buckets = vec![Bucket::NEW; SET_ASIDE].into_boxed_slice();
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.len as usize).sum()
-    }
-
-    fn place(&self, hash: u64) -> (usize, u32) {
-        place(hash, self.shards.len())
-    }
-}
-
-impl Shard {
-    /// Whether it should grow before the next insertion: nineteen twentieths are taken.
-    fn is_full(&self) -> bool {
-        self.len as usize * 20 >= self.buckets.len() * SLOTS * 19
-    }
-
-    /// The buckets to look into, one after the other, for what belongs to one place.
-    fn probes(&self, within: u32) -> impl Iterator<Item = usize> + use<> {
-        let count = self.buckets.len();
-        let first = scale(within, count);
-        (first..count).chain(0..first)
-    }
-
-    fn insert(&mut self, within: u32, tag: u8, id: u32) {
-        for at in self.probes(within) {
-            let Some(bucket) = self.buckets.get_mut(at) else { return };
+    fn insert(&mut self, hash: u32, id: u32) {
+        let mut at = self.home(hash);
+        for _ in 0..self.buckets {
+            let Some(bucket) = self.bucket_mut(at) else { return };
             if let Some(slot) = bucket.matches(EMPTY).next() {
-                bucket.set(slot, tag, id);
+                bucket.set(slot, tag_of(hash), id);
                 self.len += 1;
                 return;
             }
             bucket.head += ONE_TURNED_AWAY;
+            at = self.after(at);
         }
     }
 
-    fn remove(&mut self, within: u32, id: u32) {
-        let slot_in = |at: usize| self.buckets.get(at)?.slot_of(id);
-        let found = self.probes(within).enumerate().find_map(|(n, at)| Some((n, slot_in(at)?)));
-        let Some((distance, slot)) = found else { return };
-        for (n, at) in self.probes(within).take(distance + 1).enumerate() {
-            let Some(bucket) = self.buckets.get_mut(at) else { return };
-            if n < distance {
-                bucket.head -= ONE_TURNED_AWAY;
-            } else {
-                bucket.set(slot, EMPTY, 0);
+    /// Returns whether it was here.
+    fn remove(&mut self, hash: u32, id: u32) -> bool {
+        let home = self.home(hash);
+        let mut at = home;
+        let slot = loop {
+            let Some(bucket) = self.bucket(at) else { return false };
+            if let Some(slot) = bucket.slot_of(id) {
+                break slot;
             }
-        }
-        self.len -= 1;
-    }
-
-    /// Grows by a half or a third. `place_of` gives an entry's place within the shard, and its tag.
-    fn grow(&mut self, place_of: impl Fn(u32) -> (u32, u8)) {
-        let count = match self.buckets.len() {
-            0 => 1,
-            count if count.is_power_of_two() => count + count.div_ceil(2),
-            count => count / 3 * 4,
+            at = self.after(at);
+            if !bucket.has_turned_away() || at == home {
+                return false;
+            }
         };
-        let grown = vec![Bucket::NEW; count].into_boxed_slice();
-        let old = std::mem::replace(self, Self { buckets: grown, len: 0 });
-        for bucket in &old.buckets {
-            for (slot, &id) in bucket.ids.iter().enumerate() {
-                if bucket.tag(slot) != EMPTY {
-                    let (within, tag) = place_of(id);
-                    self.insert(within, tag, id);
-                }
-            }
+        if let Some(bucket) = self.bucket_mut(at) {
+            bucket.set(slot, EMPTY, 0);
+            self.len -= 1;
         }
+        let mut passed = home;
+        while passed != at {
+            if let Some(bucket) = self.bucket_mut(passed) {
+                bucket.head -= ONE_TURNED_AWAY;
+            }
+            passed = self.after(passed);
+        }
+        true
+    }
+
+    fn memory(&self) -> usize {
+        let pieces = self.pieces.iter().flatten().count();
+        pieces * size_of::<[Bucket; PIECE]>() + size_of_val(&*self.pieces)
     }
 }
 
-/// The shard that a hash belongs to, and its place within it: the upper half of the hash as a
-/// fraction of all shards.
-const fn place(hash: u64, shards: usize) -> (usize, u32) {
-    let product = (hash >> 32) * shards as u64;
-    ((product >> 32) as usize, product as u32)
+fn new_piece() -> Option<Box<[Bucket; PIECE]>> {
+    vec![Bucket::NEW; PIECE].try_into().ok()
 }
 
-/// `fraction` of `count`, from 0 to `count - 1`.
-const fn scale(fraction: u32, count: usize) -> usize {
-    ((fraction as u64 * count as u64) >> 32) as usize
-}
-
-/// Eight bits of the hash that place it nowhere; never [`EMPTY`].
-const fn tag_of(hash: u64) -> u8 {
-    let tag = hash as u8;
-    if tag == EMPTY { 1 } else { tag }
+/// The lowest bits of the hash, which place it nowhere as long as there are less than 2²⁵ buckets; never
+/// [`EMPTY`].
+#[inline]
+const fn tag_of(hash: u32) -> u8 {
+    hash as u8 | 0x80
 }
 
 #[cfg(test)]
@@ -264,25 +314,34 @@ mod tests {
     use super::*;
 
     /// Few hashes, so that buckets overflow.
-    fn hash_of(id: u32) -> u64 {
-        u64::from(id % 7) << 40 | u64::from(id % 3)
+    fn hash_of(id: u32) -> u32 {
+        ((id % 7) << 28) | (id % 3)
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
         #[test]
-        fn what_was_put_in_and_not_taken_out_is_found(ops in vec((any::<bool>(), 0..300_u32), 0..600)) {
-            let mut index = Index::new(400);
+        fn what_was_put_in_and_not_taken_out_is_found(ops in vec((0..8_u8, 0..300_u32), 0..600)) {
+            let mut index = Index::new(50);
+            let mut max = 50;
             let mut members = std::collections::BTreeSet::new();
-            for (adds, id) in ops {
-                match adds {
-                    true if members.insert(id) => index.insert(hash_of(id), id, hash_of),
-                    false if members.remove(&id) => index.remove(hash_of(id), id),
+            for (op, id) in ops {
+                match op {
+                    0..5 if members.len() < max && members.insert(id) => index.insert(hash_of(id), id),
+                    5..7 if members.remove(&id) => index.remove(hash_of(id), id),
+                    7 => {
+                        max = max.max(id as usize);
+                        index.extend(id);
+                    }
                     _ => {}
                 }
                 let found = index.find(hash_of(id), |other| other == id);
                 prop_assert_eq!(found.is_some(), members.contains(&id));
+                let has_like = members.iter().any(|&member| hash_of(member) == hash_of(id));
+                let mut others = 0;
+                let candidate = index.candidate(hash_of(id), |_| others += 1);
+                prop_assert!(candidate != NIL || !has_like && others == 0);
             }
             for id in 0..300 {
                 let found = index.find(hash_of(id), |other| other == id);
@@ -290,8 +349,8 @@ mod tests {
             }
             prop_assert_eq!(index.len(), members.len());
             members.iter().for_each(|&id| index.remove(hash_of(id), id));
-            let mut buckets = index.shards.iter().flat_map(|shard| &shard.buckets);
-            prop_assert!(buckets.all(|bucket| bucket.head == 0));
+            let mut pieces = index.rows().flat_map(|row| row.pieces.iter().flatten());
+            prop_assert!(pieces.all(|piece| piece.iter().all(|bucket| bucket.head == 0)));
         }
     }
 

@@ -41,10 +41,12 @@
 //!
 //! **What it costs.** A lookup touches two cache lines: one bucket of the [`index`], and the part of
 //! the [`entry`] that frames are compared with; letting the frame pass touches a third. Batches
-//! overlap these waits: see [`Hints`]. An entry takes 148 bytes and eight in the index: less than 160
-//! in all when full. Lookups allocate nothing and change nothing; frames change one entry, and its
-//! neighbours by age once a second. Nothing pauses for growth, which happens by segments of entries
-//! and shards of the index, or for expiry, which looks at what has timed out ([`timers`]).
+//! overlap these waits: see [`Hints`]. What is compared stands in whole words, and nothing is branched
+//! on that changes from frame to frame, so a hit of a batch takes some 160 instructions. An entry takes
+//! 148 bytes and nine in the index: less than 160 in all when full. Lookups allocate nothing and change
+//! nothing; frames change one entry, and its neighbours by age once a second. Nothing pauses for growth,
+//! for the index is laid out for the bound and memory comes in pieces, or for expiry, which looks at
+//! what has timed out ([`timers`]).
 //!
 //! Invariants: an entry is found by its key's one hash and stands in one list exactly once;
 //! `created - ended` is the number of live entries.
@@ -64,7 +66,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 
 use self::entry::{Activity, Entry, Identity, State};
-use self::key::FrameKey;
+use self::key::{FrameKey, Upper};
 use self::table::Table;
 use self::tcp::{Control, Segment, Step, Windows};
 use self::timers::{Class, IDLE, Stamp};
@@ -238,15 +240,23 @@ pub struct Hints {
 
 /// What [`Connections::prepare`] found out about one frame.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub struct Hint {
-    /// `None` for frames that are not tracked.
-    frame: Option<FrameKey>,
-    hash: u64,
+    /// The frame's [`key::Key::endpoints`].
+    endpoints: [u64; 2],
+    /// Its [`key::Key::upper`], if it has any.
+    upper: Upper,
+    hash: u32,
+    /// [`FrameKey::turned`].
+    turned: bool,
     /// The entry that had the frame's key then.
     id: u32,
 }
 
 impl Hint {
+    const NONE: Self =
+        Self { endpoints: entry::NOBODYS, upper: [0; 3], hash: 0, turned: false, id: entry::NIL };
+
     /// Whether the table seemed to have the frame's connection then: hashes were compared, not keys.
     pub const fn is_found(&self) -> bool {
         self.id != entry::NIL
@@ -256,7 +266,7 @@ impl Hint {
 impl Hints {
     /// No hints.
     pub const fn new() -> Self {
-        Self { hints: [Hint { frame: None, hash: 0, id: entry::NIL }; BATCH], len: 0 }
+        Self { hints: [Hint::NONE; BATCH], len: 0 }
     }
 
     /// The hint for the frame that stood at this place of the batch.
@@ -338,6 +348,7 @@ impl Connections {
         if limits.timeouts != self.limits.timeouts {
             self.table.set_timeouts(&limits.timeouts);
         }
+        self.table.extend(limits.connections);
         self.limits = limits;
     }
 
@@ -346,9 +357,23 @@ impl Connections {
     ///
     /// `headers.key.vlan` is the VLAN domain. Cost: one hash, one probe, one entry; no allocation.
     pub fn lookup(&self, headers: &Headers, epoch: u64, now: Nanos) -> Lookup {
+        match FrameKey::of_plain_frame(headers) {
+            Some(frame) => self.lookup_key(headers, &frame, epoch, now),
+            None => self.lookup_other(headers, epoch, now),
+        }
+    }
+
+    fn lookup_other(&self, headers: &Headers, epoch: u64, now: Nanos) -> Lookup {
         let Some(frame) = FrameKey::of_frame(headers) else { return Lookup::Miss };
-        let found = self.table.find(&frame.key, self.table.hash(&frame.key));
-        self.judge(headers, &frame, found, epoch, now)
+        self.lookup_key(headers, &frame, epoch, now)
+    }
+
+    #[inline(always)]
+    fn lookup_key(&self, headers: &Headers, frame: &FrameKey, epoch: u64, now: Nanos) -> Lookup {
+        match self.table.find_key(&frame.key, self.table.hash(&frame.key)) {
+            Some(found) => self.judge(headers, frame.turned, found, epoch, now),
+            None => Lookup::Miss,
+        }
     }
 
     /// Looks up to [`BATCH`] frames ahead, for [`Connections::lookup_hinted`]; further ones get no
@@ -357,35 +382,52 @@ impl Connections {
     /// Every step is taken for all frames before the next one, and loads nothing that depends on
     /// another frame, so that the processor waits for many cache lines at once.
     pub fn prepare<'a>(&self, frames: impl IntoIterator<Item = &'a Headers>, hints: &mut Hints) {
-        hints.len = 0;
-        for (hint, headers) in hints.hints.iter_mut().zip(frames) {
-            hint.frame = FrameKey::of_frame(headers);
-            hint.hash = hint.frame.as_ref().map_or(0, |frame| self.table.hash(&frame.key));
-            hints.len += 1;
+        let is_large = self.table.is_large();
+        let mut free = hints.hints.iter_mut();
+        for headers in frames {
+            let Some(hint) = free.next() else { break };
+            match FrameKey::of_plain_frame(headers) {
+                Some(frame) => self.describe(hint, &frame),
+                None => self.describe_other(hint, headers),
+            }
+            if !is_large {
+                hint.id = self.table.candidate(hint.hash);
+            }
         }
-        let mut touched = 0_u32;
-        let hints = hints.hints.get_mut(..hints.len).unwrap_or_default();
-        for hint in &*hints {
-            touched ^= self.table.touch_bucket(hint.hash);
+        hints.len = BATCH - free.len();
+        if is_large {
+            let hints = hints.hints.get_mut(..hints.len).unwrap_or_default();
+            touch(hints, |hint| self.table.touch_bucket(hint.hash));
+            for hint in &mut *hints {
+                hint.id = self.table.candidate(hint.hash);
+            }
+            touch(hints, |hint| self.table.touch_identity(hint.id));
         }
-        black_box(touched);
-        for hint in &mut *hints {
-            hint.id = self.table.candidate(hint.hash).unwrap_or(entry::NIL);
+    }
+
+    /// Notes what a frame is looked for by.
+    #[inline]
+    fn describe(&self, hint: &mut Hint, &FrameKey { key, turned }: &FrameKey) {
+        (hint.endpoints, hint.turned) = (key.endpoints, turned);
+        hint.hash = self.table.hash(&key);
+        if let Some(upper) = key.upper {
+            hint.upper = upper;
         }
-        for hint in &*hints {
-            touched ^= self.table.touch_identity(hint.id);
+    }
+
+    /// Likewise, of a frame that is not as most are.
+    fn describe_other(&self, hint: &mut Hint, headers: &Headers) {
+        match FrameKey::of_frame(headers) {
+            Some(frame) => self.describe(hint, &frame),
+            None => *hint = Hint::NONE,
         }
-        black_box(touched);
     }
 
     /// Has at hand what [`Connections::observe`] will change, and what a TCP lookup reads, of frames
     /// that were [prepared](Connections::prepare) for. Worth its while if most have connections.
     pub fn prepare_to_observe(&self, hints: &Hints) {
-        let mut touched = 0_u32;
-        for hint in hints.hints.iter().take(hints.len) {
-            touched ^= self.table.touch_activity(hint.id);
-        }
-        black_box(touched);
+        let hints = hints.hints.get(..hints.len).unwrap_or_default();
+        touch(hints, |hint| self.table.touch_activity(hint.id));
     }
 
     /// [`Connections::lookup`] of a frame that [`Connections::prepare`] was shown: the same answer,
@@ -394,41 +436,56 @@ impl Connections {
     /// `hint` must be this frame's, and of this table.
     #[inline]
     pub fn lookup_hinted(&self, headers: &Headers, hint: &Hint, epoch: u64, now: Nanos) -> Lookup {
-        let Some(frame) = &hint.frame else { return Lookup::Miss };
-        debug_assert_eq!(hint.frame, FrameKey::of_frame(headers));
-        let hinted = self.table.identity(hint.id).filter(|identity| identity.has_key(&frame.key));
-        let found = match hinted {
-            Some(identity) => Some((hint.id, identity)),
-            None => self.table.find(&frame.key, hint.hash),
-        };
-        self.judge(headers, frame, found, epoch, now)
+        match self.table.with_key(hint.id, hint.endpoints, &hint.upper) {
+            Some(identity) => self.judge(headers, hint.turned, (hint.id, identity), epoch, now),
+            None => self.lookup_again(headers, hint, epoch, now),
+        }
+    }
+
+    /// [`Connections::lookup_hinted`], if the hint names another frame's entry, or none.
+    fn lookup_again(&self, headers: &Headers, hint: &Hint, epoch: u64, now: Nanos) -> Lookup {
+        match self.table.find(hint.endpoints, &hint.upper, hint.hash) {
+            Some(found) => self.judge(headers, hint.turned, found, epoch, now),
+            None => Lookup::Miss,
+        }
     }
 
     #[inline]
     fn judge(
         &self,
         headers: &Headers,
-        frame: &FrameKey,
-        found: Option<(u32, &Identity)>,
+        turned: bool,
+        (id, identity): (u32, &Identity),
         epoch: u64,
         now: Nanos,
     ) -> Lookup {
-        let Some((id, identity)) = found else { return Lookup::Miss };
-        let side = identity.side(frame.turned);
+        let side = identity.side(turned);
         if self.table.has_expired(identity, now) || !identity.binds(side, &headers.key) {
             return Lookup::Miss;
         }
-        if let State::Tcp(state) = identity.state()
-            && let Some(activity) = self.table.activity(id)
+        if identity.is_tcp()
+            && let Some(refusal) = self.judge_segment(id, identity, side, headers)
         {
-            match activity.judge(state, side, headers, self.limits.windows()) {
-                Step::Invalid => return Lookup::Invalid(DropReason::TcpState),
-                Step::Outside => return Lookup::Invalid(DropReason::TcpWindow),
-                Step::Anew => return Lookup::Miss,
-                Step::To(_) | Step::Aside => {}
-            }
+            return refusal;
         }
         hit(identity, id, side, epoch)
+    }
+
+    /// What a TCP connection's state has against a frame.
+    fn judge_segment(
+        &self,
+        id: u32,
+        identity: &Identity,
+        side: Side,
+        headers: &Headers,
+    ) -> Option<Lookup> {
+        let State::Tcp(state) = identity.state() else { return None };
+        match self.table.activity(id)?.judge(state, side, headers, self.limits.windows()) {
+            Step::Invalid => Some(Lookup::Invalid(DropReason::TcpState)),
+            Step::Outside => Some(Lookup::Invalid(DropReason::TcpWindow)),
+            Step::Anew => Some(Lookup::Miss),
+            Step::To(_) | Step::Aside => None,
+        }
     }
 
     /// Finds the connection that an ICMP error's embedded packet belongs to. The error must go to
@@ -446,7 +503,7 @@ impl Connections {
         now: Nanos,
     ) -> Lookup {
         let Some(frame) = FrameKey::of_embedded(embedded, vlan) else { return Lookup::Miss };
-        match self.table.find(&frame.key, self.table.hash(&frame.key)) {
+        match self.table.find_key(&frame.key, self.table.hash(&frame.key)) {
             Some((id, identity)) if !self.table.has_expired(identity, now) => {
                 let sender = identity.side(frame.turned);
                 if self.may_be_under_way(id, identity, sender, embedded) {
@@ -521,7 +578,7 @@ impl Connections {
         }
         let hash = self.table.hash(&frame.key);
         let port = headers.key.ingress;
-        let old = self.table.find(&frame.key, hash).map(|(id, old)| (id, old.payer()));
+        let old = self.table.find_key(&frame.key, hash).map(|(id, old)| (id, old.payer()));
         if old.is_none_or(|(_, payer)| payer != port)
             && let Err(reason) = self.make_room(port, now)
         {
@@ -575,7 +632,7 @@ impl Connections {
     /// The live connection that a frame is of, if it is [`Established`] under a verdict of this epoch.
     pub fn established(&self, headers: &Headers, epoch: u64, now: Nanos) -> Option<Established> {
         let frame = FrameKey::of_frame(headers)?;
-        let (id, identity) = self.table.find(&frame.key, self.table.hash(&frame.key))?;
+        let (id, identity) = self.table.find_key(&frame.key, self.table.hash(&frame.key))?;
         let holds = identity.binds(identity.side(frame.turned), &headers.key)
             && identity.is_of_epoch(epoch)
             && !self.table.has_expired(identity, now);
@@ -758,6 +815,12 @@ impl Connections {
             self.stats.ended += 1;
         }
     }
+}
+
+/// Has a word read for each frame, and waits for none before it asks for the next.
+#[inline]
+fn touch(hints: &[Hint], word: impl Fn(&Hint) -> u32) {
+    black_box(hints.iter().fold(0, |touched, hint| touched ^ word(hint)));
 }
 
 fn hit(identity: &Identity, id: u32, side: Side, epoch: u64) -> Lookup {

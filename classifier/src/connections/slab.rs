@@ -4,18 +4,23 @@
 //! entry lie in arrays of their own, each part on as few cache lines as it can. Slots that were freed
 //! form a list; beyond the highest number that was ever given out nothing is in use.
 //!
-//! Segments are allocated as they fill, or [set aside](Slab::set_aside) before. A segment's largest
-//! arrays have the size of an x86-64 huge page (2 MiB): with a million connections, every other lookup
-//! would wait for a page walk otherwise.
+//! The first segment has room for the bound of connections, if that is at most [`SEGMENT`], so most
+//! tables have no other. What is reserved takes no memory until it is filled, or
+//! [set aside](Slab::set_aside) before. Arrays are large for the sake of large pages: with a million
+//! connections, every other lookup would wait for a page walk otherwise.
 
 use super::entry::{Activity, Entry, Identity, NIL, Record, State};
 
-/// Entries per segment: a power of two.
-const SEGMENT: usize = 32_768;
+/// Most entries per segment.
+const SEGMENT: u32 = 1 << 20;
 
 /// Entries by number.
 pub(super) struct Slab {
-    segments: Vec<Segment>,
+    first: Segment,
+    /// Of [`SEGMENT`] entries each.
+    others: Vec<Segment>,
+    /// Entries that the first segment has room for.
+    bound: u32,
     first_free: u32,
     /// One more than the highest number ever given out.
     used: u32,
@@ -29,11 +34,12 @@ struct Segment {
 }
 
 impl Segment {
-    fn new() -> Self {
+    /// Reserves room for `count` entries. Nothing moves, as long as there are no more.
+    fn with_room(count: usize) -> Self {
         Self {
-            identities: Vec::with_capacity(SEGMENT),
-            activities: Vec::with_capacity(SEGMENT),
-            records: Vec::with_capacity(SEGMENT),
+            identities: Vec::with_capacity(count),
+            activities: Vec::with_capacity(count),
+            records: Vec::with_capacity(count),
         }
     }
 
@@ -62,46 +68,63 @@ impl Segment {
     }
 }
 
-const fn place(id: u32) -> (usize, usize) {
-    (id as usize / SEGMENT, id as usize % SEGMENT)
-}
-
 impl Slab {
-    pub(super) const fn new() -> Self {
-        Self { segments: Vec::new(), first_free: NIL, used: 0 }
+    /// No entries. There will be `max` of them, most likely.
+    pub(super) fn new(max: u32) -> Self {
+        let bound = max.min(SEGMENT);
+        Self { first: Segment::default(), others: Vec::new(), bound, first_free: NIL, used: 0 }
+    }
+
+    /// A part of an entry. Nearly all lie in the first segment.
+    #[inline]
+    fn part<'a, T: 'a>(&'a self, id: u32, of: impl Fn(&'a Segment) -> &'a [T]) -> Option<&'a T> {
+        let found = of(&self.first).get(id as usize);
+        found.or_else(|| {
+            let beyond = id.checked_sub(self.bound)?;
+            of(self.others.get((beyond / SEGMENT) as usize)?).get((beyond % SEGMENT) as usize)
+        })
+    }
+
+    /// The segment that an entry lies in, and its place there.
+    fn place_mut(&mut self, id: u32) -> Option<(&mut Segment, usize)> {
+        match id.checked_sub(self.bound) {
+            None => Some((&mut self.first, id as usize)),
+            Some(beyond) => {
+                let segment = self.others.get_mut((beyond / SEGMENT) as usize)?;
+                Some((segment, (beyond % SEGMENT) as usize))
+            }
+        }
     }
 
     /// The identity in this slot; its state says if the slot is free.
     #[inline]
     pub(super) fn identity(&self, id: u32) -> Option<&Identity> {
-        let (segment, at) = place(id);
-        self.segments.get(segment)?.identities.get(at)
+        self.part(id, |segment| &segment.identities)
     }
 
     pub(super) fn identity_mut(&mut self, id: u32) -> Option<&mut Identity> {
-        let (segment, at) = place(id);
-        self.segments.get_mut(segment)?.identities.get_mut(at)
+        let (segment, at) = self.place_mut(id)?;
+        segment.identities.get_mut(at)
     }
 
     #[inline]
     pub(super) fn activity(&self, id: u32) -> Option<&Activity> {
-        let (segment, at) = place(id);
-        self.segments.get(segment)?.activities.get(at)
+        self.part(id, |segment| &segment.activities)
     }
 
     pub(super) fn activity_mut(&mut self, id: u32) -> Option<&mut Activity> {
-        let (segment, at) = place(id);
-        self.segments.get_mut(segment)?.activities.get_mut(at)
+        let (segment, at) = self.place_mut(id)?;
+        segment.activities.get_mut(at)
     }
 
+    #[inline]
     pub(super) fn record(&self, id: u32) -> Option<&Record> {
-        let (segment, at) = place(id);
-        self.segments.get(segment)?.records.get(at)
+        self.part(id, |segment| &segment.records)
     }
 
     pub(super) fn record_mut(&mut self, id: u32) -> Option<&mut Record> {
-        let (segment, at) = place(id);
-        self.segments.get_mut(segment)?.records.get_mut(at)
+        let (segment, at) = self.place_mut(id)?;
+        segment.records.get_mut(at)
     }
 
     /// A copy of a live entry.
@@ -117,23 +140,27 @@ impl Slab {
 
     /// Takes memory for `count` entries now. No insertion waits for the operating system then, until
     /// there are more.
-    ///
-    /// Arrays of a kind are reserved side by side before any is written to, or the system could not
-    /// lay huge pages across them.
     pub(super) fn set_aside(&mut self, count: u32) {
-        let count = count as usize;
-        let known = self.segments.len();
-        self.segments.resize_with(count.div_ceil(SEGMENT).max(known), Segment::default);
-        let added = self.segments.get_mut(known..).unwrap_or_default();
-        added.iter_mut().for_each(|segment| segment.identities.reserve_exact(SEGMENT));
-        added.iter_mut().for_each(|segment| segment.activities.reserve_exact(SEGMENT));
-        added.iter_mut().for_each(|segment| segment.records.reserve_exact(SEGMENT));
-        for (at, segment) in self.segments.iter_mut().enumerate() {
-            segment.set_aside(count.saturating_sub(at * SEGMENT).min(SEGMENT));
+        self.reserve(count);
+        let (first, beyond) = (count.min(self.bound), count.saturating_sub(self.bound));
+        self.first.set_aside(first as usize);
+        for (at, segment) in (0..).zip(&mut self.others) {
+            segment.set_aside(beyond.saturating_sub(at * SEGMENT).min(SEGMENT) as usize);
         }
     }
 
-    /// Puts an entry into a free slot. Allocates a segment when all are full.
+    /// Has segments for `count` entries.
+    fn reserve(&mut self, count: u32) {
+        if self.first.identities.capacity() == 0 {
+            self.first = Segment::with_room(self.bound as usize);
+        }
+        let needed = count.saturating_sub(self.bound).div_ceil(SEGMENT) as usize;
+        while self.others.len() < needed {
+            self.others.push(Segment::with_room(SEGMENT as usize));
+        }
+    }
+
+    /// Puts an entry into a free slot. Reserves a segment when all are full.
     pub(super) fn insert(&mut self, entry: Entry) -> u32 {
         let id = self.first_free;
         if let Some(record) = self.record_mut(id) {
@@ -149,11 +176,8 @@ impl Slab {
             return id;
         }
         let id = self.used;
-        let (segment, at) = place(id);
-        if segment == self.segments.len() {
-            self.segments.push(Segment::new());
-        }
-        if let Some(segment) = self.segments.get_mut(segment) {
+        self.reserve(id + 1);
+        if let Some((segment, at)) = self.place_mut(id) {
             segment.put(at, entry);
             self.used += 1;
         }
@@ -180,8 +204,8 @@ impl Slab {
                 + segment.activities.len() * size_of::<Activity>()
                 + segment.records.len() * size_of::<Record>()
         };
-        self.segments.iter().map(of_segment).sum::<usize>()
-            + self.segments.capacity() * size_of::<Segment>()
+        std::iter::once(&self.first).chain(&self.others).map(of_segment).sum::<usize>()
+            + self.others.capacity() * size_of::<Segment>()
     }
 
     /// Number of free slots, by walking their list.

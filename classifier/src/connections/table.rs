@@ -4,9 +4,11 @@
 //! exactly once, and its payer's list of its class has it exactly once. Every method that is public
 //! here keeps that.
 
+use std::hint::black_box;
+
 use super::entry::{Activity, Entry, Identity, Record, State};
 use super::index::Index;
-use super::key::{Hasher, Key};
+use super::key::{Hasher, Key, Upper};
 use super::shares::Shares;
 use super::slab::Slab;
 use super::timers::{Class, Patience, Stamp, tick};
@@ -15,6 +17,9 @@ use crate::time::Nanos;
 
 /// Lists that one call of [`Table::take_expired`] may look at in vain.
 const LOOKS: usize = 64;
+
+/// Connections that the cache next to the processor has room for: a megabyte of index and identities.
+const SMALL: usize = 8_192;
 
 pub(super) struct Table {
     slab: Slab,
@@ -29,7 +34,7 @@ impl Table {
     /// An empty table whose index is laid out for `max` connections.
     pub(super) fn new(max: u32, timeouts: &Timeouts, seed: u64) -> Self {
         Self {
-            slab: Slab::new(),
+            slab: Slab::new(max),
             index: Index::new(max),
             hasher: Hasher::new(seed),
             shares: Shares::new(),
@@ -44,17 +49,28 @@ impl Table {
         self.shares.hurry();
     }
 
+    /// Has room for `max` connections, or for as many as it had if that is more.
+    pub(super) fn extend(&mut self, max: u32) {
+        self.index.extend(max);
+    }
+
     pub(super) const fn len(&self) -> usize {
         self.len
     }
 
-    /// Number of slots, free ones included.
+    /// Whether lookups wait for memory.
+    #[inline]
+    pub(super) const fn is_large(&self) -> bool {
+        self.len > SMALL
+    }
+
     /// See [`Slab::set_aside`].
     pub(super) fn set_aside(&mut self, count: u32) {
         self.slab.set_aside(count);
         self.index.set_aside();
     }
 
+    /// Number of slots, free ones included.
     pub(super) fn slots(&self) -> usize {
         self.slab.slots()
     }
@@ -69,27 +85,50 @@ impl Table {
     }
 
     #[inline]
-    pub(super) fn hash(&self, key: &Key) -> u64 {
+    pub(super) fn hash(&self, key: &Key) -> u32 {
         self.hasher.hash(key)
     }
 
     /// The entry of a key, timed out or not. Cost: one bucket and one entry, two cache lines.
     #[inline]
-    pub(super) fn find(&self, key: &Key, hash: u64) -> Option<(u32, &Identity)> {
-        let has_key = |id| self.slab.identity(id).is_some_and(|identity| identity.has_key(key));
-        let id = self.index.find(hash, has_key)?;
+    pub(super) fn find_key(&self, key: &Key, hash: u32) -> Option<(u32, &Identity)> {
+        self.find(key.endpoints, &key.upper.unwrap_or_default(), hash)
+    }
+
+    /// Likewise, of a key's parts.
+    #[inline(always)]
+    pub(super) fn find(
+        &self,
+        endpoints: [u64; 2],
+        upper: &Upper,
+        hash: u32,
+    ) -> Option<(u32, &Identity)> {
+        let id = self.index.find(hash, |id| self.with_key(id, endpoints, upper).is_some())?;
         self.slab.identity(id).map(|identity| (id, identity))
     }
 
-    /// The first entry that a hash may stand for.
+    /// The entry of this number, if it is a key's.
     #[inline]
-    pub(super) fn candidate(&self, hash: u64) -> Option<u32> {
-        self.index.find(hash, |_| true)
+    pub(super) fn with_key(
+        &self,
+        id: u32,
+        endpoints: [u64; 2],
+        upper: &Upper,
+    ) -> Option<&Identity> {
+        self.slab.identity(id).filter(|identity| identity.has_key(endpoints, upper))
+    }
+
+    /// An entry that a hash may stand for, or [`NIL`](super::entry::NIL). Others as near are touched.
+    #[inline(always)]
+    pub(super) fn candidate(&self, hash: u32) -> u32 {
+        self.index.candidate(hash, |id| {
+            black_box(self.touch_identity(id));
+        })
     }
 
     /// Reads a word of the bucket of a hash.
     #[inline]
-    pub(super) fn touch_bucket(&self, hash: u64) -> u32 {
+    pub(super) fn touch_bucket(&self, hash: u32) -> u32 {
         self.index.touch(hash)
     }
 
@@ -141,15 +180,13 @@ impl Table {
     }
 
     /// Adds an entry whose key, with this hash, is not in the table.
-    pub(super) fn insert(&mut self, entry: Entry, hash: u64, now: Nanos) -> u32 {
-        let Self { slab, index, hasher, shares, .. } = self;
+    pub(super) fn insert(&mut self, entry: Entry, hash: u32, now: Nanos) -> u32 {
+        let Self { slab, index, shares, .. } = self;
         let (port, class) = (entry.identity.payer(), entry.identity.state().class());
         let due = self.patience.due(entry.identity.code(), entry.identity.last(), now);
         let id = slab.insert(entry);
         shares.push(slab, port, class, id, due);
-        index.insert(hash, id, |id| {
-            slab.identity(id).map_or(0, |identity| hasher.hash(&identity.key()))
-        });
+        index.insert(hash, id);
         self.len += 1;
         id
     }
@@ -224,7 +261,7 @@ impl Table {
                     assert!(age == u64::MAX || age <= last, "{class:?} is out of order");
                     age = last;
                     let key = identity.key();
-                    assert_eq!(self.find(&key, self.hash(&key)).map(|(id, _)| id), Some(id));
+                    assert_eq!(self.find_key(&key, self.hash(&key)).map(|(id, _)| id), Some(id));
                     listed += 1;
                 }
             }

@@ -135,6 +135,35 @@ fn a_full_table_takes_160_bytes_a_connection() {
     assert!(each <= 160.0, "{each} bytes");
 }
 
+#[test]
+fn a_raised_bound_holds_at_once_and_finds_what_was_there() {
+    let mut table = table(2);
+    let flows: Vec<Headers> = (1..=600).map(|port| tcp((1, 2), (port, 80), SYN, 10, 0)).collect();
+    for (bound, flows) in [(2, &flows[..2]), (100, &flows[..100]), (600, &flows[..])] {
+        table.configure(limits(bound));
+        for headers in flows {
+            if table.lookup(headers, 1, secs(0)) == Lookup::Miss {
+                begin(&mut table, headers, secs(0)).unwrap();
+            }
+        }
+        assert_eq!((table.len(), table.stats().evicted), (bound as usize, 0));
+        table.set_aside();
+    }
+    let mut hints = Hints::new();
+    table.prepare(&flows, &mut hints);
+    for (at, headers) in flows.iter().enumerate() {
+        let hinted = hints.get(at).map(|hint| table.lookup_hinted(headers, hint, 1, secs(1)));
+        assert_eq!(hinted.is_some(), at < BATCH);
+        let found = table.lookup(headers, 1, secs(1));
+        assert!(hinted.is_none_or(|hinted| hinted == found) && found != Lookup::Miss);
+    }
+    flows.iter().for_each(|headers| {
+        let id = hit(table.lookup(headers, 1, secs(1))).id;
+        table.remove(id);
+    });
+    table.table.check(secs(1));
+}
+
 /// When what may be silent for so long has certainly timed out.
 fn after(timeout: u64) -> Nanos {
     Nanos::from_millis(timeout * 1_000 + 34)

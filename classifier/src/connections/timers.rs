@@ -138,7 +138,7 @@ impl Patience {
 
     /// Whether a connection in this state, last used then, has timed out.
     pub(super) fn is_over(&self, code: u8, last: Stamp, now: Stamp) -> bool {
-        now.since(last) > self.of(code)
+        now.0.wrapping_sub(last.0).cast_signed() > self.of(code).cast_signed()
     }
 
     /// The tick in which it will have.
