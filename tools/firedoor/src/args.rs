@@ -348,7 +348,7 @@ pub(crate) struct DeniesArgs {
     pub(crate) json: bool,
 }
 
-/// Changes the policy in force as one atomic step.
+/// Changes the policy in force as one atomic step, and finds what a config should not say.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Example: firedoor policy apply configs/three-tier.toml")]
 pub(crate) enum PolicyCommand {

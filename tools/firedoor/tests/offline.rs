@@ -100,6 +100,11 @@ fn connectivity_prints_a_table_json_and_a_graph() {
     let pairs = json(&with_config(&["connectivity", "CONFIG", "--json"], "three-tier.toml"));
     assert_eq!(pairs.as_array().map(Vec::len), Some(12));
 
+    let on_trial = with_config(&["connectivity", "CONFIG"], "dual-stack.toml");
+    assert!(stdout(&on_trial).contains("tcp/80*"), "{on_trial:?}");
+    let notes = String::from_utf8_lossy(&on_trial.stderr).into_owned();
+    assert!(notes.contains("*: a rule under audit would refuse it"), "{notes}");
+
     let graph = stdout(&with_config(&["connectivity", "CONFIG", "--dot"], "three-tier.toml"));
     assert!(graph.contains("\"api\" -> \"db\" [label = \"tcp/5432\"];"), "{graph}");
 }

@@ -32,6 +32,9 @@ pub(crate) fn run(args: &ConnectivityArgs, out: &mut Output) -> anyhow::Result<E
         out.table(&list(&pairs))?;
         out.note("what is not listed is denied");
     }
+    if pairs.iter().flat_map(|pair| &pair.allowed).any(|allowed| allowed.audit.is_some()) {
+        out.note("*: a rule under audit would refuse it");
+    }
     if policy.mode() != Mode::Enforce {
         out.warn("the switch is not in enforce mode: nothing is blocked, whatever this says");
     }
