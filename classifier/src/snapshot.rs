@@ -89,6 +89,8 @@ pub struct Settings {
     pub max_connections: u32,
     /// Bound on those of them that frames of one port began.
     pub max_connections_per_port: u32,
+    /// Bound on directions of connections that the kernel forwards.
+    pub express_flows: u32,
     /// Bound on flow cache entries per worker.
     pub max_flows: u32,
     /// Most upcalls a second that the frames of one port get, per worker.
@@ -135,6 +137,7 @@ impl Default for Settings {
             frames: 16_384,
             max_connections: 262_144,
             max_connections_per_port: 131_072,
+            express_flows: 524_288,
             max_flows: 65_536,
             upcalls_per_sec: 200_000,
             midstream: false,

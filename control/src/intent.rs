@@ -263,6 +263,9 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
         workers: table.number("workers", 1, 256).unwrap_or(default.workers),
         frames: frames(table).unwrap_or(default.frames),
         max_connections,
+        express_flows: table
+            .number("express_flows", 2, 1 << 27)
+            .unwrap_or(max_connections.saturating_mul(2)),
         max_connections_per_port: table
             .number("max_connections_per_port", 1, max_connections)
             .unwrap_or(max_connections.div_ceil(2)),

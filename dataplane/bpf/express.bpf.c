@@ -105,6 +105,26 @@ struct {
 	__type(value, __u32);
 } express_ports SEC(".maps");
 
+// What a port has on the long way. All ports share the punt device, so each may only have so much there
+// that the others find room.
+#define MOST_PUNTED 192
+
+struct intake {
+	__u64 punted;		// frames, as they count after segmentation
+	__u64 refused;		// frames that were too much, likewise
+	__u64 taken;		// of the punted, how many have arrived; written by the data plane
+	__u64 reserved;
+};
+
+// By tag.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct intake);
+} express_intakes SEC(".maps");
+
 // Where in express_flows a flow is. The loader sets the size.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -270,16 +290,26 @@ static __always_inline __u32 frames_of(const struct __sk_buff *skb, const struct
 	return (headers->end - headers->payload + size - 1) / size;
 }
 
-// Sends the frame to the switch, under its port's tag. `flow` is what it belongs to, if known.
+// Sends the frame to the switch, under its port's tag. `flow` is what it belongs to, if known, and
+// `frames` what it becomes.
 static __always_inline int punt(struct __sk_buff *skb, const struct control *control,
 				struct flow *flow, __u32 frames)
 {
 	__u32 ingress = skb->ifindex;
 	__u32 *port = bpf_map_lookup_elem(&express_ports, &ingress);
+	struct intake *intake;
 	__u16 tag;
 
 	if (!port)
 		return TC_ACT_SHOT;
+	intake = bpf_map_lookup_elem(&express_intakes, port);
+	if (!intake)
+		return TC_ACT_SHOT;
+	if ((__s64)(READ_ONCE(intake->punted) - READ_ONCE(intake->taken)) >= MOST_PUNTED) {
+		__sync_fetch_and_add(&intake->refused, frames);
+		return TC_ACT_SHOT;
+	}
+	__sync_fetch_and_add(&intake->punted, frames);
 	tag = *port;
 	if (flow) {
 		__sync_fetch_and_add(&flow->punted, frames);
@@ -317,7 +347,7 @@ static __always_inline int is_excess(struct flow *flow, __u64 now)
 	if (since && units - since < DRAIN)
 		return 1;
 	if (flow->key.protocol != IPPROTO_UDP || since ||
-	    READ_ONCE(flow->punted) - READ_ONCE(flow->passed) < MOST_HELD) {
+	    (__s32)(READ_ONCE(flow->punted) - READ_ONCE(flow->passed)) < MOST_HELD) {
 		flow->draining = 0;
 		return 0;
 	}
@@ -367,11 +397,11 @@ int express(struct __sk_buff *skb)
 	if ((void *)(long)skb->data + HEADERS > (void *)(long)skb->data_end)
 		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);
 	if (!parse(skb, &headers))
-		return punt(skb, control, NULL, 0);
+		return punt(skb, control, NULL, skb->gso_segs ? skb->gso_segs : 1);
+	frames = frames_of(skb, &headers);
 	flow = find(&headers, READ_ONCE(control->epoch));
 	if (!flow)
-		return punt(skb, control, NULL, 0);
-	frames = frames_of(skb, &headers);
+		return punt(skb, control, NULL, frames);
 	if (is_held(flow)) {
 		if (!is_excess(flow, now))
 			return punt(skb, control, flow, frames);

@@ -12,6 +12,7 @@ use firedoor_classifier::verdict::{Action, Cause, DropReason};
 use firedoor_classifier::{Nanos, Policy};
 
 use crate::engine::Engine;
+use crate::express::Kept;
 use crate::mirror::Record;
 
 /// Ethertypes whose keys hold addresses: IPv4, ARP, IPv6.
@@ -58,6 +59,7 @@ pub(crate) fn flows(engine: &Engine) -> Vec<Flow> {
 
 fn connection(engine: &Engine, policy: &Policy, info: &ConnectionInfo, now: Nanos) -> Flow {
     let key = &info.original;
+    let kept = engine.kept(policy, info);
     Flow {
         kind: "connection".into(),
         from: policy.source_name(key),
@@ -70,7 +72,8 @@ fn connection(engine: &Engine, policy: &Policy, info: &ConnectionInfo, now: Nano
         verdict: info.would_drop.map_or("allow", DropReason::slug).into(),
         rule: rule_name(engine, info.epoch, info.cause),
         state: info.state.into(),
-        lane: engine.lane_of(key, info.output),
+        lane: if kept.is_some() { Lane::Switch } else { Lane::Express },
+        kept: kept.map_or("", Kept::slug).into(),
         frames: info.frames.iter().sum(),
         bytes: info.bytes.iter().sum(),
         age_ms: now.since(info.since) / 1_000_000,
@@ -101,6 +104,7 @@ fn cached_flow(engine: &Engine, policy: &Policy, info: &FlowInfo, now: Nanos) ->
         rule: rule_name(engine, policy.epoch(), info.verdict.cause),
         state: String::new(),
         lane: Lane::Switch,
+        kept: String::new(),
         frames: info.frames,
         bytes: 0,
         age_ms: now.since(info.last) / 1_000_000,

@@ -16,12 +16,12 @@ use firedoor_classifier::cache::FlowInfo;
 use firedoor_classifier::connections::ConnectionInfo;
 use firedoor_classifier::policy::PolicyError;
 use firedoor_classifier::snapshot::{Lane, Snapshot, Workload};
-use firedoor_classifier::{DropReason, FlowKey, Pipeline, Policy, PortId};
+use firedoor_classifier::{DropReason, Pipeline, Policy, PortId};
 
 use crate::counters::WorkerCounters;
-use crate::express::Members;
 use crate::express::inherit::Legacy;
-use crate::express::offload::{Offload, turned};
+use crate::express::offload::Offload;
+use crate::express::{Kept, Members};
 use crate::fragments::Fragmented;
 use crate::handoff::{Doorstep, Peers};
 use crate::mirror::{Mirror, MirrorSender};
@@ -224,6 +224,7 @@ impl Engine {
             clock: Clock::default(),
             started: Instant::now(),
         };
+        engine.members.set_capacity(settings.express_flows);
         engine.put_in_force(&policy);
         engine.start_workers(settings.workers.max(1), &policy)?;
         Ok(engine)
@@ -587,10 +588,8 @@ impl Engine {
             status.mirrored += counters.mirrored.get();
             status.mirror_lost += counters.mirror_lost.get();
         }
-        status.drops = self.by_reason(WorkerCounters::drops);
-        let shut = self.members.shut_drops();
-        status.drops.extend((shut > 0).then_some((DropReason::LaneShut, shut)));
-        status.would_drops = self.by_reason(WorkerCounters::would_drops);
+        status.drops = self.by_reason(WorkerCounters::drops, |reason| self.members.drops(reason));
+        status.would_drops = self.by_reason(WorkerCounters::would_drops, |_| 0);
         status
     }
 
@@ -602,6 +601,7 @@ impl Engine {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Some(ExpressStatus {
             flows: lane.flows().len() as u64,
+            max_flows: lane.flows().capacity().into(),
             pinned: lane.is_pinned(),
             heartbeat_ms: millis(grace.saturating_sub(open)),
             open_ms: millis(open),
@@ -611,9 +611,12 @@ impl Engine {
     fn by_reason(
         &self,
         count: impl Fn(&WorkerCounters, DropReason) -> u64,
+        besides: impl Fn(DropReason) -> u64,
     ) -> Vec<(DropReason, u64)> {
-        let total =
-            |reason| self.workers.iter().map(|worker| count(&worker.counters, reason)).sum();
+        let by_workers = |reason| -> u64 {
+            self.workers.iter().map(|worker| count(&worker.counters, reason)).sum()
+        };
+        let total = |reason| by_workers(reason) + besides(reason);
         DropReason::ALL
             .iter()
             .map(|&reason| (reason, total(reason)))
@@ -621,14 +624,9 @@ impl Engine {
             .collect()
     }
 
-    /// The lane that carries a connection: express if the kernel forwards one of its directions.
-    pub fn lane_of(&self, original: &FlowKey, output: PortId) -> Lane {
-        let forwards = |key: &FlowKey| self.members.forwards(key);
-        if forwards(original) || forwards(&turned(original, output)) {
-            Lane::Express
-        } else {
-            Lane::Switch
-        }
+    /// Why the switch forwards a connection itself; `None` if the kernel forwards one of its directions.
+    pub fn kept(&self, policy: &Policy, info: &ConnectionInfo) -> Option<Kept> {
+        Kept::why(policy, &self.members, info)
     }
 
     /// Live connections, at most 100,000.

@@ -40,10 +40,12 @@ impl Opener for Interfaces {
         pool: &mut FramePool,
     ) -> Result<Opened, OpenFailure> {
         let mut notices = Vec::new();
-        if workload.lane == Lane::Express {
+        if workload.lane != Lane::Switch {
             match self.open_express(umem, lease, workload, pool) {
                 Ok(opened) => return Ok(opened),
                 Err(error) if is_missing(&error) => return Err(OpenFailure::Missing),
+                // Nobody asked for what the express lane does not carry.
+                Err(ExpressError::WrongKind { .. }) if workload.lane == Lane::Auto => {}
                 Err(error) => notices
                     .push(format!("the switch lane carries it, because {}", with_sources(&error))),
             }

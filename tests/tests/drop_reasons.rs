@@ -16,7 +16,7 @@ use firedoor_tests::fabric::{Fabric, snapshot};
 fn every_drop_reason_can_happen_and_is_counted() {
     let (frames, scenes) = (frames(), scenes());
     // The kernel counts these; the tests of the express lane show them.
-    let of_kernel = [DropReason::LaneChange, DropReason::LaneShut];
+    let of_kernel = [DropReason::LaneChange, DropReason::LaneFull, DropReason::LaneShut];
     for reason in DropReason::ALL.iter().filter(|reason| !of_kernel.contains(reason)) {
         let known =
             frames.iter().any(|(r, _)| r == reason) || scenes.iter().any(|(r, _)| r == reason);

@@ -347,6 +347,7 @@ impl Entry {
             original: self.original(),
             output: replier.port(),
             state: self.identity.state().name(),
+            is_established: self.identity.state().is_established(),
             cause,
             would_drop,
             epoch: epoch.saturating_sub((epoch as u32).wrapping_sub(self.identity.epoch).into()),

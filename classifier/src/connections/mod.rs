@@ -300,6 +300,8 @@ pub struct ConnectionInfo {
     pub output: PortId,
     /// State, as `established` or `syn-sent`.
     pub state: &'static str,
+    /// Whether it is [`Established`] by its state.
+    pub is_established: bool,
     /// Who allowed it.
     pub cause: Cause,
     /// Set if it lives only because of learn or audit mode.

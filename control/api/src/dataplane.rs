@@ -103,6 +103,8 @@ pub struct Status {
 pub struct ExpressStatus {
     /// Flows whose verdicts the kernel has: two for each connection.
     pub flows: u64,
+    /// Bound on them.
+    pub max_flows: u64,
     /// Whether they outlive the data plane.
     pub pinned: bool,
     /// How long ago the data plane last looked after it, in milliseconds.
@@ -186,6 +188,10 @@ pub struct Flow {
     pub state: String,
     /// The lane that carries it.
     pub lane: Lane,
+    /// Why the switch forwards a connection itself: `protocol`, `audit`, `router`, `trunk`,
+    /// `window-check`, `state`, `stale`, `short`, `switch-port` or `table-full`; empty if the kernel
+    /// does.
+    pub kept: String,
     /// Frames, both directions.
     pub frames: u64,
     /// Bytes, both directions; 0 for a cached flow.

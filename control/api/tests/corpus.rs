@@ -199,6 +199,7 @@ fn flow() -> Flow {
         rule: "web-to-gw".into(),
         state: "established".into(),
         lane: Lane::Express,
+        kept: String::new(),
         frames: 10,
         bytes: 9_000,
         age_ms: 1_500,

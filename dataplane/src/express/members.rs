@@ -5,18 +5,14 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use firedoor_classifier::{FlowKey, PortId};
+use firedoor_classifier::{DropReason, FlowKey, PortId};
 use parking_lot::Mutex;
 
 use super::offload::flow_id;
 use super::{Egress, ExpressError, Inherited, Lane};
-
-/// Most flows of a switch that the kernel forwards: two for each connection. They take 16 MiB, and
-/// what the kernel's hash map needs for those that are used.
-const FLOWS: u32 = 1 << 17;
 
 /// How long the door of a lane that was just loaded is open, until a worker looks after it.
 const FIRST: Duration = Duration::from_secs(5);
@@ -41,6 +37,8 @@ pub struct Members {
     epoch: AtomicU64,
     /// Where the lane outlives the process, if it is to.
     pins: Option<PathBuf>,
+    /// Most flows that the kernel forwards.
+    capacity: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -91,6 +89,11 @@ impl Members {
         }
     }
 
+    /// Bounds the flows of a lane that is not loaded yet.
+    pub fn set_capacity(&self, flows: u32) {
+        self.capacity.store(flows, Ordering::Relaxed);
+    }
+
     /// The lane, which is loaded if this is the first time.
     ///
     /// # Errors
@@ -100,7 +103,8 @@ impl Members {
         if let Some(lane) = &state.lane {
             return Ok(Arc::clone(lane));
         }
-        let lane = Arc::new(Lane::load(FLOWS, self.pins.as_deref())?);
+        let capacity = self.capacity.load(Ordering::Relaxed);
+        let lane = Arc::new(Lane::load(capacity, self.pins.as_deref())?);
         lane.set_epoch(self.epoch.load(Ordering::SeqCst));
         lane.keep_open(FIRST);
         state.lane = Some(Arc::clone(&lane));
@@ -112,9 +116,14 @@ impl Members {
         self.state.lock().lane.clone()
     }
 
-    /// Frames that the kernel dropped because nobody looked after the lane.
-    pub fn shut_drops(&self) -> u64 {
-        self.loaded().map_or(0, |lane| lane.shut_drops())
+    /// Frames that the program has dropped for this reason without the workers' knowledge.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        let count: fn(&Lane) -> u64 = match reason {
+            DropReason::LaneFull => Lane::refused,
+            DropReason::LaneShut => Lane::shut_drops,
+            _ => return 0,
+        };
+        self.loaded().map_or(0, |lane| count(&lane))
     }
 
     /// Puts an epoch in force: verdicts of another are not used from now on.
@@ -157,6 +166,13 @@ impl Members {
         let is_used = state.ports.iter().flatten().any(|member| member.express);
         let lane = state.lane.clone().filter(|_| is_used);
         (self.version(), state.ports.clone(), lane)
+    }
+
+    /// Whether the program looks up what comes in by that port.
+    pub(super) fn receives(&self, port: PortId) -> bool {
+        let state = self.state.lock();
+        let member = state.ports.get(usize::from(port.0)).copied().flatten();
+        member.is_some_and(|member| member.express)
     }
 
     /// Whether the kernel has a verdict for the flow of that key.

@@ -23,6 +23,7 @@
 //! [`FlowTable`] is what the kernel knows; docs/adr/0004 says why misses travel as they do.
 
 pub mod inherit;
+mod kept;
 mod members;
 pub mod offload;
 pub mod punt;
@@ -42,10 +43,11 @@ use self::table::FlowTable;
 use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
 use crate::port::xdp::OpenError;
-use crate::sys::express::{Egress, LAYOUT, MAPS, Program};
+use crate::sys::express::{Egress, FLOW_BYTES, LAYOUT, MAPS, Program};
 use crate::sys::pins::Pins;
 use crate::sys::umem::Umem;
 
+pub use self::kept::Kept;
 pub use self::members::{Member, Members};
 pub use self::table::{Inherited, InstallError, Slot};
 pub use crate::sys::express::{Egress as FlowEgress, FlowId, FlowVerdict, Progress};
@@ -138,6 +140,9 @@ pub struct Opened {
 }
 
 impl Lane {
+    /// Bytes that a flow takes, used or not, in memory that the kernel shares with the switch.
+    pub const FLOW_BYTES: u64 = FLOW_BYTES;
+
     /// Loads the program, with room for `flows` flows: two for each connection. Its door is shut.
     /// If `pins`, a directory, is given and can be used, program and verdicts outlive the process
     /// there; what another process has left in it is removed.
@@ -217,6 +222,11 @@ impl Lane {
     /// The verdicts that the kernel has.
     pub fn flows(&self) -> &FlowTable {
         &self.kernel.flows
+    }
+
+    /// Frames that were dropped because their ports had as much on the way to the switch as they may.
+    pub fn refused(&self) -> u64 {
+        self.kernel.program.refused()
     }
 
     /// Puts an epoch in force: verdicts of another are not used from now on.

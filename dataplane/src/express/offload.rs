@@ -10,27 +10,22 @@
 //! docs/adr/0005 says why. What the kernel cannot do stays on the switch lane: connections that live by learn or audit mode,
 //! whose frames are recorded one by one; TCP where windows are checked; ports with VLAN tags; routers, behind whom addresses move.
 
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
 use firedoor_classifier::connections::{ConnectionId, Credit, Established, Sent, Side};
 use firedoor_classifier::extract::Headers;
-use firedoor_classifier::snapshot::VlanMode;
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::wire::protocol;
 use firedoor_classifier::wire::tcp::TcpFlags;
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::{FlowId, FlowVerdict, Inherited, Lane, Member, Members, Progress, Slot};
+use super::{FlowId, FlowVerdict, Inherited, Kept, Lane, Member, Members, Progress, Slot};
 use crate::counters::WorkerCounters;
 use crate::outbox::Outbox;
 use crate::path::Path;
-
-/// Frames of TCP, and of UDP, after which a connection goes to the kernel. A short one never pays for
-/// it: the lookup of a name, or TCP that is opened, asked a little and closed.
-const ENOUGH_TCP: u64 = 8;
-const ENOUGH_UDP: u64 = 4;
 
 /// How often each connection is looked at.
 const ROUND: Nanos = Nanos::from_secs(1);
@@ -53,8 +48,8 @@ pub struct Offload {
     lane: Option<Arc<Lane>>,
     pairs: Vec<Option<Pair>>,
     free: Vec<u32>,
-    /// Which pair a flow is of.
-    by_flow: HashMap<FlowId, u32>,
+    /// The flows of all pairs, by their names.
+    by_flow: FlowIndex,
     /// The next pair to look at, and when the round began.
     next: usize,
     round: Nanos,
@@ -80,6 +75,52 @@ struct Flow {
     credited: Progress,
     /// When it was installed, or began anew.
     since: Nanos,
+}
+
+/// Where flows are among the pairs: twice the pair's place, and one more for its reply side. What a
+/// flow is called stands there, so it takes five bytes here.
+#[derive(Default)]
+struct FlowIndex {
+    flows: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+impl FlowIndex {
+    /// The place of the pair that a flow is of.
+    fn pair(&self, pairs: &[Option<Pair>], id: &FlowId) -> Option<usize> {
+        let is_it = |&flow: &u32| flow_at(pairs, flow).is_some_and(|it| it.id == *id);
+        self.flows.find(self.hasher.hash_one(Some(*id)), is_it).map(|&flow| flow as usize / 2)
+    }
+
+    /// Adds a pair's flows. They are no other pair's any more.
+    fn insert(&mut self, pairs: &[Option<Pair>], at: u32) {
+        let Self { flows, hasher } = self;
+        let hash_of = |&flow: &u32| hasher.hash_one(flow_at(pairs, flow).map(|it| it.id));
+        for flow in [2 * at, 2 * at + 1] {
+            let Some(Flow { id, .. }) = flow_at(pairs, flow) else { continue };
+            let is_it = |&other: &u32| flow_at(pairs, other).is_some_and(|it| it.id == *id);
+            if let Ok(entry) = flows.find_entry(hasher.hash_one(Some(*id)), is_it) {
+                entry.remove();
+            }
+            flows.insert_unique(hasher.hash_one(Some(*id)), flow, hash_of);
+        }
+    }
+
+    /// Forgets the flows of the pair that was there, unless they are another's by now.
+    fn remove(&mut self, pair: &Pair, at: u32) {
+        let flows = [(2 * at, &pair.original_side), (2 * at + 1, &pair.reply_side)];
+        for (number, flow) in flows {
+            let hash = self.hasher.hash_one(Some(flow.id));
+            if let Ok(entry) = self.flows.find_entry(hash, |&other| other == number) {
+                entry.remove();
+            }
+        }
+    }
+}
+
+fn flow_at(pairs: &[Option<Pair>], flow: u32) -> Option<&Flow> {
+    let pair = pairs.get(flow as usize / 2)?.as_ref()?;
+    Some(if flow.is_multiple_of(2) { &pair.original_side } else { &pair.reply_side })
 }
 
 /// By what, and under which policy, a connection was allowed.
@@ -209,9 +250,7 @@ impl Offload {
             }
             self.end(at, pipeline, counts, now);
         }
-        let [there, back] = established.frames;
-        let is_tcp = established.original.protocol == protocol::TCP;
-        if there + back >= if is_tcp { ENOUGH_TCP } else { ENOUGH_UDP } {
+        if !Kept::is_short(established.original.protocol, established.frames) {
             self.begin(&established, pipeline, now);
         }
     }
@@ -250,7 +289,7 @@ impl Offload {
 
     /// Whether a flow is of one of the pairs.
     pub(super) fn has(&self, flow: &FlowId) -> bool {
-        self.by_flow.contains_key(flow)
+        self.by_flow.pair(&self.pairs, flow).is_some()
     }
 
     /// Takes a flow from the kernel that is of none of the pairs.
@@ -263,7 +302,7 @@ impl Offload {
     /// The pair that a frame is of.
     fn find(&self, headers: &Headers) -> Option<usize> {
         let member = self.member(headers.key.ingress)?;
-        self.by_flow.get(&flow_id(&headers.key, member)).map(|&at| at as usize)
+        self.by_flow.pair(&self.pairs, &flow_id(&headers.key, member))
     }
 
     fn member(&self, port: PortId) -> Option<&Member> {
@@ -278,9 +317,7 @@ impl Offload {
     pub(super) fn begin(&mut self, established: &Established, pipeline: &Pipeline, now: Nanos) {
         let original = established.original;
         let (from, to) = (original.ingress, established.output);
-        let is_checked =
-            original.protocol == protocol::TCP && pipeline.policy().settings().tcp_window_check;
-        if is_checked || !is_plain(pipeline, from) || !is_plain(pipeline, to) {
+        if Kept::of(pipeline.policy(), &original, to).is_some() {
             return;
         }
         let turned = turned(&original, to);
@@ -299,14 +336,13 @@ impl Offload {
             return;
         }
         let pair = Pair { id: established.id, original, epoch, original_side, reply_side };
-        let flows = [pair.original_side.id, pair.reply_side.id];
         let at = self.free.pop().unwrap_or_else(|| {
             self.pairs.push(None);
             self.pairs.len() as u32 - 1
         });
         if let Some(place) = self.pairs.get_mut(at as usize) {
             *place = Some(pair);
-            self.by_flow.extend(flows.map(|flow| (flow, at)));
+            self.by_flow.insert(&self.pairs, at);
         }
     }
 
@@ -412,12 +448,9 @@ impl Offload {
         self.credit(at, pipeline, counts, now);
         let Some(pair) = self.pairs.get_mut(at).and_then(Option::take) else { return };
         self.free.push(at as u32);
-        for flow in [&pair.original_side, &pair.reply_side] {
-            self.remove(flow);
-            if self.by_flow.get(&flow.id) == Some(&(at as u32)) {
-                self.by_flow.remove(&flow.id);
-            }
-        }
+        self.by_flow.remove(&pair, at as u32);
+        self.remove(&pair.original_side);
+        self.remove(&pair.reply_side);
     }
 
     fn remove(&self, flow: &Flow) {
@@ -458,12 +491,6 @@ impl Counts<'_> {
 fn is_due(key: &FlowKey, established: &Established) -> bool {
     let [_, back] = established.frames;
     key.protocol == protocol::TCP || back > 0 || key.ingress == established.original.ingress
-}
-
-/// Whether the frames of a port are untagged and its addresses stay where they are.
-fn is_plain(pipeline: &Pipeline, port: PortId) -> bool {
-    let workload = pipeline.policy().port(port);
-    workload.is_some_and(|it| !it.router && matches!(it.vlan, VlanMode::Access(_)))
 }
 
 /// The key of the answers to that one, which come in at `ingress`.

@@ -14,8 +14,9 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::table::{COUNTED, Slot};
+use super::table::{COUNTED, Counted};
 use super::{ExpressError, Kernel};
 use crate::frame::Frame;
 use crate::link::{Link, LinkError, Netlink, VethEnd};
@@ -24,7 +25,7 @@ use crate::port::silence::Silence;
 use crate::port::xdp::{self, MAX_VETH_PEER_MTU, XdpOptions, XdpPort, open_sender};
 use crate::port::{BURST, Port};
 use crate::sys::ethtool;
-use crate::sys::express::{Attached, FlowId};
+use crate::sys::express::{Attached, FlowId, Intake};
 use crate::sys::umem::Umem;
 
 /// Largest MTU of a port: its frames under two VLAN tags fit the pair.
@@ -32,6 +33,9 @@ pub const MAX_MTU: u32 = MAX_VETH_PEER_MTU - 4;
 
 /// Number under which the umem knows the pair's socket: above those of all ports.
 const OWNER: u16 = u16::MAX;
+
+/// How long a frame is on its way to the switch at most, if nothing else is left there.
+const ON_THE_WAY: Duration = Duration::from_millis(5);
 
 /// Most frames kept with the kernel for receiving.
 const FILL: u32 = 2048;
@@ -56,7 +60,9 @@ pub(super) struct Punt {
 /// Frames of one port.
 struct Inbox {
     ifindex: u32,
-    frames: VecDeque<(Frame, Option<Slot>)>,
+    frames: VecDeque<(Frame, Option<Counted>)>,
+    /// How many had been punted when it was last looked for lost ones, and when that was.
+    looked: (u64, Instant),
 }
 
 impl Punt {
@@ -121,7 +127,8 @@ impl Punt {
         if self.inboxes.len() <= at {
             self.inboxes.resize_with(at + 1, || None);
         }
-        self.inboxes[at] = Some(Inbox { ifindex, frames: VecDeque::new() });
+        let looked = (0, Instant::now());
+        self.inboxes[at] = Some(Inbox { ifindex, frames: VecDeque::new(), looked });
     }
 
     /// Whether there are ports left.
@@ -145,13 +152,42 @@ impl Punt {
                     pool.give(frame);
                     continue;
                 };
-                let slot = (tag & COUNTED != 0)
+                let counted = (tag & COUNTED != 0)
                     .then(|| flow_of(pool.umem().bytes(&frame), inbox.ifindex))
                     .flatten()
                     .and_then(|id| kernel.flows.counted(&id, tag));
-                inbox.frames.push_back((frame, slot));
+                inbox.frames.push_back((frame, counted));
             }
         }
+    }
+
+    /// Moves up to a burst of a port's frames to `batch`, and tells the program that they have arrived.
+    /// Adds those of them that are counted to `leaving`.
+    fn take(
+        &mut self,
+        tag: u16,
+        intake: &Intake,
+        batch: &mut Vec<Frame>,
+        leaving: &mut Vec<Counted>,
+    ) -> usize {
+        let inbox = self.inboxes.get_mut(usize::from(tag)).and_then(Option::as_mut);
+        let Some(inbox) = inbox else { return 0 };
+        let count = inbox.frames.len().min(BURST);
+        for (frame, counted) in inbox.frames.drain(..count) {
+            batch.push(frame);
+            leaving.extend(counted);
+        }
+        let taken = intake.taken() + count as u64;
+        let (punted, since) = inbox.looked;
+        if count > 0 {
+            // More than there were, if they were given up too early.
+            intake.set_taken(taken.min(intake.punted()));
+        } else if taken < intake.punted() && since.elapsed() > ON_THE_WAY {
+            // What was punted before the last look and did not arrive was lost.
+            intake.set_taken(taken.max(punted));
+            inbox.looked = (intake.punted(), Instant::now());
+        }
+        count
     }
 
     /// Gives everything back and removes the pair.
@@ -214,7 +250,7 @@ pub struct ExpressPort {
     link: Link,
     sender: XdpPort,
     /// Counted frames that were received last: once the next are asked for, these have left.
-    leaving: Vec<Slot>,
+    leaving: Vec<Counted>,
     /// Becomes readable when the pair's socket does.
     wakeup: OwnedFd,
     attached: Attached,
@@ -235,6 +271,9 @@ impl ExpressPort {
         let silence = Silence::of(&link);
         let sender = open_sender(umem, owner, &link, fill)?;
         let wakeup = kernel.join(umem, &link, tag, fill, pool)?;
+        if let Some(intake) = kernel.program.intake(tag) {
+            intake.clear();
+        }
         let attached = kernel
             .program
             .set_port(link.index, tag)
@@ -274,18 +313,12 @@ impl ExpressPort {
 
 impl Port for ExpressPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
-        self.leaving.drain(..).for_each(|slot| self.kernel.flows.pass(slot));
+        self.leaving.drain(..).for_each(|counted| self.kernel.flows.pass(counted));
         let mut punt = self.kernel.punt.lock();
         let Some(punt) = &mut *punt else { return 0 };
         punt.sort(&self.kernel, pool);
-        let inbox = punt.inboxes.get_mut(usize::from(self.tag)).and_then(Option::as_mut);
-        let Some(Inbox { frames, .. }) = inbox else { return 0 };
-        let count = frames.len().min(BURST);
-        for (frame, slot) in frames.drain(..count) {
-            batch.push(frame);
-            self.leaving.extend(slot);
-        }
-        count
+        let Some(intake) = self.kernel.program.intake(self.tag) else { return 0 };
+        punt.take(self.tag, intake, batch, &mut self.leaving)
     }
 
     fn transmit(&mut self, frames: &mut Vec<Frame>) -> usize {
@@ -306,8 +339,10 @@ impl Port for ExpressPort {
 
     fn is_busy(&self) -> bool {
         let is_deaf = |punt: &Punt| punt.port.is_busy();
+        let program = &self.kernel.program;
         self.sender.is_busy()
             || !self.leaving.is_empty()
+            || program.intake(self.tag).is_some_and(|intake| intake.taken() < intake.punted())
             || self.kernel.punt.lock().as_ref().is_some_and(is_deaf)
     }
 

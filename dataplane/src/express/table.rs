@@ -5,11 +5,12 @@
 //! frame's own flow.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::Mutex;
 use thiserror::Error;
 
@@ -45,6 +46,14 @@ pub struct Inherited {
     pub verdict: FlowVerdict,
 }
 
+/// A punted frame whose way through the switch is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    slot: u32,
+    /// The flow's when the frame was punted: if the flow began anew since, the frame counts no more.
+    mark: u16,
+}
+
 /// Why a verdict is not in the table.
 #[derive(Debug, Error)]
 pub enum InstallError {
@@ -58,16 +67,48 @@ pub enum InstallError {
 
 #[derive(Default)]
 struct State {
-    slots: HashMap<FlowId, u32>,
+    index: Index,
+    /// Slots from here on were never used.
+    fresh: u32,
     free: Vec<u32>,
     /// Slots whose flows are gone, and since when.
     resting: VecDeque<(Instant, u32)>,
 }
 
+/// The slots of the flows in the table. Whose a slot is stands in the slot, so a flow takes five bytes
+/// here.
+#[derive(Default)]
+struct Index {
+    slots: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+impl Index {
+    fn get(&self, program: &Program, id: &FlowId) -> Option<u32> {
+        self.slots.find(self.hasher.hash_one(Some(*id)), |&slot| is_of(program, slot, id)).copied()
+    }
+
+    /// Adds a flow that is not there, and whose slot has been written.
+    fn insert(&mut self, program: &Program, id: &FlowId, slot: u32) {
+        let Self { slots, hasher } = self;
+        let hash_of = |&slot: &u32| hasher.hash_one(program.slot(slot).map(express::Slot::id));
+        slots.insert_unique(hasher.hash_one(Some(*id)), slot, hash_of);
+    }
+
+    fn remove(&mut self, program: &Program, id: &FlowId) -> Option<u32> {
+        let hash = self.hasher.hash_one(Some(*id));
+        let entry = self.slots.find_entry(hash, |&slot| is_of(program, slot, id));
+        entry.ok().map(|entry| entry.remove().0)
+    }
+}
+
+fn is_of(program: &Program, slot: u32, id: &FlowId) -> bool {
+    program.slot(slot).is_some_and(|cell| cell.id() == *id)
+}
+
 impl FlowTable {
     pub(super) fn new(program: Arc<Program>) -> Self {
-        let free = (0..program.slots()).rev().collect();
-        Self { program, state: Mutex::new(State { free, ..State::default() }) }
+        Self { program, state: Mutex::default() }
     }
 
     /// The table of a program whose maps have outlived another process, and what it holds. Cost: a
@@ -76,14 +117,15 @@ impl FlowTable {
     /// # Errors
     /// The kernel's.
     pub(super) fn resume(program: Arc<Program>) -> io::Result<(Self, Vec<Inherited>)> {
-        let (mut state, mut inherited) = (State::default(), Vec::new());
+        let fresh = program.slots();
+        let (mut state, mut inherited) = (State { fresh, ..State::default() }, Vec::new());
         for slot in (0..program.slots()).rev() {
             match program.slot(slot).and_then(express::Slot::read) {
                 None => state.free.push(slot),
                 Some((id, verdict)) => {
                     // The process may have died before it had done so.
                     program.insert(&id, slot)?;
-                    state.slots.insert(id, slot);
+                    state.index.insert(&program, &id, slot);
                     inherited.push(Inherited { id, slot: Slot(slot), verdict });
                 }
             }
@@ -99,7 +141,7 @@ impl FlowTable {
     /// If there is no room, or the kernel refuses.
     pub fn install(&self, id: &FlowId, verdict: &FlowVerdict) -> Result<Slot, InstallError> {
         let mut state = self.state.lock();
-        if let Some(&old) = state.slots.get(id) {
+        if let Some(old) = state.index.get(&self.program, id) {
             if let Some(cell) = self.program.slot(old)
                 && cell.read() == Some((*id, *verdict))
             {
@@ -108,11 +150,11 @@ impl FlowTable {
                 }
                 return Ok(Slot(old));
             }
-            state.slots.remove(id);
+            state.index.remove(&self.program, id);
             self.rest(&mut state, id, old);
         }
         let full = || InstallError::Full(self.program.slots());
-        let slot = state.take_free().ok_or_else(full)?;
+        let slot = state.take_free(self.program.slots()).ok_or_else(full)?;
         let cell = self.program.slot(slot).ok_or_else(full)?;
         cell.write(id, verdict, next_mark(cell.mark()));
         if let Err(error) = self.program.insert(id, slot) {
@@ -120,7 +162,7 @@ impl FlowTable {
             state.free.push(slot);
             return Err(error.into());
         }
-        state.slots.insert(*id, slot);
+        state.index.insert(&self.program, id, slot);
         Ok(Slot(slot))
     }
 
@@ -128,8 +170,8 @@ impl FlowTable {
     /// has taken its place.
     pub fn remove(&self, id: &FlowId, slot: Slot) {
         let mut state = self.state.lock();
-        if state.slots.get(id) == Some(&slot.0) {
-            state.slots.remove(id);
+        if state.index.get(&self.program, id) == Some(slot.0) {
+            state.index.remove(&self.program, id);
             self.rest(&mut state, id, slot.0);
         }
     }
@@ -163,12 +205,17 @@ impl FlowTable {
 
     /// Whether the flow has a verdict.
     pub fn contains(&self, id: &FlowId) -> bool {
-        self.state.lock().slots.contains_key(id)
+        self.state.lock().index.get(&self.program, id).is_some()
     }
 
     /// Flows in the table.
     pub fn len(&self) -> usize {
-        self.state.lock().slots.len()
+        self.state.lock().index.slots.len()
+    }
+
+    /// Most flows that fit.
+    pub fn capacity(&self) -> u32 {
+        self.program.slots()
     }
 
     /// Whether there is none.
@@ -177,30 +224,35 @@ impl FlowTable {
     }
 
     /// The flow of a frame with this tag, if its way is being counted still.
-    pub(super) fn counted(&self, id: &FlowId, tag: u16) -> Option<Slot> {
-        let slot = *self.state.lock().slots.get(id)?;
-        let cell = self.program.slot(slot)?;
-        let mark = COUNTED | !0 << GENERATION;
-        (cell.mark() == tag & mark).then_some(Slot(slot))
+    pub(super) fn counted(&self, id: &FlowId, tag: u16) -> Option<Counted> {
+        let slot = self.state.lock().index.get(&self.program, id)?;
+        let mark = tag & (COUNTED | !0 << GENERATION);
+        (self.program.slot(slot)?.mark() == mark).then_some(Counted { slot, mark })
     }
 
     /// A counted frame of the flow has left the switch.
-    pub(super) fn pass(&self, slot: Slot) {
-        if let Some(cell) = self.program.slot(slot.0) {
+    pub(super) fn pass(&self, Counted { slot, mark }: Counted) {
+        if let Some(cell) = self.program.slot(slot)
+            && cell.mark() == mark
+        {
             cell.pass();
         }
     }
 }
 
 impl State {
-    fn take_free(&mut self) -> Option<u32> {
+    fn take_free(&mut self, slots: u32) -> Option<u32> {
         while let Some(&(since, slot)) = self.resting.front()
             && since.elapsed() >= REST
         {
             self.resting.pop_front();
             self.free.push(slot);
         }
-        self.free.pop()
+        self.free.pop().or_else(|| {
+            let slot = self.fresh;
+            self.fresh += u32::from(slot < slots);
+            (slot < slots).then_some(slot)
+        })
     }
 }
 

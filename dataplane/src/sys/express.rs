@@ -217,6 +217,9 @@ pub(crate) struct Slot {
     drained: AtomicU64,
 }
 
+/// Bytes of a value of the array of flows.
+pub(crate) const FLOW_BYTES: u64 = size_of::<Slot>() as u64;
+
 const _: () = assert!(size_of::<Slot>() == 128 && size_of::<FlowId>() == 44);
 
 impl Slot {
@@ -256,7 +259,6 @@ impl Slot {
     /// The verdict that was written here, and its flow, if it was not closed.
     pub(crate) fn read(&self) -> Option<(FlowId, FlowVerdict)> {
         let epoch = self.epoch.load(Ordering::SeqCst);
-        let id = std::array::from_fn(|at| self.id[at].load(Ordering::Relaxed));
         let mut macs = [0; 12];
         for (pair, cell) in macs.chunks_exact_mut(2).zip(&self.macs) {
             pair.copy_from_slice(&cell.load(Ordering::Relaxed).to_ne_bytes());
@@ -277,7 +279,13 @@ impl Slot {
             is_reply: self.is_reply.load(Ordering::Relaxed) != 0,
             tcp_flags: self.tcp_flags.load(Ordering::Relaxed),
         };
-        (epoch != 0).then(|| (FlowId::of_words(id), verdict))
+        (epoch != 0).then(|| (self.id(), verdict))
+    }
+
+    /// Whose it is, or was.
+    pub(crate) fn id(&self) -> FlowId {
+        let words = self.id.each_ref().map(|cell| cell.load(Ordering::Relaxed));
+        FlowId::of_words(words)
     }
 
     /// Lets the flow begin the long way again: its frames are counted anew, under another mark.
@@ -340,12 +348,52 @@ struct Control {
 
 const _: () = assert!(size_of::<Control>() == 32);
 
+/// What a port has on the long way: one value of the array of intakes.
+#[repr(C)]
+pub(crate) struct Intake {
+    punted: AtomicU64,
+    refused: AtomicU64,
+    taken: AtomicU64,
+    _reserved: AtomicU64,
+}
+
+impl Intake {
+    /// Nothing of the port's is on the way.
+    pub(crate) fn clear(&self) {
+        self.taken.store(self.punted(), Ordering::Release);
+    }
+
+    /// Frames that the program has punted so far.
+    pub(crate) fn punted(&self) -> u64 {
+        self.punted.load(Ordering::Acquire)
+    }
+
+    /// Of these, how many have arrived, or are known to be lost.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Says so.
+    pub(crate) fn set_taken(&self, frames: u64) {
+        self.taken.store(frames, Ordering::Release);
+    }
+
+    /// Frames that the program dropped because the port had too many on the way.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// Most ports, and so intakes: tags are below this.
+const INTAKES: usize = 1024;
+
 /// The program, loaded, with its maps.
 pub(crate) struct Program {
     program: Mutex<Ebpf>,
     ports: Mutex<HashMap<MapData, u32, u32>>,
     index: Mutex<HashMap<MapData, FlowId, u32>>,
     control: Shared<Control>,
+    intakes: Shared<Intake>,
     flows: Shared<Slot>,
     pins: Option<Pins>,
 }
@@ -380,10 +428,11 @@ impl Program {
         let ports = HashMap::try_from(take("express_ports")?).map_err(kernel_error)?;
         let index = HashMap::try_from(take("express_index")?).map_err(kernel_error)?;
         let control = Shared::map(take("express_control")?)?;
+        let intakes = Shared::map(take("express_intakes")?)?;
         let flows = Shared::map(take("express_flows")?)?;
         classifier(&mut program)?.load().map_err(kernel_error)?;
         let (ports, index) = (Mutex::new(ports), Mutex::new(index));
-        Ok(Self { program: Mutex::new(program), ports, index, control, flows, pins })
+        Ok(Self { program: Mutex::new(program), ports, index, control, intakes, flows, pins })
     }
 
     /// Puts the program on the ingress of an interface of the calling thread's namespace, before any
@@ -494,6 +543,16 @@ impl Program {
         self.flows.get(slot as usize)
     }
 
+    /// What the port of that tag has on the long way.
+    pub(crate) fn intake(&self, tag: u16) -> Option<&Intake> {
+        self.intakes.get(tag.into())
+    }
+
+    /// Frames that were dropped because their ports had too many on the long way.
+    pub(crate) fn refused(&self) -> u64 {
+        (0..INTAKES).filter_map(|tag| self.intakes.get(tag)).map(Intake::refused).sum()
+    }
+
     /// How many slots there are.
     pub(crate) fn slots(&self) -> u32 {
         self.flows.count as u32
@@ -585,7 +644,7 @@ struct Shared<T> {
     count: usize,
 }
 
-// SAFETY: access goes through `&T`, and `T` (Slot and Control) is made of atomics only.
+// SAFETY: access goes through `&T`, and `T` (Slot, Intake and Control) is made of atomics only.
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Shared<T> {}

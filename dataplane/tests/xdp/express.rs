@@ -20,13 +20,14 @@ use socket2::{Domain, Socket, Type};
 use crate::Test;
 use crate::host::{self, Host, Workload};
 
-pub(crate) const TESTS: [(&str, Test); 9] = [
+pub(crate) const TESTS: [(&str, Test); 10] = [
     ("express_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_express),
     ("express_tcp_without_verdicts_takes_the_long_way", tcp_punted),
     ("express_datagrams_are_counted_and_keep_their_order", order),
     ("express_verdicts_are_nobody_elses", borrowed),
     ("express_doubtful_frames_take_the_long_way", doubtful),
     ("express_misses_name_their_port_whatever_tags_they_bear", tags),
+    ("express_a_flood_of_misses_leaves_room_for_other_ports", flood),
     ("express_a_shut_door_drops_everything", shut),
     ("express_a_full_table_refuses_and_has_room_again", full),
     ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
@@ -372,7 +373,11 @@ fn tcp(flags: u8) -> Vec<u8> {
 
 /// Sends frames as the first workload, byte for byte.
 fn inject(scene: &Scene, frames: &[Vec<u8>]) -> Result<(), Failed> {
-    scene.workloads[0].inside(|| {
+    inject_from(0, scene, frames)
+}
+
+fn inject_from(workload: usize, scene: &Scene, frames: &[Vec<u8>]) -> Result<(), Failed> {
+    scene.workloads[workload].inside(|| {
         let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
         let sender = PacketSender::open(Netlink::open()?.link("fd0")?.index)?;
         assert_eq!(sender.send(&frames)?, frames.len());
@@ -454,6 +459,28 @@ fn tags(host: &mut Host) -> Result<(), Failed> {
     assert_eq!(scene.received(host, 0, frames.len()), frames);
     let mut batch = Vec::new();
     assert_eq!(scene.ports[1].receive(&mut host.pool, &mut batch), 0);
+    scene.close(host);
+    Ok(())
+}
+
+fn flood(host: &mut Host) -> Result<(), Failed> {
+    const FLOOD: usize = 10 * 64;
+    let mut scene = Scene::new(host)?;
+    let frame = packet(&scene, UDP, &udp(&[7; 20]));
+    for _ in 0..FLOOD / 64 {
+        inject(&scene, &vec![frame.clone(); 64])?;
+    }
+    let other = vec![[0xff; 60].to_vec()];
+    inject_from(1, &scene, &other)?;
+    assert_eq!(scene.received(host, 1, 1), other);
+    let refused = scene.lane.refused();
+    let on_the_way = FLOOD - refused as usize;
+    assert!(refused > 0 && on_the_way > 64, "{refused} of {FLOOD} were refused");
+    let came = scene.received(host, 0, on_the_way);
+    assert!(came.len() == on_the_way && came.iter().all(|bytes| *bytes == frame), "all came whole");
+    inject(&scene, std::slice::from_ref(&frame))?;
+    assert_eq!(scene.received(host, 0, 1), [frame], "there is room again");
+    assert_eq!(scene.lane.refused(), refused);
     scene.close(host);
     Ok(())
 }

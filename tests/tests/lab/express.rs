@@ -1,7 +1,7 @@
 //! What is the express lane's own: the kernel forwards, the switch stays in charge. That everything
-//! else is as on the switch lane, the other modules' tests show, which run on it too.
+//! else is as on the switch lane, the other modules' tests show, which run on both.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -9,12 +9,11 @@ use firedoor_api::control::{Reply, Request};
 use firedoor_api::dataplane::Flow;
 use firedoor_classifier::DropReason;
 use firedoor_classifier::snapshot::Lane;
-use firedoor_lab::probe::{Responder, Service};
+use firedoor_lab::probe::{Outcome, Responder, Service};
 use libtest_mimic::Failed;
 
 use crate::fixture::{
-    Fixture, WebServer, allow, checksum_of, container, curl, echoes, ensure, on_lane, pair, v4, v6,
-    wait_for,
+    Fixture, WebServer, allow, checksum_of, container, curl, echoes, ensure, pair, v4, v6, wait_for,
 };
 use crate::{Shown, Test, fixture};
 
@@ -27,13 +26,15 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_express_connection_is_forwarded_by_the_kernel_and_counted_by_the_switch", &[], counted),
     ("an_express_connection_lives_by_frames_that_the_switch_never_saw", &[], kept_alive),
     ("an_express_connection_ends_with_its_rule", &[], cut),
+    ("datagrams_that_nobody_answers_are_forwarded_by_the_kernel", &[], one_way),
+    ("why_the_switch_forwards_a_connection_itself_is_shown", &[], kept),
     ("an_express_transfer_ends_by_fin_and_leaves_the_offloads_on", &["curl", "ethtool"], transfer),
     ("ports_of_both_lanes_work_in_one_switch", &["curl"], mixed),
 ];
 
 /// Two containers on the express lane, where `a` may ask `b`.
 pub(crate) fn up(switch: &str) -> Result<Fixture, Failed> {
-    on_lane("express", || Fixture::up_with(switch, &pair(&allow("a", "b", "any"))))
+    Fixture::up_with(switch, &pair(&allow("a", "b", "any")))
 }
 
 pub(crate) fn connect(lab: &Fixture) -> Result<TcpStream, Failed> {
@@ -75,6 +76,56 @@ fn counted() -> Shown {
     Ok(())
 }
 
+/// All that were sent arrive in their order, most of them by way of the kernel.
+fn one_way() -> Shown {
+    const COUNT: u32 = 2_000;
+    let lab = up("")?;
+    for (from, to) in [(v4(1), v4(2)), (v6(1), v6(2))] {
+        let receiver = lab.netns("b")?.run(|| UdpSocket::bind((to, PORT)))??;
+        receiver.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let sender = lab.netns("a")?.run(|| UdpSocket::bind((from, 0)))??;
+        sender.connect((to, PORT))?;
+        for number in 0..COUNT {
+            sender.send(&number.to_be_bytes())?;
+            let mut came = [0; 4];
+            ensure!(receiver.recv(&mut came)? == 4, "a datagram of another length");
+            let came = u32::from_be_bytes(came);
+            ensure!(came == number, "{came} came where {number} was due");
+        }
+    }
+    let all_counted = wait_for(Duration::from_secs(5), || {
+        let flows = connections(&lab, 17)?;
+        let is_counted = |flow: &Flow| {
+            flow.lane == Lane::Express && flow.state == "single" && flow.frames == u64::from(COUNT)
+        };
+        Ok(flows.len() == 2 && flows.iter().all(is_counted))
+    })?;
+    ensure!(all_counted, "{:#?}", connections(&lab, 17)?);
+    let status = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+    let express = status.express.ok_or("there is no express lane")?;
+    ensure!(express.flows == 2, "one way takes one flow each: {express:#?}");
+    let judged = status.connection_hits + status.cache_hits + status.upcalls;
+    ensure!(judged < 100, "the switch judged {judged} frames of {}", 2 * COUNT);
+    Ok(())
+}
+
+fn kept() -> Shown {
+    let lab = up("")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut connection = connect(&lab)?;
+    let kept = |protocol| -> Result<Vec<String>, Failed> {
+        Ok(connections(&lab, protocol)?.into_iter().map(|flow| flow.kept).collect())
+    };
+    ensure!(kept(6)? == ["short"], "{:#?}", connections(&lab, 6)?);
+    ensure!(lab.ask("a", v4(2), Service::Ping)? == Outcome::Reachable, "no answer to a ping");
+    ensure!(kept(1)? == ["protocol"], "{:#?}", connections(&lab, 1)?);
+    for _ in 0..10 {
+        ensure!(echoes(&mut connection), "no echo");
+    }
+    ensure!(kept(6)? == [""], "{:#?}", connections(&lab, 6)?);
+    Ok(())
+}
+
 fn kept_alive() -> Shown {
     let lab = up("timeouts = { tcp_established = 3 }")?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
@@ -98,7 +149,7 @@ fn cut() -> Shown {
         Ok(connections(&lab, 6)?.iter().any(|flow| flow.lane == Lane::Express))
     })?;
     ensure!(forwarded, "the kernel does not forward it");
-    on_lane("express", || lab.apply(&pair("")))?;
+    lab.apply(&pair(""))?;
     ensure!(!echoes(&mut connection), "it goes on without its rule");
     Ok(())
 }
@@ -131,8 +182,9 @@ fn transfer() -> Shown {
 /// The server on the switch lane, and then the client.
 fn mixed() -> Shown {
     for express in ["a", "b"] {
-        let name = format!("name = \"{express}\"\nkind");
-        let lane = format!("lane = \"express\"\n{name}");
+        let other = if express == "a" { "b" } else { "a" };
+        let name = format!("name = \"{other}\"\nkind");
+        let lane = format!("lane = \"switch\"\n{name}");
         let workloads = (container("a", 1) + &container("b", 2)).replace(&name, &lane);
         let lab = Fixture::up(&format!("{workloads}{}", allow("a", "b", "any")))?;
         for port in lab.status()?.ports {

@@ -39,10 +39,10 @@ fn main() {
     ]
     .concat();
     let plain = tests.into_iter().map(|(name, needs, test)| trial(name.to_owned(), needs, test));
-    let express = tests_on_express().into_iter().map(|(name, needs, test)| {
-        trial(format!("on_express_{name}"), needs, move || fixture::on_lane("express", test))
+    let switch = tests_on_switch().into_iter().map(|(name, needs, test)| {
+        trial(format!("on_switch_lane_{name}"), needs, move || fixture::on_lane("switch", test))
     });
-    let trials = plain.chain(express).collect();
+    let trials = plain.chain(switch).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -56,10 +56,10 @@ fn trial(name: String, needs: &[&str], test: impl FnOnce() -> Shown + Send + 'st
     }
 }
 
-/// The tests that show the same on the express lane: all but those that are of the switch lane, or
-/// not of any lane.
-fn tests_on_express() -> Vec<Test> {
-    const NOT_ON_EXPRESS: [&str; 6] = [
+/// The tests that show the same on the switch lane, whereas `auto` is the express lane for all of a
+/// lab's ports: those that are of a lane at all, and not of the switch lane in any case.
+fn tests_on_switch() -> Vec<Test> {
+    const NOT_AGAIN: [&str; 6] = [
         "tcp_works_with_offloads_on_and_leaves_them_so",
         "lab_exec_runs_where_the_workload_is",
         "a_lab_whose_builder_was_killed_is_cleaned_up_by_the_next",
@@ -67,8 +67,9 @@ fn tests_on_express() -> Vec<Test> {
         "demo_agrees_with_policy_and_leaves_nothing",
         "demo_interrupted_leaves_nothing",
     ];
-    let mut tests = [traffic::TESTS, policy::TESTS, failure::TESTS, cost::TESTS].concat();
-    tests.retain(|(name, ..)| !NOT_ON_EXPRESS.contains(name));
+    let mut tests =
+        [traffic::TESTS, fragments::TESTS, policy::TESTS, failure::TESTS, cost::TESTS].concat();
+    tests.retain(|(name, ..)| !NOT_AGAIN.contains(name));
     tests
 }
 

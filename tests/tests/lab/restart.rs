@@ -15,7 +15,7 @@ use libtest_mimic::Failed;
 
 use crate::express::{ECHO, connect, connections, up};
 use crate::failure::{dataplane_pid, kill_hard, supervisor_pid};
-use crate::fixture::{Counted, Fixture, Stream, echoes, ensure, on_lane, pair, v4, wait_for};
+use crate::fixture::{Counted, Fixture, Stream, echoes, ensure, pair, v4, wait_for};
 use crate::{Shown, Test};
 
 const UDP: u16 = 7;
@@ -144,7 +144,7 @@ fn outlive() -> Shown {
     // What policy no longer allows goes, whoever began it.
     let mut connection = settled(&lab)?;
     kill_and_await(&lab)?;
-    on_lane("express", || lab.apply(&pair("")))?;
+    lab.apply(&pair(""))?;
     ensure!(!echoes(&mut connection), "it goes on without its rule");
     Ok(())
 }

@@ -7,8 +7,8 @@ use firedoor_lab::guest::{Forward, Guest, GuestConfig};
 use firedoor_lab::netns::Netns;
 
 use crate::fixture::{
-    Fixture, WebServer, allow, checksum_of, container, curl, ensure, firedoor, pair, printed,
-    start_in, v4, v6, wait_for_listener,
+    Fixture, WebServer, allow, checksum_of, container, curl, ensure, firedoor, on_lane, pair,
+    printed, start_in, v4, v6, wait_for_listener,
 };
 use crate::{Shown, Test};
 
@@ -142,8 +142,10 @@ fn exec() -> Shown {
     Ok(())
 }
 
+/// On the switch lane, which completes checksums itself.
 fn offloads_stay() -> Shown {
-    let lab = Fixture::up(&pair(&allow("a", "b", &format!("tcp/{PORT}"))))?;
+    let rule = allow("a", "b", &format!("tcp/{PORT}"));
+    let lab = on_lane("switch", || Fixture::up(&pair(&rule)))?;
     let offloads = || lab.run("a", "ethtool", &["-k", "eth0"]);
     let before = offloads()?;
     ensure!(before.contains("tx-checksumming: on"), "checksum offload is off:\n{before}");

@@ -60,7 +60,7 @@ fn table(flows: &[Flow]) -> Table {
             Cell::new(verdict, &flow.verdict),
             Cell::from(&flow.rule),
             Cell::from(of_connection(flow.state.clone())),
-            Cell::from(lane_name(flow.lane)),
+            Cell::from(lane(flow)),
             Cell::from(Count(flow.frames)),
             Cell::from(of_connection(Bytes(flow.bytes).to_string())),
             Cell::from(of_connection(Age { ms: flow.age_ms }.to_string())),
@@ -68,6 +68,14 @@ fn table(flows: &[Flow]) -> Table {
         ]);
     }
     table
+}
+
+/// The lane, and why it is not the express lane where a port of it is on that.
+fn lane(flow: &Flow) -> String {
+    match (lane_name(flow.lane), flow.kept.as_str()) {
+        (lane, "" | "switch-port") => lane.to_owned(),
+        (lane, kept) => format!("{lane}: {kept}"),
+    }
 }
 
 fn has_ports(flow: &Flow) -> bool {

@@ -251,8 +251,9 @@ fn show_express(express: &ExpressStatus, out: &mut Output) -> anyhow::Result<()>
     };
     writeln!(
         out,
-        "express      {} flows in the kernel, {fate}; heartbeat {} ms ago",
+        "express      {} of {} flows in the kernel, {fate}; heartbeat {} ms ago",
         Count(express.flows),
+        Count(express.max_flows),
         Count(express.heartbeat_ms)
     )?;
     Ok(())

@@ -1,0 +1,109 @@
+//! Why the switch forwards a connection itself: one answer for the worker, which gives the kernel what
+//! has no such reason, and for people who ask.
+
+use firedoor_classifier::connections::ConnectionInfo;
+use firedoor_classifier::snapshot::VlanMode;
+use firedoor_classifier::wire::protocol;
+use firedoor_classifier::{FlowKey, Policy, PortId};
+
+use super::Members;
+use super::offload::turned;
+
+/// Frames of TCP, and of UDP, after which a connection goes to the kernel. A short one never pays for
+/// it: the lookup of a name, or TCP that is opened, asked a little and closed.
+const ENOUGH_TCP: u64 = 8;
+const ENOUGH_UDP: u64 = 4;
+
+/// Why the kernel does not forward a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Neither TCP nor UDP.
+    Protocol,
+    /// Learn or audit mode alone lets it live, so each of its frames is recorded.
+    Audit,
+    /// A port of it is a router's, behind which addresses move.
+    Router,
+    /// A port of it is a trunk, whose frames are tagged.
+    Trunk,
+    /// TCP under `tcp_window_check`.
+    WindowCheck,
+    /// TCP that is not established yet, or not any more.
+    State,
+    /// It was judged under an earlier policy, and will be again with its next frame.
+    Stale,
+    /// It has had few frames.
+    Short,
+    /// No port of it is on the express lane.
+    SwitchPort,
+    /// The kernel's table has no room, or refused it.
+    TableFull,
+}
+
+impl Kept {
+    /// Stable short name.
+    pub const fn slug(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol",
+            Self::Audit => "audit",
+            Self::Router => "router",
+            Self::Trunk => "trunk",
+            Self::WindowCheck => "window-check",
+            Self::State => "state",
+            Self::Stale => "stale",
+            Self::Short => "short",
+            Self::SwitchPort => "switch-port",
+            Self::TableFull => "table-full",
+        }
+    }
+
+    /// What of a connection keeps it, whatever its state and age.
+    pub(super) fn of(policy: &Policy, original: &FlowKey, output: PortId) -> Option<Self> {
+        if !matches!(original.protocol, protocol::TCP | protocol::UDP) {
+            return Some(Self::Protocol);
+        }
+        if original.protocol == protocol::TCP && policy.settings().tcp_window_check {
+            return Some(Self::WindowCheck);
+        }
+        for port in [original.ingress, output] {
+            let workload = policy.port(port)?;
+            if workload.router {
+                return Some(Self::Router);
+            }
+            if !matches!(workload.vlan, VlanMode::Access(_)) {
+                return Some(Self::Trunk);
+            }
+        }
+        None
+    }
+
+    /// Whether a connection with so many frames so far is not worth the kernel's while yet.
+    pub(super) const fn is_short(protocol: u8, [there, back]: [u64; 2]) -> bool {
+        let enough = if protocol == protocol::TCP { ENOUGH_TCP } else { ENOUGH_UDP };
+        there.saturating_add(back) < enough
+    }
+
+    /// Why a connection is not forwarded by the kernel; `None` if it is, in one direction at least.
+    pub fn why(policy: &Policy, members: &Members, info: &ConnectionInfo) -> Option<Self> {
+        let back = turned(&info.original, info.output);
+        if members.forwards(&info.original) || members.forwards(&back) {
+            return None;
+        }
+        let is_reached = members.receives(info.original.ingress) || members.receives(info.output);
+        let reason = if !is_reached {
+            Self::SwitchPort
+        } else if info.would_drop.is_some() {
+            Self::Audit
+        } else if info.epoch != policy.epoch() {
+            Self::Stale
+        } else if let Some(reason) = Self::of(policy, &info.original, info.output) {
+            reason
+        } else if Self::is_short(info.original.protocol, info.frames) {
+            Self::Short
+        } else if info.is_established {
+            Self::TableFull
+        } else {
+            Self::State
+        };
+        Some(reason)
+    }
+}
