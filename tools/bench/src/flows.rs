@@ -1,11 +1,12 @@
-//! `firedoor bench flows`: the connection table by itself, set-up through the whole pipeline, and a
-//! flood that nobody else may notice.
+//! `firedoor bench flows`: the connection table by itself, set-up through the whole pipeline, a flood
+//! that nobody else may notice, and the kernel's half of the express lane.
 //!
 //! Headers are made in place, frame by frame, in random order, so the table's memory is all that
 //! misses the processor's caches; the time that making them takes is measured and taken off. Every
 //! figure is the median of [`ROUNDS`] rounds, and every lookup's answer is checked.
 
 mod flood;
+mod kernel;
 mod scene;
 mod table;
 
@@ -13,6 +14,7 @@ use firedoor_classifier::connections::BATCH;
 use serde::Serialize;
 
 pub use self::flood::{Flood, flood};
+pub use self::kernel::{Kernel, KernelError, kernel};
 use crate::Progress;
 
 /// Rounds that each figure is the median of.

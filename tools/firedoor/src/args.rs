@@ -398,7 +398,8 @@ pub(crate) enum BenchCommand {
 /// and exits 1 if any of those is lost.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: firedoor bench flows --connections 1000000\n         \
-    firedoor bench flows --flood 10000000")]
+    firedoor bench flows --flood 10000000\n         \
+    sudo firedoor bench flows --connections 1000000 --kernel")]
 pub(crate) struct BenchFlowsArgs {
     /// Live connections; with --flood, the table's bound
     #[arg(long, value_name = "N", default_value_t = 262_144,
@@ -411,6 +412,9 @@ pub(crate) struct BenchFlowsArgs {
     /// Send so many different SYNs from one port
     #[arg(long, value_name = "SYNS")]
     pub(crate) flood: Option<u64>,
+    /// Give the connections to the kernel, as the express lane does, and say what they take there
+    #[arg(long, conflicts_with = "flood")]
+    pub(crate) kernel: bool,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -3,14 +3,17 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use firedoor_bench::flows::{self, Flood, Options, Report};
+use firedoor_bench::flows::{self, Flood, Kernel, Options, Report};
 
 use crate::args::BenchFlowsArgs;
-use crate::output::{Count, NO, Output, YES};
+use crate::output::{Bytes, Count, NO, Output, YES};
 
 pub(crate) fn run(args: &BenchFlowsArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     if let Some(syns) = args.flood {
         return flood(args, syns, out);
+    }
+    if args.kernel {
+        return kernel(args, out);
     }
     let options = Options { connections: args.connections, batch: args.batch.into() };
     let report = flows::measure(options);
@@ -42,6 +45,34 @@ fn print(report: &Report, out: &mut Output) -> anyhow::Result<()> {
     writeln!(out, "{:<16} {cached:>8.2} million/s under 1,000 rules", "set up")?;
     writeln!(out, "{:<16} {uncached:>8.2} million/s, asking the ACL for each", "set up")?;
     Ok(())
+}
+
+fn kernel(args: &BenchFlowsArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
+    let report = flows::kernel(args.connections)?;
+    if args.json {
+        out.json(&report)?;
+        return Ok(YES);
+    }
+    let Kernel { empty_bytes, full_bytes, index_bytes, .. } = report;
+    writeln!(out, "{} connections, each with two verdicts", Count(report.connections.into()))?;
+    for (what, ns) in [
+        ("install", report.install_ns),
+        ("read counters", report.progress_ns),
+        ("remove", report.remove_ns),
+    ] {
+        writeln!(out, "{what:<16} {ns:>8.1} ns a verdict")?;
+    }
+    let each = (full_bytes + index_bytes) as f64 / f64::from(report.connections.max(1));
+    writeln!(
+        out,
+        "{:<16} {} empty, {} full",
+        "in the kernel",
+        Bytes(empty_bytes),
+        Bytes(full_bytes)
+    )?;
+    writeln!(out, "{:<16} {}", "to find them", Bytes(index_bytes))?;
+    writeln!(out, "{:<16} {each:>8.1} bytes", "a connection")?;
+    Ok(YES)
 }
 
 fn flood(args: &BenchFlowsArgs, syns: u64, out: &mut Output) -> anyhow::Result<ExitCode> {
