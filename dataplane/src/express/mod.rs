@@ -43,7 +43,7 @@ use self::table::FlowTable;
 use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
 use crate::port::xdp::OpenError;
-use crate::sys::express::{Egress, FLOW_BYTES, LAYOUT, MAPS, Program};
+use crate::sys::express::{Egress, LAYOUT, MAPS, Program};
 use crate::sys::pins::Pins;
 use crate::sys::umem::Umem;
 
@@ -140,9 +140,6 @@ pub struct Opened {
 }
 
 impl Lane {
-    /// Bytes that a flow takes, used or not, in memory that the kernel shares with the switch.
-    pub const FLOW_BYTES: u64 = FLOW_BYTES;
-
     /// Loads the program, with room for `flows` flows: two for each connection. Its door is shut.
     /// If `pins`, a directory, is given and can be used, program and verdicts outlive the process
     /// there; what another process has left in it is removed.

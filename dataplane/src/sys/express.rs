@@ -217,9 +217,6 @@ pub(crate) struct Slot {
     drained: AtomicU64,
 }
 
-/// Bytes of a value of the array of flows.
-pub(crate) const FLOW_BYTES: u64 = size_of::<Slot>() as u64;
-
 const _: () = assert!(size_of::<Slot>() == 128 && size_of::<FlowId>() == 44);
 
 impl Slot {

@@ -57,9 +57,7 @@ pub fn kernel(connections: u32) -> Result<Kernel, KernelError> {
     let install_ns = each(begun, count);
     let vector = u64::from(count) * size_of::<Slot>() as u64;
     let full_bytes = map_bytes();
-    // The mapped array is in both.
-    let shared = u64::from(count) * Lane::FLOW_BYTES;
-    let index_bytes = resident_bytes().saturating_sub(resident + vector + shared);
+    let index_bytes = resident_bytes().saturating_sub(resident + vector);
     progress.step("reading counters");
     let begun = Instant::now();
     let frames: u64 = slots.iter().map(|&slot| lane.flows().progress(slot).frames).sum();
