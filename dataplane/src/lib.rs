@@ -24,6 +24,7 @@ pub mod interface;
 pub mod link;
 pub mod mirror;
 pub mod outbox;
+pub mod pacing;
 pub mod path;
 pub mod policy;
 pub mod pool;

@@ -1,8 +1,9 @@
 //! A worker: one thread that owns its ports' queues, its pipeline and its counters.
 //!
 //! A worker lives in turns. One turn reclaims, receives, forwards and transmits once for each port
-//! (of quiet ones, for one in [`QUIET_SHARE`]); between turns it takes commands and the newest policy. When a turn finds nothing to do it spins
-//! for [`SPIN`], then sleeps in the kernel until a socket, another worker or a command wakes it: an
+//! (of quiet ones, for one in [`QUIET_SHARE`]); between turns it takes commands and the newest policy.
+//! When a turn finds nothing to do it looks again for a while that depends on the traffic
+//! ([`Pacing`]), then sleeps in the kernel until a socket, another worker or a command wakes it: an
 //! idle switch uses no CPU but one look at the timers a second.
 
 use std::os::fd::RawFd;
@@ -16,23 +17,22 @@ use firedoor_classifier::connections::ConnectionInfo;
 use firedoor_classifier::{Nanos, PortId};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
+use nix::sys::prctl::set_timerslack;
 
 use crate::counters::PortCells;
 use crate::express::inherit::Legacy;
 use crate::frame::Frame;
+use crate::pacing::{Pacing, Wait};
 use crate::path::{PARCELS, Path};
 use crate::policy::PolicyCell;
 use crate::port::{BURST, Port};
 
-/// How long a worker looks for more before it sleeps. A frame that comes within it is forwarded
-/// without the cost of waking up.
-const SPIN: Duration = Duration::from_micros(20);
 /// Longest sleep: expiry and ageing are due.
 const TICK: Duration = Duration::from_secs(1);
+/// Time between two looks at the timers under load.
+const TICK_UNDER_LOAD: u64 = 1_000_000;
 /// Longest sleep while frames are still being sent.
 const BUSY_TICK: Duration = Duration::from_millis(1);
-/// Turns between two looks at the timers under load.
-const TURNS_PER_TICK: u32 = 256;
 
 /// Turns without a frame after which a queue is quiet.
 const QUIET_AFTER: u32 = 64;
@@ -108,6 +108,12 @@ pub struct Worker {
     commands: Receiver<Command>,
     clock: Clock,
     turns: u32,
+    /// When it last looked at the timers.
+    ticked: Nanos,
+    /// Position of the queue that frames came from last.
+    source: usize,
+    /// Whether that has changed since the worker last asked how to wait.
+    answers: bool,
     /// The last look at the timers has left some for the next.
     hurries: bool,
 }
@@ -170,6 +176,9 @@ impl Worker {
             commands,
             clock,
             turns: 0,
+            ticked: Nanos(0),
+            source: 0,
+            answers: false,
             hurries: false,
         }
     }
@@ -182,16 +191,20 @@ impl Worker {
         let mut poll = Poll::new()?;
         self.path.peers.own().set_waker(Waker::new(poll.registry(), WAKER)?);
         let mut events = Events::with_capacity(64);
-        let mut idle_since = Instant::now();
+        let mut pacing = Pacing::default();
+        // Pauses end when they should. Not granted, they end 50 us later.
+        let _ = set_timerslack(1);
         loop {
             if !self.take_commands(Some(&poll)) {
                 return Ok(());
             }
-            if self.turn(self.clock.now()) > 0 {
-                idle_since = Instant::now();
-            } else if idle_since.elapsed() >= SPIN {
-                self.sleep(&mut poll, &mut events)?;
-                idle_since = Instant::now();
+            let now = self.clock.now();
+            let moved = self.turn(now);
+            match pacing.after(moved, std::mem::take(&mut self.answers), now) {
+                Wait::No => {}
+                Wait::Yield => std::thread::yield_now(),
+                Wait::Pause(time) => std::thread::sleep(time),
+                Wait::Sleep => self.sleep(&mut poll, &mut events)?,
             }
         }
     }
@@ -208,7 +221,7 @@ impl Worker {
         self.transmit();
         self.path.mirror.notify();
         self.turns = self.turns.wrapping_add(1);
-        if self.turns.is_multiple_of(TURNS_PER_TICK) {
+        if now.0 >= self.ticked.0 + TICK_UNDER_LOAD {
             self.tick(now);
         }
         moved
@@ -227,6 +240,8 @@ impl Worker {
             queue.quiet = queue.quiet.saturating_add(1);
             if received > 0 {
                 queue.quiet = 0;
+                self.answers |= self.source != position;
+                self.source = position;
                 self.path.forward(queue.id, &queue.cells, &mut self.batch, now);
             }
             moved += received;
@@ -248,6 +263,7 @@ impl Worker {
 
     /// Timers, and totals for readers.
     fn tick(&mut self, now: Nanos) {
+        self.ticked = now;
         // First, because what the kernel forwarded keeps connections alive.
         self.hurries = self.path.tick_offload(now);
         self.path.pipeline.tick(now);

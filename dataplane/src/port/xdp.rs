@@ -28,7 +28,7 @@ use crate::port::{BURST, Port};
 use crate::sys::bpf::{Attached, Mode, Redirect};
 use crate::sys::promiscuous::Promiscuous;
 use crate::sys::umem::{MAX_FRAME, Umem};
-use crate::sys::xsk::{self, RingSizes, Socket, SocketError, Step};
+use crate::sys::xsk::{self, Receiver, RingSizes, Socket, SocketError, Step};
 
 pub use crate::sys::xsk::Statistics;
 
@@ -303,7 +303,7 @@ fn bind_queues(
         };
         port.refill(pool);
         let (available, wanted) = (port.filled, port.fill);
-        let in_map = redirect.set(queue, port.socket.as_raw_fd());
+        let in_map = port.fd().map_or(Ok(()), |fd| redirect.set(queue, fd));
         ports.push(port);
         in_map.map_err(|source| refused(link, "add a socket to the map of", source))?;
         if available < wanted {
@@ -447,9 +447,13 @@ impl XdpPort {
         // The rx ring is as long as the fill ring, and the completion ring as the tx ring, so that
         // neither can overflow.
         let fill = options.fill.min(LONGEST_RING);
-        let rx = fill.max(1).next_power_of_two();
         let tx = options.tx.clamp(1, LONGEST_RING).next_power_of_two();
-        let sizes = RingSizes { fill: rx, rx, tx, completion: tx };
+        let sizes = RingSizes {
+            fill: fill.max(1).next_power_of_two(),
+            rx: if fill == 0 { 0 } else { fill.next_power_of_two() },
+            tx,
+            completion: tx,
+        };
         Ok(Self {
             umem: Arc::clone(umem),
             owner,
@@ -472,10 +476,13 @@ impl XdpPort {
         self.queue
     }
 
-    /// Another descriptor of its socket, to wait on. The chunks it has are its own until this one is
-    /// closed too.
+    /// Another descriptor of the socket that receives, to wait on. The chunks that the port has are
+    /// its own until this one is closed too.
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.socket.duplicate()
+        match &self.socket.receiver {
+            Some(receiver) => receiver.duplicate(),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// The kernel's counters of this queue's socket; zero if the kernel does not say.
@@ -496,8 +503,10 @@ impl XdpPort {
             self.filled += 1;
         }
         self.socket.fill.publish();
-        if self.socket.fill.needs_wakeup() {
-            self.socket.wake_receive();
+        if self.socket.fill.needs_wakeup()
+            && let Some(receiver) = &self.socket.receiver
+        {
+            receiver.wake();
         }
     }
 
@@ -530,16 +539,20 @@ fn is_standstill(error: &io::Error) -> bool {
 
 impl Port for XdpPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
+        let Some(Receiver { rx, .. }) = &mut self.socket.receiver else { return 0 };
         let before = batch.len();
         let mut read = 0;
         while read < BURST as u32
-            && let Some(descriptor) = self.socket.rx.pop()
+            && let Some(descriptor) = rx.pop()
         {
-            batch.extend(self.umem.return_from_kernel(descriptor.addr, descriptor.len, self.owner));
             read += 1;
+            let frame = self.umem.return_from_kernel(descriptor.addr, descriptor.len, self.owner);
+            let Some(frame) = frame else { continue };
+            self.umem.prefetch(&frame);
+            batch.push(frame);
         }
         if read > 0 {
-            self.socket.rx.release();
+            rx.release();
             self.filled = self.filled.saturating_sub(read);
         }
         self.refill(pool);
@@ -587,7 +600,7 @@ impl Port for XdpPort {
     }
 
     fn fd(&self) -> Option<RawFd> {
-        Some(self.socket.as_raw_fd())
+        self.socket.receiver.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     fn max_frame(&self) -> usize {
@@ -619,7 +632,7 @@ impl Port for XdpPort {
         let Self { umem, owner, index, queue, socket, attachment, unsendable, .. } = *self;
         drop(attachment);
         let zerocopy = socket.is_zerocopy();
-        drop(socket);
+        socket.close();
         if zerocopy {
             xsk::wait_until_released(index, queue);
         }

@@ -109,6 +109,23 @@ impl Umem {
         unsafe { std::slice::from_raw_parts_mut(start, frame.len()) }
     }
 
+    /// Has the processor fetch the frame's first bytes, which another one wrote, while it does other
+    /// work.
+    ///
+    /// # Panics
+    /// If the frame is of another umem.
+    pub fn prefetch(&self, frame: &Frame) {
+        let start = self.start_of(frame);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `start_of` checked that it points into the area, and a prefetch reads nothing.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(start.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = start;
+    }
+
     /// Gives a chunk to the kernel by way of socket number `owner` (not 0). Returns the descriptor
     /// address: the frame's first byte, in bytes from the area's start.
     ///

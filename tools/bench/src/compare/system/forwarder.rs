@@ -26,7 +26,8 @@ use crate::compare::machine;
 
 /// Frames of the umem, as many as the switch has by default.
 const FRAMES: u32 = 16_384;
-/// How long it looks for more before it sleeps, as the switch's workers do.
+/// How long it looks for more before it sleeps, as the switch's workers do where nothing speaks for
+/// longer.
 const SPIN: Duration = Duration::from_micros(20);
 /// How long it sleeps before it looks whether to stop.
 const SLEEP: Duration = Duration::from_millis(100);
