@@ -24,6 +24,8 @@ pub(crate) const DEFAULT_BASE: &str = "/run/firedoor";
 
 /// The process file of `firedoor run`.
 const SUPERVISOR: &str = "run.pid";
+/// What `firedoor upgrade` asks of it.
+const UPGRADE: &str = "upgrade";
 /// How long the roles of a killed supervisor may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,6 +40,7 @@ const OWN_FILES: &[&str] = &[
     "denies.pcapng",
     "denies.1.pcapng",
     SUPERVISOR,
+    UPGRADE,
     Role::Dataplane.process_file(),
     Role::Control.process_file(),
 ];
@@ -238,8 +241,21 @@ impl RunDir {
 
     /// Forgets that this process was one of the switch's roles.
     pub fn leave(&self, role: Role) {
-        // A file that stays is recognised as stale.
-        let _ = fs::remove_file(self.path.join(role.process_file()));
+        let file = self.path.join(role.process_file());
+        // It may be a successor's by now. A file that stays is recognised as stale.
+        if living(&file) == Some(process::id()) {
+            let _ = fs::remove_file(file);
+        }
+    }
+
+    /// The process that supervises this switch's roles, if it lives.
+    pub fn supervisor(&self) -> Option<u32> {
+        living(&self.path.join(SUPERVISOR))
+    }
+
+    /// Where a program is named that is to take the place of the one that runs.
+    pub fn upgrade(&self) -> PathBuf {
+        self.path.join(UPGRADE)
     }
 
     /// Whether a process of this switch lives.

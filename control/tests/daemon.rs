@@ -148,6 +148,7 @@ impl Memory {
                 self.subscribers.push(stream.try_clone().unwrap());
                 return None;
             }
+            Request::Retire => Reply::Refused { message: "control does not ask this".into() },
         })
     }
 

@@ -6,6 +6,7 @@
 //! data plane.
 
 mod link_watch;
+mod predecessor;
 mod saved;
 mod server;
 mod subscribers;
@@ -13,15 +14,21 @@ mod subscribers;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use firedoor_api::dataplane::{Event, PortStatus, Reply, Request};
+use firedoor_api::dataplane::{Event, PortStatus, Reply, Request, Takeover};
 use firedoor_classifier::snapshot::Snapshot;
+use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use parking_lot::Mutex;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::engine::{Engine, EngineError, Opener};
 use crate::{describe, interface};
+use predecessor::Predecessor;
 use subscribers::Subscribers;
 
 /// Where a data plane lives.
@@ -31,6 +38,8 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Where in a BPF file system the express lane outlives the process, if it is to.
     pub pins: Option<PathBuf>,
+    /// Whether to take the place of the data plane that runs there now.
+    pub succeed: bool,
 }
 
 /// Why the data plane could not start.
@@ -50,6 +59,9 @@ pub enum DaemonError {
     /// A thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    /// The data plane to be replaced.
+    #[error("the data plane that runs does not retire, and goes on: {0}")]
+    Predecessor(io::Error),
 }
 
 /// Runs the data plane until SIGTERM or SIGINT.
@@ -60,7 +72,7 @@ pub enum DaemonError {
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(DaemonError::Signals)?;
     let shared = Arc::new(Shared::new(options));
-    shared.resume();
+    shared.resume(options.succeed)?;
     let listener = server::listen(&options.run_dir)?;
     spawn("mirror", &shared, Shared::drain_mirrors)?;
     spawn("links", &shared, link_watch::run)?;
@@ -68,8 +80,11 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "ending");
     }
-    server::unlisten(&options.run_dir);
-    shared.stop();
+    // The socket of one that has retired is its successor's by now.
+    if !shared.has_retired() {
+        server::unlisten(&options.run_dir);
+        shared.stop();
+    }
     Ok(())
 }
 
@@ -94,35 +109,105 @@ pub(crate) struct Shared {
     /// Held while a snapshot is saved and put in force, so that the two stay the same.
     installing: Mutex<()>,
     subscribers: Subscribers,
+    retired: AtomicBool,
+    /// How it took its predecessor's place, if it did.
+    takeover: Mutex<Option<Takeover>>,
 }
 
 impl Shared {
     fn new(options: &Options) -> Self {
-        let Options { run_dir, pins } = options.clone();
+        let Options { run_dir, pins, .. } = options.clone();
         Self {
             run_dir,
             pins,
             engine: Mutex::new(None),
             installing: Mutex::new(()),
             subscribers: Subscribers::default(),
+            retired: AtomicBool::new(false),
+            takeover: Mutex::new(None),
         }
     }
 
-    /// Puts the saved snapshot in force, if there is one.
-    fn resume(&self) {
+    /// Puts the saved snapshot in force, if there is one. If it is to `succeed` another data plane, that
+    /// one retires when all is ready that takes time.
+    fn resume(&self, succeed: bool) -> Result<(), DaemonError> {
+        let mut engine = self.load().and_then(|snapshot| self.prepare(snapshot));
+        let predecessor = if succeed {
+            predecessor::retire(&self.run_dir).map_err(DaemonError::Predecessor)?
+        } else {
+            None
+        };
+        if predecessor.is_some()
+            && let Some(engine) = &mut engine
+            && let Some(latest) = self.load()
+            && let Err(error) = engine.renew(latest)
+        {
+            tracing::error!(%error, "the newest snapshot is not in force");
+        }
+        let Some(mut engine) = engine else { return Ok(()) };
+        let flows = engine.begin() as u64;
+        if let Some(Predecessor { pid, stopped }) = predecessor {
+            let blackout_us = now_ns().saturating_sub(stopped) / 1_000;
+            tracing::info!(predecessor = pid, flows, blackout_us, "took over");
+            *self.takeover.lock() = Some(Takeover { predecessor: pid, flows, blackout_us });
+        }
+        self.subscribers.read_from(engine.mirrors());
+        *self.engine.lock() = Some(engine);
+        Ok(())
+    }
+
+    fn load(&self) -> Option<Snapshot> {
         match saved::load(&self.run_dir) {
+            Ok(Some(snapshot)) => Some(snapshot),
             Ok(None) => {
                 tracing::info!("no saved snapshot: no frame moves until control installs one");
+                None
             }
-            Ok(Some(snapshot)) => {
-                let epoch = snapshot.epoch;
-                match self.put_in_force(snapshot) {
-                    Ok(_) => tracing::info!(epoch, "saved snapshot in force"),
-                    Err(error) => tracing::error!(%error, "the saved snapshot is not in force"),
-                }
+            Err(error) => {
+                tracing::error!(%error, "the saved snapshot cannot be read");
+                None
             }
-            Err(error) => tracing::error!(%error, "the saved snapshot cannot be read"),
         }
+    }
+
+    fn prepare(&self, snapshot: Snapshot) -> Option<Engine> {
+        let epoch = snapshot.epoch;
+        match Engine::prepare(snapshot, self.opener()) {
+            Ok(engine) => {
+                tracing::info!(epoch, "saved snapshot in force");
+                Some(engine)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the saved snapshot is not in force");
+                None
+            }
+        }
+    }
+
+    fn opener(&self) -> Box<dyn Opener> {
+        Box::new(interface::Interfaces::new(self.pins.clone()))
+    }
+
+    /// Stops forwarding for a successor's sake. What the kernel forwards goes on; ports stay as they
+    /// are, so nothing of them is closed in order.
+    pub(crate) fn retire(&self) -> Reply {
+        let _installing = self.installing.lock();
+        self.retired.store(true, Ordering::SeqCst);
+        server::unlisten(&self.run_dir);
+        if let Some(engine) = self.engine.lock().take() {
+            engine.halt();
+        }
+        tracing::info!("retired: another data plane takes over");
+        Reply::Retired { pid: std::process::id(), stopped: now_ns() }
+    }
+
+    fn has_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
+    /// Ends the process, in the way that SIGTERM does.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        Ok(kill(Pid::this(), Signal::SIGTERM)?)
     }
 
     /// Answers one request.
@@ -134,6 +219,7 @@ impl Shared {
                 let engine = self.engine.lock();
                 let mut status = engine.as_ref().map_or_else(Default::default, Engine::status);
                 status.pid = std::process::id();
+                status.takeover = *self.takeover.lock();
                 status.mirror_lost += self.subscribers.lost();
                 Reply::Status(Box::new(status))
             }
@@ -143,8 +229,8 @@ impl Shared {
             Request::Flows => {
                 Reply::Flows(self.engine.lock().as_ref().map_or_else(Vec::new, describe::flows))
             }
-            Request::Subscribe => Reply::Refused {
-                message: "Subscribe must be the first request of its connection".into(),
+            Request::Subscribe | Request::Retire => Reply::Refused {
+                message: "Subscribe and Retire have a connection of their own".into(),
             },
         }
     }
@@ -153,6 +239,11 @@ impl Shared {
     /// the policy that control wanted.
     fn install(&self, snapshot: Snapshot) -> Reply {
         let _installing = self.installing.lock();
+        if self.has_retired() {
+            return Reply::Refused {
+                message: "another data plane takes over: ask that one".into(),
+            };
+        }
         let epoch = snapshot.epoch;
         let before = self.snapshot();
         if let Err(error) = saved::store(&self.run_dir, &snapshot) {
@@ -177,8 +268,7 @@ impl Shared {
             engine.install(snapshot)?;
             return Ok(engine.ports());
         }
-        let opener: Box<dyn Opener> = Box::new(interface::Interfaces::new(self.pins.clone()));
-        let started = engine.insert(Engine::start(snapshot, opener)?);
+        let started = engine.insert(Engine::start(snapshot, self.opener())?);
         self.subscribers.read_from(started.mirrors());
         Ok(started.ports())
     }
@@ -237,6 +327,11 @@ impl Shared {
     }
 }
 
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,7 +355,8 @@ mod tests {
     #[test]
     fn what_is_saved_is_what_is_in_force_whoever_installs() {
         let dir = tempfile::tempdir().unwrap();
-        let shared = Shared::new(&Options { run_dir: dir.path().into(), pins: None });
+        let shared =
+            Shared::new(&Options { run_dir: dir.path().into(), pins: None, succeed: false });
         std::thread::scope(|scope| {
             for offset in 0..4 {
                 let shared = &shared;

@@ -227,14 +227,31 @@ impl Engine {
         engine.members.set_capacity(settings.express_flows);
         engine.put_in_force(&policy);
         engine.start_workers(settings.workers.max(1), &policy)?;
+        engine.members.prepare();
         Ok(engine)
     }
 
+    /// Between [`prepare`](Self::prepare) and [`begin`](Self::begin): puts a snapshot in force that is
+    /// newer than the one it was prepared with, if this is.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; the older one stays in force.
+    pub fn renew(&mut self, snapshot: Snapshot) -> Result<(), EngineError> {
+        if snapshot.epoch > self.policy.epoch() {
+            let policy = build(snapshot)?;
+            self.put_in_force(&policy);
+            self.await_epoch(policy.snapshot().epoch)?;
+        }
+        Ok(())
+    }
+
     /// The rest of [`start`](Self::start): takes over what a predecessor has left in the kernel, and
-    /// attaches the ports. No frame is judged before the predecessor's connections were.
-    pub fn begin(&mut self) {
-        let Some(policy) = self.policy.load() else { return };
+    /// attaches the ports. No frame is judged before the predecessor's connections were. Returns how
+    /// many flows there were.
+    pub fn begin(&mut self) -> usize {
+        let Some(policy) = self.policy.load() else { return 0 };
         let inherited = self.members.resume();
+        let flows = inherited.len();
         let queues = self.reconcile_ports(policy.snapshot());
         if !inherited.is_empty() {
             tracing::info!(flows = inherited.len(), "judging the kernel's flows again");
@@ -245,6 +262,7 @@ impl Engine {
         }
         self.hand_out(queues);
         self.members.keep_links();
+        flows
     }
 
     fn start_workers(&mut self, count: u16, policy: &Arc<Policy>) -> Result<(), EngineError> {
@@ -494,8 +512,26 @@ impl Engine {
         }
     }
 
+    /// Ends the workers, and leaves the ports to the end of the process: what the kernel does for them
+    /// goes on until then, and what is pinned beyond.
+    pub fn halt(mut self) {
+        let (queues, _) = self.end_workers();
+        std::mem::forget((queues, self));
+    }
+
     /// Ends the workers, closes the ports, and returns how many of the umem's frames came back.
     pub fn stop(mut self) -> usize {
+        let (queues, doorsteps) = self.end_workers();
+        queues.into_iter().for_each(|queue| queue.close(&mut self.pool));
+        self.members.unpin();
+        // What a worker left with one that had ended already.
+        let parcels = doorsteps.iter().flat_map(|doorstep| std::iter::from_fn(|| doorstep.take()));
+        parcels.for_each(|parcel| self.pool.give(parcel.into_frame()));
+        self.pool.flush();
+        self.store.len()
+    }
+
+    fn end_workers(&mut self) -> (Vec<Box<dyn Port>>, Vec<Arc<Doorstep>>) {
         let mut queues = Vec::new();
         let workers = std::mem::take(&mut self.workers);
         let doorsteps: Vec<_> = workers.iter().map(|worker| Arc::clone(&worker.doorstep)).collect();
@@ -507,13 +543,7 @@ impl Engine {
                 tracing::error!("a worker had panicked");
             }
         }
-        queues.into_iter().for_each(|queue| queue.close(&mut self.pool));
-        self.members.unpin();
-        // What a worker left with one that had ended already.
-        let parcels = doorsteps.iter().flat_map(|doorstep| std::iter::from_fn(|| doorstep.take()));
-        parcels.for_each(|parcel| self.pool.give(parcel.into_frame()));
-        self.pool.flush();
-        self.store.len()
+        (queues, doorsteps)
     }
 
     /// The policy in force.

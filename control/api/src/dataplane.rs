@@ -26,6 +26,9 @@ pub enum Request {
     Flows,
     /// From now on, send events. Not answered.
     Subscribe,
+    /// Of a successor: stop, leave what the kernel forwards by as it is, and end. Answered by
+    /// [`Reply::Retired`] once no worker forwards any more.
+    Retire,
 }
 
 /// What the data plane answers.
@@ -50,6 +53,13 @@ pub enum Reply {
     Refused {
         /// What, where and what to do.
         message: String,
+    },
+    /// It is the successor's turn.
+    Retired {
+        /// The process that ends now.
+        pid: u32,
+        /// When the workers stopped, in nanoseconds of CLOCK_MONOTONIC.
+        stopped: u64,
     },
 }
 
@@ -96,6 +106,20 @@ pub struct Status {
     pub frames_leaked: u64,
     /// The express lane, once a port needs it.
     pub express: Option<ExpressStatus>,
+    /// What it took over when it started, if it was started to replace another data plane.
+    pub takeover: Option<Takeover>,
+}
+
+/// How one data plane took another's place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Takeover {
+    /// The process that was replaced.
+    pub predecessor: u32,
+    /// Flows that the kernel forwarded then, and that were judged again.
+    pub flows: u64,
+    /// How long no worker forwarded, in microseconds: new connections waited, and all of the switch
+    /// lane.
+    pub blackout_us: u64,
 }
 
 /// The express lane as a whole.

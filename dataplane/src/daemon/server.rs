@@ -20,7 +20,7 @@ const MAX_CONNECTIONS: usize = 32;
 /// Longest wait for a peer to take what it asked for.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
-fn path_of(run_dir: &Path) -> PathBuf {
+pub(super) fn path_of(run_dir: &Path) -> PathBuf {
     run_dir.join("dataplane.sock")
 }
 
@@ -117,6 +117,11 @@ fn serve(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
         loop {
             match decoder.next_message() {
                 Ok(Some(Request::Subscribe)) => return publish(stream, shared),
+                Ok(Some(Request::Retire)) => {
+                    let retired = shared.retire();
+                    send(&mut stream, &retired)?;
+                    return shared.end();
+                }
                 Ok(Some(request)) => send(&mut stream, &shared.answer(request))?,
                 Ok(None) => break,
                 Err(error) => {

@@ -109,7 +109,7 @@ impl Offload {
             && let Some(key) = connection.key(ingress)
             && let Some(established) = pipeline.adopt(&key, output, connection.frames(), now)
         {
-            self.begin(&established, pipeline, now);
+            self.begin(&established, pipeline);
         }
         for flow in connection.flows() {
             if !self.has(&flow.id) {

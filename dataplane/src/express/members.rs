@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::offload::flow_id;
 use super::{Egress, ExpressError, Inherited, Lane};
+use crate::sys::express;
 
 /// How long the door of a lane that was just loaded is open, until a worker looks after it.
 const FIRST: Duration = Duration::from_secs(5);
@@ -52,6 +53,13 @@ impl Members {
     /// No ports yet; their lane outlives the process in that directory of a BPF file system.
     pub fn pinned(pins: PathBuf) -> Self {
         Self { pins: Some(pins), ..Self::default() }
+    }
+
+    /// Does now what takes time of [`resume`](Self::resume), and touches nothing.
+    pub fn prepare(&self) {
+        if self.pins.is_some() {
+            express::prepare();
+        }
     }
 
     /// Takes over the lane of a process that has ended without closing it, under the epoch in force.

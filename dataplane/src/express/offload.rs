@@ -73,8 +73,8 @@ struct Flow {
     /// `None` if the switch lane forwards it: as its port's, or because it was not spoken in yet.
     slot: Option<Slot>,
     credited: Progress,
-    /// When it was installed, or began anew.
-    since: Nanos,
+    /// When a frame was first judged after it was installed, or began anew.
+    since: Option<Nanos>,
 }
 
 /// Where flows are among the pairs: twice the pair's place, and one more for its reply side. What a
@@ -251,7 +251,7 @@ impl Offload {
             self.end(at, pipeline, counts, now);
         }
         if !Kept::is_short(established.original.protocol, established.frames) {
-            self.begin(&established, pipeline, now);
+            self.begin(&established, pipeline);
         }
     }
 
@@ -314,7 +314,7 @@ impl Offload {
     }
 
     /// Gives the kernel a connection's verdicts, as far as it can apply them.
-    pub(super) fn begin(&mut self, established: &Established, pipeline: &Pipeline, now: Nanos) {
+    pub(super) fn begin(&mut self, established: &Established, pipeline: &Pipeline) {
         let original = established.original;
         let (from, to) = (original.ingress, established.output);
         if Kept::of(pipeline.policy(), &original, to).is_some() {
@@ -328,9 +328,9 @@ impl Offload {
         };
         let epoch = pipeline.policy().epoch();
         let judged = Judged { cause: established.cause, epoch };
-        let mut is_installed = self.install(&mut original_side, &original, judged, now);
+        let mut is_installed = self.install(&mut original_side, &original, judged);
         if is_due(&turned, established) {
-            is_installed |= self.install(&mut reply_side, &turned, judged, now);
+            is_installed |= self.install(&mut reply_side, &turned, judged);
         }
         if !is_installed {
             return;
@@ -366,13 +366,16 @@ impl Offload {
         match (&self.lane, flow.slot) {
             (_, None) if is_due(&key, established) => {
                 let judged = Judged { cause: established.cause, epoch: pipeline.policy().epoch() };
-                self.install(flow, &key, judged, now);
+                self.install(flow, &key, judged);
             }
-            (Some(lane), Some(slot))
-                if now.since(flow.since) > HELD_TOO_LONG.0 && lane.flows().is_held(slot) =>
-            {
-                lane.flows().restart(slot);
-                flow.since = now;
+            (Some(lane), Some(slot)) => {
+                // Not since it began: of a burst that was under way then, no frame was counted, and
+                // the next one, which is, must not make it begin again.
+                let since = *flow.since.get_or_insert(now);
+                if now.since(since) > HELD_TOO_LONG.0 && lane.flows().is_held(slot) {
+                    lane.flows().restart(slot);
+                    flow.since = None;
+                }
             }
             _ => {}
         }
@@ -386,13 +389,13 @@ impl Offload {
     fn flow(&self, key: &FlowKey, egress: PortId, is_reply: bool) -> Option<Flow> {
         let id = flow_id(key, self.member(key.ingress)?);
         self.member(egress)?;
-        let (slot, credited, since) = (None, Progress::default(), Nanos(0));
+        let (slot, credited, since) = (None, Progress::default(), None);
         Some(Flow { id, ingress: key.ingress, egress, is_reply, slot, credited, since })
     }
 
     /// Gives the kernel one direction's verdict. Returns whether it has it now: not if its port is on
     /// the switch lane, or the table is full.
-    fn install(&self, flow: &mut Flow, key: &FlowKey, judged: Judged, now: Nanos) -> bool {
+    fn install(&self, flow: &mut Flow, key: &FlowKey, judged: Judged) -> bool {
         let (Some(from), Some(to)) = (self.member(flow.ingress), self.member(flow.egress)) else {
             return false;
         };
@@ -412,7 +415,7 @@ impl Offload {
             tcp_flags: key.tcp_flags,
         };
         flow.slot = lane.flows().install(&flow.id, &verdict).ok();
-        flow.since = now;
+        flow.since = None;
         flow.slot.is_some()
     }
 

@@ -19,13 +19,23 @@ use parking_lot::Mutex;
 /// dataplane/bpf/redirect.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/redirect.bpf.o");
 
-/// Made once, because making it reads and parses the kernel's own type information (5 MB), which
-/// this program does not need.
-pub(super) static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+/// Made once, because making it takes time.
+pub(super) static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> =
+    LazyLock::new(|| Mutex::new(loader()));
+
+/// A loader. It has read and parsed the kernel's own type information (5 MB), which these programs do
+/// not need.
+pub(super) fn loader() -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
-    Mutex::new(loader)
-});
+    loader
+}
+
+/// Does now what the first program to be loaded would wait for.
+pub(super) fn prepare() {
+    aya::features();
+    LazyLock::force(&LOADER);
+}
 
 /// How an XDP program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

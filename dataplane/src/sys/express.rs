@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::{HashMap, Map, MapData};
@@ -27,7 +28,7 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use parking_lot::Mutex;
 
-use super::bpf::{LOADER, kernel_error};
+use super::bpf::{self, LOADER, kernel_error};
 use super::mmap::Mapping;
 use super::pins::Pins;
 
@@ -40,6 +41,15 @@ pub(crate) const LAYOUT: u32 = 1;
 /// The maps that outlive the process, if they can be pinned.
 pub(crate) const MAPS: [&str; 4] =
     ["express_control", "express_ports", "express_index", "express_flows"];
+
+/// The loader of programs whose maps are pinned: it keeps their paths.
+static PINNED: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| Mutex::new(bpf::loader()));
+
+/// Does now what takes time of [`Program::load`] with pins, but does not touch them.
+pub(crate) fn prepare() {
+    bpf::prepare();
+    LazyLock::force(&PINNED);
+}
 
 /// Where the clsact queueing discipline has the program: so that it can be replaced.
 const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 1), classid: None };
@@ -400,22 +410,12 @@ impl Program {
     /// [`keep_open`](Self::keep_open). With `pins`, its maps are pinned there; if they are there
     /// already, the program takes them as they are, as large as they are.
     pub(crate) fn load(flows: u32, pins: Option<Pins>) -> io::Result<Self> {
-        let mut shared;
-        let mut own = EbpfLoader::new();
-        let loader = match &pins {
-            // The shared one would keep the paths for programs to come.
-            Some(pins) => {
-                own.btf(None);
-                for name in MAPS {
-                    own.map_pin_path(name, pins.map(name));
-                }
-                &mut own
+        let mut loader = if pins.is_some() { &PINNED } else { &LOADER }.lock();
+        if let Some(pins) = &pins {
+            for name in MAPS {
+                loader.map_pin_path(name, pins.map(name));
             }
-            None => {
-                shared = LOADER.lock();
-                &mut *shared
-            }
-        };
+        }
         let mut program = loader
             .map_max_entries("express_index", flows)
             .map_max_entries("express_flows", flows)

@@ -38,6 +38,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Lab(LabCommand),
     Run(RunArgs),
+    Upgrade(UpgradeArgs),
     Status(StatusArgs),
     Ports(PortsArgs),
     #[command(subcommand)]
@@ -229,6 +230,20 @@ pub(crate) struct RunArgs {
     /// go with it when the switch stops
     #[arg(long, value_name = "DIR")]
     pub(crate) capture: Option<PathBuf>,
+}
+
+/// Puts this version of firedoor in the place of a running switch's, while frames move.
+///
+/// Established connections of the express lane lose nothing. New ones wait, and those of the switch
+/// lane begin anew, for as long as it says.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sudo firedoor upgrade --switch lab0")]
+pub(crate) struct UpgradeArgs {
+    #[command(flatten)]
+    pub(crate) switch: SwitchArgs,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Shows roles, epoch, ports, lanes, and drops by reason.
@@ -589,6 +604,9 @@ pub(crate) struct DataplaneArgs {
     /// Where in a BPF file system the express lane outlives the process
     #[arg(long, value_name = "DIR")]
     pub(crate) pins: Option<PathBuf>,
+    /// Take the place of the data plane that runs there
+    #[arg(long)]
+    pub(crate) succeed: bool,
     /// The process to end with
     #[arg(long, value_name = "PID")]
     pub(crate) supervisor: Option<i32>,

@@ -45,6 +45,7 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => commands::demo::run(args, out),
         Command::Lab(command) => commands::lab::run(command, out),
         Command::Run(args) => commands::run::run(args, out),
+        Command::Upgrade(args) => commands::upgrade::run(args, out),
         Command::Status(args) => commands::status::run(args, out),
         Command::Ports(args) => commands::ports::run(args, out),
         Command::Port(PortCommand::Add(args)) => commands::port::add(args, out),

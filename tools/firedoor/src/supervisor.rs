@@ -5,21 +5,26 @@
 //! process groups of their own, so Ctrl-C reaches only the supervisor, which then stops them in
 //! order; and they end by themselves when it is gone.
 
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use firedoor_api::control::{Reply, Request, Status};
 use firedoor_control::client::ControlClient;
 use firedoor_control::pins::{self, Place};
 use firedoor_control::rundir::RunDir;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::huge_pages;
@@ -32,6 +37,8 @@ const WELL: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 5;
 /// How long a role may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What the answer to `firedoor upgrade` begins with if it was not done. No path does.
+pub(crate) const FAILED: &str = "failed: ";
 /// How often to look whether the switch is up, until it is.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -77,9 +84,11 @@ impl Supervisor {
                     tracing::warn!("control is not running: send SIGHUP again once it is");
                 }
                 Some(SIGHUP) => self.control.signal(Signal::SIGHUP),
+                Some(SIGUSR1) => self.upgrade(),
                 Some(SIGCHLD) | None => {}
                 Some(_) => break Ok(()),
             }
+            self.tend_successor();
             let tended = self.dataplane.tend(is_up).and_then(|()| self.control.tend(is_up));
             if tended.is_err() {
                 break tended;
@@ -93,6 +102,49 @@ impl Supervisor {
         };
         tracing::info!("stopping");
         outcome
+    }
+
+    /// Starts the data plane of the program that `firedoor upgrade` has named, beside the one that runs.
+    fn upgrade(&mut self) {
+        let named =
+            fs::read(self.run_dir.upgrade()).map(|name| PathBuf::from(OsString::from_vec(name)));
+        let started = named
+            .map_err(anyhow::Error::from)
+            .and_then(|path| Program::open(&path))
+            .and_then(|program| self.dataplane.start_successor(program));
+        if let Err(error) = started {
+            self.answer(Err(error));
+        }
+    }
+
+    /// Notices how an upgrade goes: the old data plane ends when the new one has taken over; if the new
+    /// one ends before, nothing has changed.
+    fn tend_successor(&mut self) {
+        match self.dataplane.settle_successor() {
+            None => {}
+            Some(Ok(program)) => {
+                self.control.program = program;
+                self.control.is_replaced = true;
+                self.control.signal(Signal::SIGTERM);
+                self.answer(Ok(()));
+            }
+            Some(Err(error)) => self.answer(Err(error)),
+        }
+    }
+
+    /// Tells `firedoor upgrade` what came of it.
+    fn answer(&self, result: anyhow::Result<()>) {
+        let file = self.run_dir.upgrade();
+        let told = match result {
+            Ok(()) => fs::remove_file(&file),
+            Err(error) => {
+                tracing::warn!("no upgrade: {error:#}");
+                fs::write(&file, format!("{FAILED}{error:#}"))
+            }
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, "nobody could be told how the upgrade went");
+        }
     }
 
     /// Waits for a signal, or until there is something to do without one.
@@ -118,6 +170,7 @@ impl Drop for Supervisor {
 /// One role, running or about to be started again.
 struct Role {
     name: &'static str,
+    program: Program,
     arguments: Vec<PathBuf>,
     has_large_tables: bool,
     child: Option<Child>,
@@ -125,31 +178,97 @@ struct Role {
     /// How often in a row it has ended without having been well.
     failures: u32,
     restart_at: Option<Instant>,
+    /// It was told to end, to be started again from another program.
+    is_replaced: bool,
+    successor: Option<(Program, Child)>,
+}
+
+/// The file that a role is started from. Not by path: that may name another version since.
+#[derive(Clone)]
+struct Program(Option<Arc<File>>);
+
+impl Program {
+    /// The one that runs here.
+    const THIS: Self = Self(None);
+
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self(Some(Arc::new(file))))
+    }
+
+    fn command(&self) -> Command {
+        match &self.0 {
+            None => Command::new("/proc/self/exe"),
+            Some(file) => Command::new(format!("/proc/self/fd/{}", file.as_raw_fd())),
+        }
+    }
 }
 
 impl Role {
     fn new(name: &'static str, arguments: Vec<PathBuf>, has_large_tables: bool) -> Self {
-        let (child, started) = (None, Instant::now());
-        Self { name, arguments, has_large_tables, child, started, failures: 0, restart_at: None }
+        Self {
+            name,
+            program: Program::THIS,
+            arguments,
+            has_large_tables,
+            child: None,
+            started: Instant::now(),
+            failures: 0,
+            restart_at: None,
+            is_replaced: false,
+            successor: None,
+        }
     }
 
     fn start(&mut self) -> anyhow::Result<()> {
-        // Not by path: the file may have been replaced by another version since.
-        let mut command = Command::new("/proc/self/exe");
+        self.child = Some(self.spawn(&self.program, &[])?);
+        self.started = Instant::now();
+        self.restart_at = None;
+        self.is_replaced = false;
+        Ok(())
+    }
+
+    fn spawn(&self, program: &Program, more: &[&str]) -> anyhow::Result<Child> {
+        let mut command = program.command();
         if self.has_large_tables {
             huge_pages::ask_for(&mut command);
         }
-        let child = command
+        command
             .arg0("firedoor")
             .args(&self.arguments)
+            .args(more)
             .stdin(Stdio::null())
             .process_group(0)
             .spawn()
-            .with_context(|| format!("cannot start {}", self.name))?;
-        self.child = Some(child);
-        self.started = Instant::now();
-        self.restart_at = None;
+            .with_context(|| format!("cannot start {}", self.name))
+    }
+
+    /// Starts the same role from another program, which takes over by itself.
+    fn start_successor(&mut self, program: Program) -> anyhow::Result<()> {
+        if self.successor.is_some() {
+            bail!("another upgrade is on its way");
+        }
+        let child = self.spawn(&program, &["--succeed"])?;
+        self.successor = Some((program, child));
         Ok(())
+    }
+
+    /// Once an upgrade has come to an end: the program that runs now, or why it does not.
+    fn settle_successor(&mut self) -> Option<anyhow::Result<Program>> {
+        let (_, child) = self.successor.as_mut()?;
+        if let Ok(Some(status)) = child.try_wait() {
+            self.successor = None;
+            let why =
+                format!("the new {} ended ({}); its log says why", self.name, describe(status));
+            return Some(Err(anyhow!(why)));
+        }
+        if self.child.is_some() && self.ended().is_none() {
+            return None;
+        }
+        let (program, child) = self.successor.take()?;
+        (self.program, self.child) = (program.clone(), Some(child));
+        (self.started, self.restart_at) = (Instant::now(), None);
+        Some(Ok(program))
     }
 
     fn until_restart(&self) -> Option<Duration> {
@@ -169,6 +288,9 @@ impl Role {
     fn tend(&mut self, is_up: bool) -> anyhow::Result<()> {
         if let Some(status) = self.ended() {
             self.child = None;
+            if self.is_replaced {
+                return self.start();
+            }
             self.failures = if self.started.elapsed() < WELL { self.failures + 1 } else { 1 };
             if !is_up && self.failures >= ATTEMPTS {
                 bail!(
@@ -200,6 +322,9 @@ impl Role {
     /// Stops it: asked at first, killed if it takes too long.
     fn stop(&mut self, signals: &Receiver<i32>) {
         self.restart_at = None;
+        if let Some((_, mut child)) = self.successor.take() {
+            let _ = child.kill().and_then(|()| child.wait());
+        }
         self.signal(Signal::SIGTERM);
         let deadline = Instant::now() + PATIENCE;
         while self.child.is_some() && self.ended().is_none() {
@@ -218,7 +343,7 @@ impl Role {
 
 /// Signals as messages, so that waiting for one can have a limit.
 fn watch_signals() -> anyhow::Result<Receiver<i32>> {
-    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1])?;
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {

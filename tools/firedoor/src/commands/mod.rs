@@ -17,6 +17,7 @@ pub(crate) mod run;
 mod source;
 pub(crate) mod status;
 pub(crate) mod trace;
+pub(crate) mod upgrade;
 
 use firedoor_classifier::snapshot::Mode;
 

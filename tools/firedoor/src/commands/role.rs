@@ -19,6 +19,7 @@ pub(crate) fn dataplane(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     let options = firedoor_dataplane::daemon::Options {
         run_dir: args.run_dir.clone(),
         pins: args.pins.clone(),
+        succeed: args.succeed,
     };
     let ended = firedoor_dataplane::daemon::run(&options);
     run_dir.leave(Role::Dataplane);
