@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use firedoor_benches::scene::{CLIENT, SERVER, requests, snapshot};
 use firedoor_benches::switch::Switch;
-use firedoor_benches::traffic::{Delivered, TrafficPort};
+use firedoor_benches::traffic::{TrafficPort, Way};
 use firedoor_classifier::PortId;
 use firedoor_dataplane::pool::{FramePool, FrameStore};
 use firedoor_dataplane::port::{BURST, Port, memory};
@@ -49,7 +49,7 @@ fn path(criterion: &mut Criterion) {
     group.bench_function("ports alone", |bencher| {
         let (umem, frames) = Umem::new(16_384).expect("memory for a umem");
         let mut pool = FramePool::new(Arc::new(umem), FrameStore::new(frames));
-        let arrived = Delivered::default();
+        let arrived = Way::default();
         let mut port = TrafficPort::new(requests(10_000), &arrived, &arrived);
         let mut batch = Vec::new();
         bencher.iter_custom(|count| {
@@ -66,12 +66,12 @@ fn path(criterion: &mut Criterion) {
 /// A switch with frames on their way from one of its ports to another; the rest are idle.
 fn loaded(flows: u16, ports: u16) -> Switch {
     let mut switch = Switch::new(snapshot(RULES), 1);
-    let (to_client, to_server) = (Delivered::default(), Delivered::default());
+    let (to_client, to_server) = (Way::default(), Way::default());
     let requests = requests(flows);
     switch.plug(CLIENT, 0, TrafficPort::new(requests, &to_server, &to_client));
     switch.plug(SERVER, 0, TrafficPort::new(Vec::new(), &to_client, &to_server));
     for idle in 2..ports {
-        let none = Delivered::default();
+        let none = Way::default();
         switch.plug(PortId(idle), 0, TrafficPort::new(Vec::new(), &none, &none));
     }
     let rounds = 2 * usize::from(flows).div_ceil(BURST);

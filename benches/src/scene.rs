@@ -61,6 +61,12 @@ pub fn answers(flows: u16) -> Vec<Vec<u8>> {
     shuffled_ports(flows).into_iter().rev().map(frame).collect()
 }
 
+/// The client's port in one of these frames, either way.
+pub fn client_port(frame: &[u8]) -> u16 {
+    let [src, dst] = [34, 36].map(|at| u16::from_be_bytes([frame[at], frame[at + 1]]));
+    if src == SERVICE_PORT { dst } else { src }
+}
+
 /// The client's ports, in random order.
 fn shuffled_ports(flows: u16) -> Vec<u16> {
     let mut ports: Vec<u16> = (1_024..1_024 + flows).collect();

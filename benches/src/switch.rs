@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crossbeam::channel::{Sender, unbounded};
+use firedoor_classifier::connections::{Claims, Directory};
 use firedoor_classifier::snapshot::Snapshot;
 use firedoor_classifier::{Nanos, Pipeline, Policy, PortId};
 use firedoor_dataplane::counters::WorkerCounters;
 use firedoor_dataplane::fragments::Fragmented;
-use firedoor_dataplane::handoff::{Doorstep, Peers};
+use firedoor_dataplane::handoff::Peers;
 use firedoor_dataplane::mirror::{Mirror, MirrorSender};
 use firedoor_dataplane::outbox::Outbox;
 use firedoor_dataplane::path::{Burst, Path};
@@ -17,6 +18,8 @@ use firedoor_dataplane::pool::{FramePool, FrameStore};
 use firedoor_dataplane::port::Port;
 use firedoor_dataplane::sys::umem::Umem;
 use firedoor_dataplane::worker::{Clock, Command, Worker};
+
+use crate::traffic::TrafficPort;
 
 /// The time, which stands still: nothing expires.
 pub const NOW: Nanos = Nanos::from_secs(1_000);
@@ -34,6 +37,13 @@ struct Seat {
     counters: Arc<WorkerCounters>,
 }
 
+impl Seat {
+    fn obey(&mut self, command: Command) {
+        self.commands.send(command).expect("the worker lives");
+        self.worker.take_commands(None);
+    }
+}
+
 impl Switch {
     /// A switch that enforces `snapshot` by `workers` workers.
     ///
@@ -45,18 +55,23 @@ impl Switch {
         let (umem, store) = (Arc::new(umem), FrameStore::new(frames));
         let cell = Arc::<PolicyCell>::default();
         cell.install(Arc::clone(&policy));
-        let doorsteps: Arc<[Arc<Doorstep>]> = (0..workers).map(|_| Arc::default()).collect();
-        let seat = |index| {
+        let directory = Directory::new(policy.settings().max_connections);
+        let seat = |peers: Peers| {
             let (commands, inbox) = unbounded();
             let counters = Arc::<WorkerCounters>::default();
+            let mut pipeline = Pipeline::new(Arc::clone(&policy));
+            if workers > 1 {
+                pipeline.share(Claims::new(Arc::clone(&directory), peers.me()));
+            }
             let path = Path {
-                pipeline: Pipeline::new(Arc::clone(&policy)),
+                pipeline,
                 pool: FramePool::new(Arc::clone(&umem), Arc::clone(&store)),
                 outbox: Outbox::default(),
                 counters: Arc::clone(&counters),
                 mirror: MirrorSender::new(Mirror::new(0), 0, 0),
-                peers: Peers::new(index, Arc::clone(&doorsteps)),
+                peers,
                 burst: Burst::default(),
+                parcels: Vec::new(),
                 offload: Default::default(),
                 fragments: Fragmented::new(policy.settings(), umem.frames()),
             };
@@ -64,22 +79,37 @@ impl Switch {
             let worker = Worker::new(path, Arc::clone(&cell), epoch, inbox, Clock::default());
             Seat { worker, commands, counters }
         };
-        Self { seats: (0..workers).map(seat).collect(), umem }
+        Self { seats: Peers::of(workers).into_iter().map(seat).collect(), umem }
     }
 
-    /// Gives a port to worker `home`, and tells the others where it is.
+    /// Gives a port of one queue to worker `home`, and tells the others where it is.
     ///
     /// # Panics
     /// If there is no such worker.
     pub fn plug(&mut self, id: PortId, home: u16, port: impl Port + 'static) {
-        let mut queue: Option<Box<dyn Port>> = Some(Box::new(port));
         for (index, seat) in self.seats.iter_mut().enumerate() {
-            let command = match queue.take_if(|_| index == usize::from(home)) {
-                Some(queue) => Command::AddQueue { id, queue },
-                None => Command::SetHome { id, worker: home },
-            };
-            seat.commands.send(command).expect("the worker lives");
-            seat.worker.take_commands(None);
+            if index != usize::from(home) {
+                seat.obey(Command::SetHome { id, worker: home });
+            }
+        }
+        self.seats[usize::from(home)].obey(Command::AddQueue {
+            id,
+            queue: Box::new(port),
+            everywhere: false,
+        });
+    }
+
+    /// Gives each worker a queue of a port.
+    ///
+    /// # Panics
+    /// If there are more queues than workers.
+    pub fn plug_spread(&mut self, id: PortId, queues: impl Iterator<Item = TrafficPort>) {
+        for (index, queue) in queues.enumerate() {
+            self.seats[index].obey(Command::AddQueue {
+                id,
+                queue: Box::new(queue),
+                everywhere: true,
+            });
         }
     }
 

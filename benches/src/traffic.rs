@@ -8,51 +8,101 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crossbeam::utils::CachePadded;
 use firedoor_dataplane::frame::Frame;
 use firedoor_dataplane::pool::FramePool;
 use firedoor_dataplane::port::{BURST, Port};
 use firedoor_dataplane::sys::umem::MAX_FRAME;
 
-/// Frames that may be on their way at once, so that no queue of the switch overflows.
-const WINDOW: u64 = 1_024;
+/// Frames that may be on their way at once for each queue, so that no queue of the switch overflows; up
+/// to twice as many where two workers spend the same credit.
+const WINDOW: u64 = 512;
 
-/// Frames that a port has delivered to its far end.
-pub type Delivered = Arc<AtomicU64>;
+/// From one port to another: how many frames were sent and how many have arrived.
+#[derive(Clone)]
+pub struct Way(Arc<[Ends]>);
 
-/// A port whose far end sends `load` in a circle.
+/// What one queue has sent at the one port, and delivered at the other. Each is written by the worker
+/// that has the queue.
+#[derive(Default)]
+struct Ends {
+    offered: CachePadded<AtomicU64>,
+    arrived: CachePadded<AtomicU64>,
+}
+
+impl Default for Way {
+    fn default() -> Self {
+        Self::of(1)
+    }
+}
+
+impl Way {
+    /// Between ports of so many queues.
+    pub fn of(queues: u16) -> Self {
+        Self((0..queues).map(|_| Ends::default()).collect())
+    }
+
+    /// Frames that have arrived.
+    pub fn arrived(&self) -> u64 {
+        self.0.iter().map(|ends| ends.arrived.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Frames that may be sent now.
+    fn credit(&self) -> u64 {
+        let offered: u64 = self.0.iter().map(|ends| ends.offered.load(Ordering::Relaxed)).sum();
+        (WINDOW * self.0.len() as u64).saturating_sub(offered - self.arrived().min(offered))
+    }
+}
+
+/// One queue of a port whose far end sends `load` in a circle. Aligned, because another worker may have
+/// the next one.
+#[repr(align(128))]
 pub struct TrafficPort {
     load: Vec<Vec<u8>>,
     next: usize,
-    /// Frames the far end has sent.
-    offered: u64,
-    /// What has arrived of them.
-    arrived: Delivered,
-    delivered: Delivered,
+    queue: usize,
+    there: Way,
+    back: Way,
+    /// Frames that may be sent before others' counts are read again.
+    credit: u64,
     sent: Vec<Frame>,
 }
 
 impl TrafficPort {
-    /// A port whose far end sends `load`, if any, and sends on while what it sent arrives, as
-    /// counted by `arrived`. What arrives at this port is counted by `delivered`.
-    pub fn new(load: Vec<Vec<u8>>, arrived: &Delivered, delivered: &Delivered) -> Self {
+    /// A port whose far end sends `load`, if any, by the way `there`, as fast as it arrives. What is
+    /// sent to this port arrives by the way `back`.
+    pub fn new(load: Vec<Vec<u8>>, there: &Way, back: &Way) -> Self {
+        Self::queue(0, load, there, back)
+    }
+
+    /// The queue of that number of such a port.
+    pub fn queue(queue: u16, load: Vec<Vec<u8>>, there: &Way, back: &Way) -> Self {
         Self {
             load,
             next: 0,
-            offered: 0,
-            arrived: Arc::clone(arrived),
-            delivered: Arc::clone(delivered),
+            queue: queue.into(),
+            there: there.clone(),
+            back: back.clone(),
+            credit: 0,
             sent: Vec::with_capacity(WINDOW as usize),
         }
     }
 
     /// Frames that may be sent now.
-    fn credit(&self) -> usize {
+    fn credit(&mut self) -> usize {
         if self.load.is_empty() {
             return 0;
         }
-        let on_their_way = self.offered - self.arrived.load(Ordering::Relaxed);
-        (WINDOW - on_their_way).min(BURST as u64) as usize
+        if self.credit < BURST as u64 {
+            self.credit = self.there.credit();
+        }
+        self.credit.min(BURST as u64) as usize
     }
+}
+
+/// Adds to a count that nobody else writes.
+fn add(count: &AtomicU64, frames: usize) {
+    count.store(count.load(Ordering::Relaxed) + frames as u64, Ordering::Relaxed);
 }
 
 impl Port for TrafficPort {
@@ -67,15 +117,15 @@ impl Port for TrafficPort {
             }
         }
         let received = batch.len() - before;
-        self.offered += received as u64;
+        self.credit -= received as u64;
+        add(&self.there.0[self.queue].offered, received);
         received
     }
 
     fn transmit(&mut self, frames: &mut Vec<Frame>) -> usize {
         let count = frames.len();
         self.sent.append(frames);
-        let delivered = self.delivered.load(Ordering::Relaxed) + count as u64;
-        self.delivered.store(delivered, Ordering::Relaxed);
+        add(&self.back.0[self.queue].arrived, count);
         count
     }
 

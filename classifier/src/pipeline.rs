@@ -12,8 +12,8 @@ use crate::classify::{
     Classified, Context, Related, classify, is_conversation, may_learn, vlan_of,
 };
 use crate::connections::{
-    self, Commit, ConnectionId, ConnectionInfo, Connections, Credit, Established, Hint, Hints, Hit,
-    Lookup, Side,
+    self, Claims, Commit, ConnectionId, ConnectionInfo, Connections, Credit, Established, Hint,
+    Hints, Hit, Lookup, Side,
 };
 use crate::extract::{Embedded, Headers, Kind};
 use crate::fdb::Fdb;
@@ -86,6 +86,16 @@ impl Pipeline {
         }
     }
 
+    /// Shares connections with other workers' pipelines; see [`Connections::share`].
+    pub fn share(&mut self, claims: Claims) {
+        self.connections.share(claims);
+    }
+
+    /// Which pipeline judges which frame; `None` if this is the only one.
+    pub const fn claims(&mut self) -> Option<&mut Claims> {
+        self.connections.claims()
+    }
+
     /// Takes now what memory connections may need; see [`Connections::set_aside`].
     pub fn set_aside(&mut self) {
         self.connections.set_aside();
@@ -128,6 +138,12 @@ impl Pipeline {
     /// Nothing is decided here but whether a frame may be admitted, so it does not matter what the
     /// first frames of a burst change for the later ones.
     pub fn prepare(&mut self, burst: &mut [Headers]) {
+        self.find_connections(burst);
+        self.find_flows(burst, |_| true);
+    }
+
+    /// The first half of [`Pipeline::prepare`].
+    pub fn find_connections(&mut self, burst: &mut [Headers]) {
         self.refusals.clear();
         for headers in burst.iter_mut() {
             let vlan = vlan_of(&self.policy, headers);
@@ -136,10 +152,31 @@ impl Pipeline {
         }
         self.connections.prepare(&*burst, &mut self.hints);
         self.connections.prepare_to_observe(&self.hints);
+    }
+
+    /// The worker that judges the frame at position `at` of the burst; see [`Claims::owner_of`]. `None` if
+    /// there is but one. A connection that is in the table is this worker's, so only for other frames the
+    /// directory is asked.
+    #[inline]
+    pub fn owner_of(
+        &mut self,
+        headers: &Headers,
+        at: usize,
+        wish: impl Fn(u32) -> u16,
+        is_clear: impl Fn(u16) -> bool,
+    ) -> Option<u16> {
+        let is_here = self.connections.has(&self.hints, at);
+        let claims = self.connections.claims()?;
+        Some(if is_here { claims.me() } else { claims.owner_of(headers, wish, is_clear) })
+    }
+
+    /// The second half of [`Pipeline::prepare`]: for those frames of the burst, by their position, that
+    /// are to be judged here.
+    pub fn find_flows(&mut self, burst: &[Headers], is_judged_here: impl Fn(usize) -> bool) {
         let hints = &self.hints;
         let unknown = |(at, headers)| {
             let is_known = hints.get(at).is_some_and(Hint::is_found);
-            (!is_known && is_conversation(headers)).then_some(&headers.key)
+            (!is_known && is_conversation(headers) && is_judged_here(at)).then_some(&headers.key)
         };
         self.cache.prepare(burst.iter().enumerate().map(unknown), &mut self.flow_hints);
     }

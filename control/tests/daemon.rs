@@ -161,6 +161,7 @@ impl Memory {
             state: PortState::Missing,
             lane: Lane::Switch,
             mode: String::new(),
+            workers: Vec::new(),
             notices: Vec::new(),
             counters: Default::default(),
         };

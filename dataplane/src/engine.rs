@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Sender, bounded, unbounded};
 use firedoor_api::dataplane::{ExpressStatus, PortCounters, PortState, PortStatus, Status};
 use firedoor_classifier::cache::FlowInfo;
-use firedoor_classifier::connections::ConnectionInfo;
+use firedoor_classifier::connections::{Claims, ConnectionInfo, Directory};
 use firedoor_classifier::policy::PolicyError;
 use firedoor_classifier::snapshot::{Lane, Snapshot, Workload};
 use firedoor_classifier::{DropReason, Pipeline, Policy, PortId};
@@ -32,7 +32,7 @@ use crate::pool::{FramePool, FrameStore};
 use crate::port::Port;
 use crate::sys::affinity;
 use crate::sys::umem::Umem;
-use crate::worker::{Clock, Command, Page, Worker};
+use crate::worker::{Clock, Command, Page, Remains, Worker};
 
 /// Longest wait for a worker to obey or to take a policy.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -181,6 +181,8 @@ struct PortEntry {
     state: PortState,
     lane: Lane,
     mode: String,
+    /// Who has each of its queues.
+    workers: Vec<u16>,
     notices: Vec<String>,
     ifindex: u32,
     /// Its place among the umem's owners.
@@ -256,9 +258,13 @@ impl Engine {
         if !inherited.is_empty() {
             tracing::info!(flows = inherited.len(), "judging the kernel's flows again");
             let connections = Legacy::of_flows(inherited);
+            let (reply, done) = unbounded();
             for worker in &self.workers {
-                worker.tell(Command::Inherit(Arc::clone(&connections)));
+                let (connections, reply) = (Arc::clone(&connections), reply.clone());
+                worker.tell(Command::Inherit { connections, reply });
             }
+            // All of them, because a frame may come in at another worker than the one it belongs to.
+            self.workers.iter().for_each(|_| _ = done.recv_timeout(PATIENCE));
         }
         self.hand_out(queues);
         self.members.keep_links();
@@ -266,9 +272,11 @@ impl Engine {
     }
 
     fn start_workers(&mut self, count: u16, policy: &Arc<Policy>) -> Result<(), EngineError> {
-        let doorsteps: Arc<[Arc<Doorstep>]> = (0..count).map(|_| Arc::default()).collect();
-        for index in 0..count {
-            let handle = self.start_worker(index, &doorsteps, policy)?;
+        let shared =
+            (count > 1).then(|| Directory::new(policy.snapshot().settings.max_connections));
+        for peers in Peers::of(count) {
+            let claims = shared.as_ref().map(|all| Claims::new(Arc::clone(all), peers.me()));
+            let handle = self.start_worker(peers, claims, policy)?;
             self.workers.push(handle);
         }
         Ok(())
@@ -276,10 +284,11 @@ impl Engine {
 
     fn start_worker(
         &self,
-        index: u16,
-        doorsteps: &Arc<[Arc<Doorstep>]>,
+        peers: Peers,
+        claims: Option<Claims>,
         policy: &Arc<Policy>,
     ) -> Result<WorkerHandle, EngineError> {
+        let (index, doorstep) = (peers.me(), Arc::clone(peers.doorstep()));
         let settings = &policy.snapshot().settings;
         let (commands, inbox) = unbounded();
         let counters = Arc::<WorkerCounters>::default();
@@ -287,6 +296,8 @@ impl Engine {
         let mirror = Mirror::new(settings.mirror_snaplen);
         let mut pipeline = Pipeline::new(Arc::clone(policy));
         pipeline.set_aside();
+        let is_alone = claims.is_none();
+        claims.into_iter().for_each(|claims| pipeline.share(claims));
         let path = Path {
             pipeline,
             pool: FramePool::new(Arc::clone(&self.umem), Arc::clone(&self.store)),
@@ -297,18 +308,18 @@ impl Engine {
                 settings.mirror_per_sec,
                 settings.mirror_snaplen,
             ),
-            peers: Peers::new(index, Arc::clone(doorsteps)),
+            peers,
             offload: Offload::new(Arc::clone(&self.members)),
             burst: Burst::default(),
+            parcels: Vec::new(),
             fragments: Fragmented::new(settings, self.umem.frames()),
         };
         let cell = Arc::clone(&self.policy);
         let worker = Worker::new(path, cell, Arc::clone(&epoch), inbox, self.clock);
-        let pinned = doorsteps.len() > 1;
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
-                if pinned {
+                if !is_alone {
                     pin(index);
                 }
                 if let Err(error) = worker.run() {
@@ -316,7 +327,6 @@ impl Engine {
                 }
             })
             .map_err(EngineError::Thread)?;
-        let doorstep = Arc::clone(&doorsteps[index as usize]);
         Ok(WorkerHandle { commands, doorstep, counters, epoch, mirror, thread })
     }
 
@@ -393,6 +403,7 @@ impl Engine {
                         state: PortState::Missing,
                         lane: Lane::Switch,
                         mode: String::new(),
+                        workers: Vec::new(),
                         notices: Vec::new(),
                         ifindex: 0,
                         slot: self.free_slot(),
@@ -450,9 +461,12 @@ impl Engine {
         self.ports.values().map(|entry| entry.workload.ifname.clone()).collect()
     }
 
-    /// Opens the port. Its queues are for the workers, spread from its home worker on.
+    /// Opens the port. Its queues are for the workers: if each can have one, then queues of the same number
+    /// of all ports are for the same worker, so that a flow whose directions arrive at queues of one
+    /// number never changes worker. Otherwise they are spread from the port's home worker on.
     fn attach(&mut self, id: PortId) -> Vec<Share> {
-        let fill = fill_share(self.umem.frames(), self.store.len() as u32, self.ports.len() as u32);
+        let queues = self.ports.len() as u32 * self.workers.len() as u32;
+        let fill = fill_share(self.umem.frames(), self.store.len() as u32, queues);
         let Some(entry) = self.ports.get_mut(&id) else { return Vec::new() };
         let lease = Lease { owner_base: 1 + entry.slot * MAX_QUEUES, fill };
         let opened = self.opener.open(&self.umem, lease, &entry.workload, &mut self.pool);
@@ -473,15 +487,17 @@ impl Engine {
         entry.notices = opened.notices;
         entry.ifindex = opened.ifindex;
         let count = self.workers.len();
-        let home = id.0 as usize % count;
-        let others = (0..count).filter(|&worker| worker != home);
+        let everywhere = opened.queues.len() >= count;
+        let home = if everywhere { 0 } else { usize::from(id.0) % count };
+        let others = (opened.queues.len()..count).map(|nth| (home + nth) % count);
         let homes = others.map(|worker| {
             let command = Command::SetHome { id, worker: home as u16 };
             Share { worker, command }
         });
-        let queues = opened.queues.into_iter().enumerate().map(|(index, queue)| {
-            let command = Command::AddQueue { id, queue };
-            Share { worker: (home + index) % count, command }
+        entry.workers = (0..opened.queues.len()).map(|nth| ((home + nth) % count) as u16).collect();
+        let queues = opened.queues.into_iter().zip(&entry.workers).map(|(queue, &worker)| {
+            let command = Command::AddQueue { id, queue, everywhere };
+            Share { worker: worker.into(), command }
         });
         homes.chain(queues).collect()
     }
@@ -508,6 +524,7 @@ impl Engine {
         if let Some(entry) = self.ports.get_mut(&id) {
             entry.state = PortState::Missing;
             entry.mode.clear();
+            entry.workers.clear();
             entry.notices.clear();
         }
     }
@@ -515,35 +532,33 @@ impl Engine {
     /// Ends the workers, and leaves the ports to the end of the process: what the kernel does for them
     /// goes on until then, and what is pinned beyond.
     pub fn halt(mut self) {
-        let (queues, _) = self.end_workers();
-        std::mem::forget((queues, self));
+        let remains = self.end_workers();
+        std::mem::forget((remains, self));
     }
 
     /// Ends the workers, closes the ports, and returns how many of the umem's frames came back.
     pub fn stop(mut self) -> usize {
-        let (queues, doorsteps) = self.end_workers();
-        queues.into_iter().for_each(|queue| queue.close(&mut self.pool));
+        for Remains { queues, mut peers } in self.end_workers() {
+            queues.into_iter().for_each(|queue| queue.close(&mut self.pool));
+            // What a worker left with one that had ended already.
+            peers.drain().into_iter().for_each(|frame| self.pool.give(frame));
+        }
         self.members.unpin();
-        // What a worker left with one that had ended already.
-        let parcels = doorsteps.iter().flat_map(|doorstep| std::iter::from_fn(|| doorstep.take()));
-        parcels.for_each(|parcel| self.pool.give(parcel.into_frame()));
         self.pool.flush();
         self.store.len()
     }
 
-    fn end_workers(&mut self) -> (Vec<Box<dyn Port>>, Vec<Arc<Doorstep>>) {
-        let mut queues = Vec::new();
-        let workers = std::mem::take(&mut self.workers);
-        let doorsteps: Vec<_> = workers.iter().map(|worker| Arc::clone(&worker.doorstep)).collect();
-        for worker in workers {
-            let (reply, given) = bounded(1);
+    fn end_workers(&mut self) -> Vec<Remains> {
+        let mut all = Vec::new();
+        for worker in std::mem::take(&mut self.workers) {
+            let (reply, remains) = bounded(1);
             worker.tell(Command::Stop { reply });
-            queues.extend(given.recv_timeout(PATIENCE).unwrap_or_default());
+            all.push(remains.recv_timeout(PATIENCE).unwrap_or_default());
             if worker.thread.join().is_err() {
                 tracing::error!("a worker had panicked");
             }
         }
-        (queues, doorsteps)
+        all
     }
 
     /// The policy in force.
@@ -586,6 +601,7 @@ impl Engine {
             state: entry.state.clone(),
             lane: entry.lane,
             mode: entry.mode.clone(),
+            workers: entry.workers.clone(),
             notices: entry.notices.clone(),
             counters,
         }
@@ -609,6 +625,7 @@ impl Engine {
             let pipeline = counters.pipeline();
             status.connections += counters.connections.get();
             status.received += counters.received.get();
+            status.received_by.push(counters.received.get());
             status.sent += counters.sent.get();
             status.connection_hits += pipeline.connection_hits;
             status.cache_hits += pipeline.cache_hits;
@@ -699,11 +716,11 @@ fn pin(worker: u16) {
     }
 }
 
-/// Frames for a new port to receive into, per queue: an even share of half the umem, the other half
-/// being for frames on their way; but no more than a sixteenth of what is free, so that ports plugged
-/// in later find some too.
-fn fill_share(frames: u32, free: u32, ports: u32) -> u32 {
-    let even = frames / 2 / ports.max(8);
+/// Frames for a queue of a new port to receive into, of `queues` if each worker has one of each port: an
+/// even share of half the umem, the other half being for frames on their way; but no more than a
+/// sixteenth of what is free, so that ports plugged in later find some too.
+fn fill_share(frames: u32, free: u32, queues: u32) -> u32 {
+    let even = frames / 2 / queues.max(8);
     even.min(free / 16).clamp(*FILL.start(), *FILL.end())
 }
 

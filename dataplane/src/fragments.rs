@@ -14,7 +14,7 @@ use firedoor_classifier::snapshot::Settings;
 use firedoor_classifier::{Nanos, PortId, Verdict};
 
 use crate::frame::Frame;
-use crate::handoff::Parcel;
+use crate::handoff::{Errand, Parcel};
 use crate::path::Path;
 use crate::pool::FramePool;
 
@@ -60,11 +60,11 @@ impl Fragmented {
 impl Path {
     /// Puts a fragment in order, here or at the worker that has the others of its packet.
     pub(crate) fn order(&mut self, frame: Frame, headers: &Headers, now: Nanos) {
-        if let Some(doorstep) = self.peers.order_of(headers) {
-            let left = doorstep.leave(Parcel::Order(frame, *headers));
-            return left.unwrap_or_else(|parcel| self.discard_parcel(parcel));
+        if let Some(worker) = self.peers.order_of(headers) {
+            let port = headers.key.ingress;
+            return self.hand(worker, Parcel { frame, port, errand: Errand::Order });
         }
-        let owner = self.peers.owner_of(headers);
+        let owner = self.owner_of_fragment(headers);
         self.fragments.order.arrive(headers, owner, (frame, *headers), now);
         self.release_fragments();
     }
@@ -76,13 +76,13 @@ impl Path {
                 Release::Drop { item: (frame, headers), reason } => {
                     self.discard(frame, reason, headers.key.ingress);
                 }
-                Release::Pass { item: (frame, headers), owner } => match self.peers.other(owner) {
-                    None => self.burst.push(frame, &headers),
-                    Some(doorstep) => {
-                        let left = doorstep.leave(Parcel::Judge(frame, headers));
-                        left.unwrap_or_else(|parcel| self.discard_parcel(parcel));
-                    }
-                },
+                Release::Pass { item: (frame, headers), owner } if owner == self.peers.me() => {
+                    self.burst.push(frame, &headers);
+                }
+                Release::Pass { item: (frame, headers), owner } => {
+                    let port = headers.key.ingress;
+                    self.hand(owner, Parcel { frame, port, errand: Errand::JudgeInOrder });
+                }
             }
         }
     }

@@ -36,6 +36,8 @@ pub enum Home {
     Here {
         /// The longest frame the port takes.
         max_frame: usize,
+        /// Every worker has a queue of the port, so all send their own.
+        everywhere: bool,
     },
     /// That worker.
     Worker(u16),
@@ -43,8 +45,14 @@ pub enum Home {
 
 impl Outbox {
     /// This worker sends the port's frames from now on.
-    pub fn add_local(&mut self, id: PortId, max_frame: usize, cells: Arc<PortCells>) {
-        self.set(id, Home::Here { max_frame }, cells);
+    pub fn add_local(
+        &mut self,
+        id: PortId,
+        max_frame: usize,
+        everywhere: bool,
+        cells: Arc<PortCells>,
+    ) {
+        self.set(id, Home::Here { max_frame, everywhere }, cells);
     }
 
     /// Another worker sends the port's frames from now on.
@@ -77,7 +85,7 @@ impl Outbox {
         let Some(Some(slot)) = self.slots.get_mut(id.0 as usize) else {
             return Err((frame, DropReason::PortDown));
         };
-        let Home::Here { max_frame } = slot.home else {
+        let Home::Here { max_frame, .. } = slot.home else {
             return Err((frame, DropReason::PortDown));
         };
         if frame.len() > max_frame {

@@ -15,6 +15,7 @@
 //! Nothing here allocates, locks or calls the kernel per frame. Every frame that enters a function
 //! of this module leaves it in the outbox, with another worker, or in the pool.
 
+use std::hint::black_box;
 use std::sync::Arc;
 
 use firedoor_classifier::checksum::complete_partial;
@@ -28,7 +29,7 @@ use crate::counters::{PortCells, WorkerCounters};
 use crate::express::offload::Offload;
 use crate::fragments::Fragmented;
 use crate::frame::Frame;
-use crate::handoff::{Parcel, Peers};
+use crate::handoff::{Errand, Parcel, Peers};
 use crate::mirror::MirrorSender;
 use crate::outbox::{Home, Outbox};
 use crate::pool::FramePool;
@@ -54,6 +55,8 @@ pub struct Path {
     pub peers: Peers,
     /// Frames that wait to be judged together.
     pub burst: Burst,
+    /// What other workers left, while it is dealt with.
+    pub parcels: Vec<Parcel>,
     /// Packets of which not all fragments have come.
     pub fragments: Fragmented,
     /// Connections that the kernel forwards.
@@ -66,6 +69,27 @@ pub struct Burst {
     frames: Vec<Frame>,
     /// Those of the frame at the same position.
     headers: Vec<Headers>,
+    /// Who judges it; nobody's, if there is one worker.
+    owners: Vec<u16>,
+}
+
+/// How the frames of a burst came to this worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// By a port.
+    Port,
+    /// Another worker handed them over.
+    Worker,
+}
+
+/// The worker that should judge a frame of a connection that nobody owns yet. It stays where it was handed
+/// to, and where it came in by a port of which every worker has a queue, since the other direction should
+/// come in here too. A port with fewer queues says nothing of where the other direction arrives; then any
+/// worker is as good, and `number` picks one, so that all have their share.
+fn wish(peers: &Peers, outbox: &Outbox, headers: &Headers, origin: Origin, number: u32) -> u16 {
+    let home = outbox.home(headers.key.ingress);
+    let is_everywhere = matches!(home, Some(Home::Here { everywhere: true, .. }));
+    if origin == Origin::Worker || is_everywhere { peers.me() } else { peers.any_of(number) }
 }
 
 impl Path {
@@ -81,13 +105,13 @@ impl Path {
         cells.rx_frames.add(batch.len() as u64);
         cells.rx_bytes.add(batch.iter().map(|frame| frame.len() as u64).sum());
         for frame in batch.drain(..) {
-            self.read(ingress, frame, now);
+            self.read(ingress, frame, None, now);
         }
-        self.judge_burst(now);
+        self.judge_burst(Origin::Port, now);
     }
 
-    /// Step 2: reads the headers, and finds the worker that judges the frame.
-    fn read(&mut self, ingress: PortId, frame: Frame, now: Nanos) {
+    /// Step 2: reads the headers. `errand` is why the frame was handed over, if it was.
+    fn read(&mut self, ingress: PortId, frame: Frame, errand: Option<Errand>, now: Nanos) {
         let extracted = extract(self.pool.umem().bytes(&frame), ingress);
         // Borrowed, not moved: headers are larger than what it takes to read them.
         let headers = match &extracted {
@@ -98,38 +122,75 @@ impl Path {
                 return self.pool.give(frame);
             }
         };
-        if headers.fragment.is_some() {
+        if headers.fragment.is_some() && errand != Some(Errand::JudgeInOrder) {
             return self.order(frame, headers, now);
         }
-        match self.peers.judge_of(headers) {
-            None => self.burst.push(frame, headers),
-            Some(owner) => {
-                if let Err(parcel) = owner.leave(Parcel::Judge(frame, *headers)) {
-                    self.discard_parcel(parcel);
-                }
-            }
-        }
+        self.burst.push(frame, headers);
     }
 
     /// Steps 3 to 6 for the frames that wait, one after the other. They are prepared together: so
     /// what one has to wait for, memory above all, comes while the others' is on its way.
-    fn judge_burst(&mut self, now: Nanos) {
-        let Burst { mut frames, mut headers } = std::mem::take(&mut self.burst);
+    ///
+    /// Those that another worker judges go there.
+    fn judge_burst(&mut self, origin: Origin, now: Nanos) {
+        let Burst { mut frames, mut headers, mut owners } = std::mem::take(&mut self.burst);
         self.refresh_offload(now);
-        self.pipeline.prepare(&mut headers);
+        self.pipeline.find_connections(&mut headers);
+        self.find_owners(&headers, origin, &mut owners);
+        let me = self.peers.me();
+        let owner_of = |at: usize| owners.get(at).copied().unwrap_or(me);
+        self.pipeline.find_flows(&headers, |at| owner_of(at) == me);
         for (at, (frame, headers)) in frames.drain(..).zip(&headers).enumerate() {
-            let offloads = self.catch_up(headers, now);
-            let verdict = match headers.fragment {
-                None => self.pipeline.judge_next(headers, at, frame.len(), now),
-                Some(_) => self.judge_fragment(headers, at, frame.len(), now),
-            };
-            self.apply(frame, headers, &verdict, now);
-            if offloads {
-                self.judged(headers, now);
+            let owner = owner_of(at);
+            if owner == me {
+                self.judge(frame, headers, at, now);
+            } else {
+                let is_ordered = headers.fragment.is_some();
+                let errand = if is_ordered { Errand::JudgeInOrder } else { Errand::Judge };
+                self.hand(owner, Parcel { frame, port: headers.key.ingress, errand });
             }
         }
         headers.clear();
-        self.burst = Burst { frames, headers };
+        owners.clear();
+        self.burst = Burst { frames, headers, owners };
+    }
+
+    /// Steps 3 to 6 for one frame, which stands at position `at` of the burst.
+    fn judge(&mut self, frame: Frame, headers: &Headers, at: usize, now: Nanos) {
+        let offloads = self.catch_up(headers, now);
+        let verdict = match headers.fragment {
+            None => self.pipeline.judge_next(headers, at, frame.len(), now),
+            Some(_) => self.judge_fragment(headers, at, frame.len(), now),
+        };
+        self.apply(frame, headers, &verdict, now);
+        if offloads {
+            self.judged(headers, now);
+        }
+    }
+
+    /// Finds the worker that judges each frame of a burst; none, if this is the only one.
+    fn find_owners(&mut self, burst: &[Headers], origin: Origin, owners: &mut Vec<u16>) {
+        let Self { pipeline, peers, outbox, .. } = self;
+        owners.extend(burst.iter().enumerate().map_while(|(at, headers)| {
+            let wish = |number| wish(peers, outbox, headers, origin, number);
+            let is_clear = |last| origin == Origin::Worker || peers.is_clear(last);
+            pipeline.owner_of(headers, at, wish, is_clear)
+        }));
+    }
+
+    /// The worker that judges a fragment which is put in order here.
+    pub(crate) fn owner_of_fragment(&mut self, headers: &Headers) -> u16 {
+        let me = self.peers.me();
+        let claims = self.pipeline.claims();
+        claims.map_or(me, |claims| claims.owner_of(headers, |_| me, |_| true))
+    }
+
+    /// Hands a frame to another worker.
+    pub(crate) fn hand(&mut self, worker: u16, parcel: Parcel) {
+        if let Err(parcel) = self.peers.hand(worker, parcel) {
+            self.counters.dropped(DropReason::HandoffFull);
+            self.pool.give(parcel.frame);
+        }
     }
 
     /// Step 6: does what the verdict says.
@@ -267,52 +328,52 @@ impl Path {
                 }
             }
             Some(Home::Worker(worker)) => {
-                let parcel = Parcel::Transmit(frame, output);
-                let left = match self.peers.of(worker) {
-                    Some(doorstep) => doorstep.leave(parcel),
-                    None => Err(parcel),
-                };
-                if let Err(parcel) = left {
-                    self.discard_parcel(parcel);
-                }
+                self.hand(worker, Parcel { frame, port: output, errand: Errand::Transmit });
             }
         }
     }
 
     /// Takes what other workers left, up to [`PARCELS`]: frames to judge and frames to send.
     pub fn take_parcels(&mut self, now: Nanos) -> usize {
-        let mut count = 0;
-        while count < PARCELS {
-            let Some(parcel) = self.peers.own().take() else { break };
-            count += 1;
-            match parcel {
-                Parcel::Order(frame, headers) => self.order(frame, &headers, now),
-                Parcel::Judge(frame, headers) => {
-                    self.burst.push(frame, &headers);
-                    if self.burst.is_full() {
-                        self.judge_burst(now);
-                    }
+        let mut parcels = std::mem::take(&mut self.parcels);
+        self.peers.take(PARCELS, &mut parcels);
+        self.touch(&parcels);
+        let count = parcels.len();
+        for Parcel { frame, port, errand } in parcels.drain(..) {
+            if errand != Errand::Transmit {
+                self.read(port, frame, Some(errand), now);
+                if self.burst.is_full() {
+                    self.judge_burst(Origin::Worker, now);
                 }
-                Parcel::Transmit(frame, output) => {
-                    if let Err((frame, reason)) = self.outbox.push(output, frame) {
-                        self.counters.dropped(reason);
-                        self.pool.give(frame);
-                    }
-                }
+            } else if let Err((frame, reason)) = self.outbox.push(port, frame) {
+                self.counters.dropped(reason);
+                self.pool.give(frame);
             }
         }
-        self.judge_burst(now);
+        self.judge_burst(Origin::Worker, now);
+        self.parcels = parcels;
         count
+    }
+
+    /// Has the frames' bytes at hand, which another processor had last: all waits overlap.
+    fn touch(&self, parcels: &[Parcel]) {
+        let is_read = |parcel: &&Parcel| parcel.errand != Errand::Transmit;
+        let first = |parcel: &Parcel| self.pool.umem().bytes(&parcel.frame).first().copied();
+        let touched = parcels.iter().filter(is_read).filter_map(first);
+        black_box(touched.fold(0, |all, byte| all ^ byte));
+    }
+
+    /// Everything that was judged and taken so far has been sent: other workers may act on it.
+    pub fn settle(&mut self) {
+        if let Some(claims) = self.pipeline.claims() {
+            claims.settle();
+            self.peers.acknowledge();
+        }
     }
 
     pub(crate) fn discard(&mut self, frame: Frame, reason: DropReason, ingress: PortId) {
         self.count_drop(reason, ingress);
         self.pool.give(frame);
-    }
-
-    pub(crate) fn discard_parcel(&mut self, parcel: Parcel) {
-        self.counters.dropped(DropReason::HandoffFull);
-        self.pool.give(parcel.into_frame());
     }
 }
 

@@ -22,6 +22,7 @@ use nix::sys::prctl::set_timerslack;
 use crate::counters::PortCells;
 use crate::express::inherit::Legacy;
 use crate::frame::Frame;
+use crate::handoff::Peers;
 use crate::pacing::{Pacing, Wait};
 use crate::path::{PARCELS, Path};
 use crate::policy::PolicyCell;
@@ -50,6 +51,8 @@ pub enum Command {
         id: PortId,
         /// The queue.
         queue: Box<dyn Port>,
+        /// Every worker has a queue of the port.
+        everywhere: bool,
     },
     /// Frames for this port go to that worker.
     SetHome {
@@ -66,7 +69,12 @@ pub enum Command {
         reply: Sender<Vec<Box<dyn Port>>>,
     },
     /// Take over those of these connections that are yours to judge.
-    Inherit(Arc<[Legacy]>),
+    Inherit {
+        /// All there are.
+        connections: Arc<[Legacy]>,
+        /// Hears when it is done.
+        reply: Sender<()>,
+    },
     /// A page of connections.
     ListConnections {
         /// Position of the page.
@@ -87,15 +95,25 @@ pub enum Command {
     },
     /// Give everything back and end.
     Stop {
-        /// Where the queues go.
-        reply: Sender<Vec<Box<dyn Port>>>,
+        /// Where what it leaves goes.
+        reply: Sender<Remains>,
     },
+}
+
+/// What a worker leaves at its end.
+#[derive(Default)]
+pub struct Remains {
+    /// Its queues, to be closed.
+    pub queues: Vec<Box<dyn Port>>,
+    /// Its ways to the others, where something may be left as long as one of them lives.
+    pub peers: Peers,
 }
 
 /// Part of a listing: entries, where the next page begins, and the worker's time.
 pub type Page<T> = (Vec<T>, Option<usize>, Nanos);
 
-/// One worker.
+/// One worker. Aligned, so that two never write to one cache line.
+#[repr(align(128))]
 pub struct Worker {
     path: Path,
     queues: Vec<Queue>,
@@ -189,7 +207,7 @@ impl Worker {
     /// If the kernel refuses the means to sleep.
     pub fn run(mut self) -> std::io::Result<()> {
         let mut poll = Poll::new()?;
-        self.path.peers.own().set_waker(Waker::new(poll.registry(), WAKER)?);
+        self.path.peers.doorstep().set_waker(Waker::new(poll.registry(), WAKER)?);
         let mut events = Events::with_capacity(64);
         let mut pacing = Pacing::default();
         // Pauses end when they should. Not granted, they end 50 us later.
@@ -218,7 +236,7 @@ impl Worker {
             moved = self.receive(now, |queue, position, turn| !queue.is_due(position, turn));
         }
         moved += self.path.take_parcels(now);
-        self.transmit();
+        self.deliver();
         self.path.mirror.notify();
         self.turns = self.turns.wrapping_add(1);
         if now.0 >= self.ticked.0 + TICK_UNDER_LOAD {
@@ -247,6 +265,13 @@ impl Worker {
             moved += received;
         }
         moved
+    }
+
+    /// Sends on what was judged: to other workers, who can go on with it at once, and by the ports.
+    fn deliver(&mut self) {
+        self.path.peers.flush();
+        self.transmit();
+        self.path.settle();
     }
 
     /// Step 7 for every port with frames queued.
@@ -282,9 +307,9 @@ impl Worker {
             return;
         }
         let Some(policy) = self.policy.load() else { return };
-        for _ in 0..self.path.peers.own().waiting().div_ceil(PARCELS) {
+        for _ in 0..self.path.peers.waiting().div_ceil(PARCELS) {
             self.path.take_parcels(now);
-            self.transmit();
+            self.deliver();
         }
         let snapshot = policy.snapshot();
         let epoch = snapshot.epoch;
@@ -298,7 +323,8 @@ impl Worker {
     /// Sleeps until there is something to do.
     fn sleep(&mut self, poll: &mut Poll, events: &mut Events) -> std::io::Result<()> {
         self.tick(self.clock.now());
-        if !self.path.peers.own().may_sleep() {
+        self.deliver();
+        if !self.path.peers.may_sleep() {
             return Ok(());
         }
         let busy = self.hurries
@@ -309,7 +335,7 @@ impl Worker {
         } else {
             poll.poll(events, Some(if busy { BUSY_TICK } else { TICK }))
         };
-        self.path.peers.own().awake();
+        self.path.peers.doorstep().awake();
         match slept {
             Err(error) if error.kind() != std::io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),
@@ -320,7 +346,9 @@ impl Worker {
     pub fn take_commands(&mut self, poll: Option<&Poll>) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::AddQueue { id, queue } => self.add_queue(id, queue, poll),
+                Command::AddQueue { id, queue, everywhere } => {
+                    self.add_queue(id, queue, everywhere, poll);
+                }
                 Command::SetHome { id, worker } => {
                     let cells = self.path.counters.port(id);
                     self.path.outbox.add_remote(id, worker, cells);
@@ -332,8 +360,9 @@ impl Worker {
                         unsent.0.into_iter().for_each(|queue| queue.close(&mut self.path.pool));
                     }
                 }
-                Command::Inherit(connections) => {
+                Command::Inherit { connections, reply } => {
                     self.path.inherit(&connections, self.clock.now());
+                    let _ = reply.send(());
                 }
                 Command::ListConnections { from, limit, reply } => {
                     let now = self.clock.now();
@@ -345,8 +374,7 @@ impl Worker {
                     let _ = reply.send((page, next, self.clock.now()));
                 }
                 Command::Stop { reply } => {
-                    let queues = self.finish();
-                    let _ = reply.send(queues);
+                    let _ = reply.send(self.finish());
                     return false;
                 }
             }
@@ -354,12 +382,18 @@ impl Worker {
         true
     }
 
-    fn add_queue(&mut self, id: PortId, port: Box<dyn Port>, poll: Option<&Poll>) {
+    fn add_queue(
+        &mut self,
+        id: PortId,
+        port: Box<dyn Port>,
+        everywhere: bool,
+        poll: Option<&Poll>,
+    ) {
         let cells = self.path.counters.port(id);
         if let (Some(poll), Some(fd)) = (poll, port.fd()) {
             register(poll, fd, self.queues.len());
         }
-        self.path.outbox.add_local(id, port.max_frame(), Arc::clone(&cells));
+        self.path.outbox.add_local(id, port.max_frame(), everywhere, Arc::clone(&cells));
         self.queues.push(Queue { id, cells, port, quiet: 0 });
         self.find_senders();
     }
@@ -396,15 +430,15 @@ impl Worker {
     }
 
     /// Gives every frame back to the store but those that are with the ports, and the ports up.
-    fn finish(&mut self) -> Vec<Box<dyn Port>> {
-        while let Some(parcel) = self.path.peers.own().take() {
-            self.path.pool.give(parcel.into_frame());
-        }
+    fn finish(&mut self) -> Remains {
+        let mut peers = std::mem::take(&mut self.path.peers);
+        peers.drain().into_iter().for_each(|frame| self.path.pool.give(frame));
         self.path.outbox.clear(&mut self.path.pool);
         self.path.fragments.clear(&mut self.path.pool);
         self.tick(self.clock.now());
         self.path.pool.flush();
-        std::mem::take(&mut self.queues).into_iter().map(|queue| queue.port).collect()
+        let queues = std::mem::take(&mut self.queues).into_iter().map(|queue| queue.port).collect();
+        Remains { queues, peers }
     }
 }
 

@@ -5,20 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crossbeam::channel::{Sender, unbounded};
+use firedoor_classifier::connections::{Claims, Directory};
+use firedoor_classifier::extract::extract;
 use firedoor_classifier::snapshot::{Snapshot, Workload};
-use firedoor_classifier::{DropReason, Nanos, Pipeline, Policy};
+use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, Policy, PortId};
 use firedoor_dataplane::counters::WorkerCounters;
 use firedoor_dataplane::fragments::Fragmented;
-use firedoor_dataplane::handoff::{Doorstep, Peers};
+use firedoor_dataplane::handoff::Peers;
 use firedoor_dataplane::mirror::{Mirror, MirrorSender, Record};
 use firedoor_dataplane::outbox::Outbox;
 use firedoor_dataplane::path::{Burst, Path};
 use firedoor_dataplane::policy::PolicyCell;
 use firedoor_dataplane::pool::{FramePool, FrameStore};
 use firedoor_dataplane::port::Port;
-use firedoor_dataplane::port::memory::{self, MemoryPort, Wire};
+use firedoor_dataplane::port::memory::{self, Choose, MemoryPort, Wire};
 use firedoor_dataplane::sys::umem::Umem;
-use firedoor_dataplane::worker::{Clock, Command, Worker};
+use firedoor_dataplane::worker::{Clock, Command, Remains, Worker};
 
 /// Compiles a config for a test.
 ///
@@ -44,6 +46,28 @@ fn today() -> jiff::civil::Date {
     jiff::civil::date(2026, 1, 1)
 }
 
+/// A queue for each frame as a device chooses whose hash tells directions apart: frames of a flow arrive at
+/// one queue, those of the other direction perhaps at another one.
+pub fn scattered(frame: &[u8]) -> usize {
+    folded(frame, |key| key.src.wrapping_mul(3) ^ key.dst ^ (u128::from(key.src_port) * 5))
+}
+
+/// A queue for each frame as a device chooses whose hash is symmetric: both directions of a flow arrive at
+/// queues of one number.
+pub fn aligned(frame: &[u8]) -> usize {
+    folded(frame, |key| key.src ^ key.dst ^ u128::from(key.src_port))
+}
+
+fn folded(frame: &[u8], of: impl Fn(&FlowKey) -> u128) -> usize {
+    let headers = extract(frame, PortId(0)).ok();
+    // Fragments have no ports that a device would look at.
+    let headers = headers.filter(|headers| headers.fragment.is_none());
+    let number = headers.map_or(0, |headers| {
+        of(&headers.key) ^ u128::from(headers.key.dst_port) ^ u128::from(headers.key.protocol)
+    });
+    number.count_ones() as usize
+}
+
 /// A switch: workers, and a memory port for each workload.
 pub struct Fabric {
     seats: Vec<Seat>,
@@ -51,6 +75,8 @@ pub struct Fabric {
     umem: Arc<Umem>,
     store: Arc<FrameStore>,
     policy: Arc<PolicyCell>,
+    /// If each worker has a queue of each port: at which one a frame arrives.
+    choose: Option<Choose>,
     now: Nanos,
 }
 
@@ -70,7 +96,7 @@ impl Fabric {
 
     /// A switch of one worker that enforces `snapshot`.
     pub fn of(snapshot: Snapshot) -> Self {
-        Self::build(snapshot, 1, |_, port| Some(port))
+        Self::build(snapshot, 1, None, |_, port| Some(port))
     }
 
     /// A switch whose memory ports are made to measure; `None` leaves a workload without a port.
@@ -78,17 +104,24 @@ impl Fabric {
         snapshot: Snapshot,
         shape: impl Fn(&Workload, MemoryPort) -> Option<MemoryPort>,
     ) -> Self {
-        Self::build(snapshot, 1, shape)
+        Self::build(snapshot, 1, None, shape)
     }
 
     /// A switch of several workers, among which the ports are dealt out in turn.
     pub fn with_workers(config: &str, workers: u16) -> Self {
-        Self::build(snapshot(config), workers, |_, port| Some(port))
+        Self::build(snapshot(config), workers, None, |_, port| Some(port))
+    }
+
+    /// A switch of several workers, each of which has a queue of every port. Frames arrive at the queue
+    /// that `choose` names.
+    pub fn with_queues(snapshot: Snapshot, workers: u16, choose: Choose) -> Self {
+        Self::build(snapshot, workers, Some(choose), |_, port| Some(port))
     }
 
     fn build(
         snapshot: Snapshot,
         workers: u16,
+        choose: Option<Choose>,
         shape: impl Fn(&Workload, MemoryPort) -> Option<MemoryPort>,
     ) -> Self {
         let policy = Arc::new(Policy::build(snapshot).expect("a valid snapshot"));
@@ -96,43 +129,44 @@ impl Fabric {
         let (umem, frames) = Umem::new(settings.frames).expect("memory for a umem");
         let cell = Arc::<PolicyCell>::default();
         cell.install(Arc::clone(&policy));
-        let doorsteps: Arc<[Arc<Doorstep>]> = (0..workers).map(|_| Arc::default()).collect();
         let mut fabric = Self {
             seats: Vec::new(),
             wires: BTreeMap::new(),
             umem: Arc::new(umem),
             store: FrameStore::new(frames),
             policy: cell,
+            choose,
             now: Nanos::from_secs(1_000),
         };
-        for index in 0..workers {
-            let seat = fabric.seat(&policy, Peers::new(index, Arc::clone(&doorsteps)));
+        let directory = (workers > 1).then(|| Directory::new(settings.max_connections));
+        for peers in Peers::of(workers) {
+            let claims = directory.as_ref().map(|all| Claims::new(Arc::clone(all), peers.me()));
+            let seat = fabric.seat(&policy, peers, claims);
             fabric.seats.push(seat);
         }
         for workload in &policy.snapshot().workloads {
-            let (port, wire) = memory::pair(Arc::clone(&fabric.umem));
-            if let Some(port) = shape(workload, port) {
-                fabric.plug(workload, port);
-                fabric.wires.insert(workload.name.clone(), wire);
-            }
+            fabric.attach(workload, |port| shape(workload, port));
         }
         fabric
     }
 
-    fn seat(&self, policy: &Arc<Policy>, peers: Peers) -> Seat {
+    fn seat(&self, policy: &Arc<Policy>, peers: Peers, claims: Option<Claims>) -> Seat {
         let settings = &policy.snapshot().settings;
         let (commands, inbox) = unbounded();
         let counters = Arc::<WorkerCounters>::default();
         let (rate, snaplen) = (settings.mirror_per_sec, settings.mirror_snaplen);
         let mirror = Mirror::new(snaplen);
+        let mut pipeline = Pipeline::new(Arc::clone(policy));
+        claims.into_iter().for_each(|claims| pipeline.share(claims));
         let path = Path {
-            pipeline: Pipeline::new(Arc::clone(policy)),
+            pipeline,
             pool: FramePool::new(Arc::clone(&self.umem), Arc::clone(&self.store)),
             outbox: Outbox::default(),
             counters: Arc::clone(&counters),
             mirror: MirrorSender::new(Arc::clone(&mirror), rate, snaplen),
             peers,
             burst: Burst::default(),
+            parcels: Vec::new(),
             offload: Default::default(),
             fragments: Fragmented::new(settings, self.umem.frames()),
         };
@@ -170,24 +204,42 @@ impl Fabric {
         let policy = self.policy.load().expect("a policy is in force");
         let mut workloads = policy.snapshot().workloads.iter();
         let workload = workloads.find(|w| w.name == workload).expect("the workload");
-        let (port, wire) = memory::pair(Arc::clone(&self.umem));
-        self.plug(workload, port);
-        self.wires.insert(workload.name.clone(), wire);
+        self.attach(workload, Some);
     }
 
-    /// Gives the port to its worker, and tells the others where it is.
-    fn plug(&mut self, workload: &Workload, port: MemoryPort) {
-        let id = workload.port;
-        let home = id.0 as usize % self.seats.len();
-        let mut queue: Option<Box<dyn Port>> = Some(Box::new(port));
-        for (index, seat) in self.seats.iter_mut().enumerate() {
-            let command = match queue.take_if(|_| index == home) {
-                Some(queue) => Command::AddQueue { id, queue },
-                None => Command::SetHome { id, worker: home as u16 },
-            };
-            seat.commands.send(command).expect("the worker lives");
-            seat.worker.take_commands(None);
+    /// Makes a port for the workload, unless `shape` has none.
+    fn attach(&mut self, workload: &Workload, shape: impl Fn(MemoryPort) -> Option<MemoryPort>) {
+        let (queues, wire) = match self.choose {
+            Some(choose) => memory::spread(&self.umem, self.seats.len() as u16, choose),
+            None => {
+                let (port, wire) = memory::pair(Arc::clone(&self.umem));
+                (vec![port], wire)
+            }
+        };
+        if let Some(queues) = queues.into_iter().map(shape).collect() {
+            self.plug(workload, queues);
+            self.wires.insert(workload.name.clone(), wire);
         }
+    }
+
+    /// Gives the queues to their workers, and tells the others where the port is, as the engine does.
+    fn plug(&mut self, workload: &Workload, queues: Vec<MemoryPort>) {
+        let (id, count) = (workload.port, self.seats.len());
+        let everywhere = queues.len() >= count;
+        let home = if everywhere { 0 } else { usize::from(id.0) % count };
+        for nth in queues.len()..count {
+            self.command((home + nth) % count, Command::SetHome { id, worker: home as u16 });
+        }
+        for (nth, queue) in queues.into_iter().enumerate() {
+            let queue: Box<dyn Port> = Box::new(queue);
+            self.command((home + nth) % count, Command::AddQueue { id, queue, everywhere });
+        }
+    }
+
+    fn command(&mut self, worker: usize, command: Command) {
+        let seat = &mut self.seats[worker];
+        seat.commands.send(command).expect("the worker lives");
+        seat.worker.take_commands(None);
     }
 
     /// Puts another snapshot in force.
@@ -205,6 +257,11 @@ impl Fabric {
     /// If there is no such port.
     pub fn wire(&self, workload: &str) -> &Wire {
         self.wires.get(workload).unwrap_or_else(|| panic!("no port for {workload}"))
+    }
+
+    /// The number of workers.
+    pub fn workers(&self) -> usize {
+        self.seats.len()
     }
 
     /// Lets one worker turn once. Returns how many frames it moved.
@@ -269,13 +326,16 @@ impl Fabric {
     pub fn finish(mut self) {
         self.settle();
         let mut pool = FramePool::new(Arc::clone(&self.umem), Arc::clone(&self.store));
-        for mut seat in self.seats {
-            let (reply, ports) = unbounded();
+        let stop = |mut seat: Seat| {
+            let (reply, remains) = unbounded();
             seat.commands.send(Command::Stop { reply }).expect("the worker lives");
             assert!(!seat.worker.take_commands(None), "the worker ends");
-            for port in ports.recv().expect("the worker gives its ports back") {
-                port.close(&mut pool);
-            }
+            remains.recv().expect("the worker gives its ports back")
+        };
+        let all: Vec<Remains> = self.seats.into_iter().map(stop).collect();
+        for Remains { queues, mut peers } in all {
+            queues.into_iter().for_each(|queue| queue.close(&mut pool));
+            peers.drain().into_iter().for_each(|frame| pool.give(frame));
         }
         pool.flush();
         assert_eq!(self.store.len(), self.umem.frames() as usize, "frames out equal frames in");

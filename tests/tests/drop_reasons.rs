@@ -23,7 +23,7 @@ fn every_drop_reason_can_happen_and_is_counted() {
         assert!(known, "no provocation for {}", reason.slug());
     }
     for (reason, frame) in frames {
-        let mut fabric = Fabric::new(CONFIG);
+        let mut fabric = switch(CONFIG);
         fabric.send("web", &frame);
         assert_eq!(fabric.drops(), [(reason, 1)], "{}", reason.slug());
         fabric.finish();
@@ -120,13 +120,13 @@ fn counted(fabric: Fabric, reason: DropReason) -> u64 {
 /// Policy speaks first, so it takes a rule that allows the conversation.
 fn a_frame_to_oneself() -> u64 {
     let open = CONFIG.replace("to = { tier = \"api\" }", "to = { tier = \"web\" }");
-    let mut fabric = Fabric::new(&open);
+    let mut fabric = switch(&open);
     fabric.send("web", &syn(WEB, WEB, 8080));
     counted(fabric, DropReason::Hairpin)
 }
 
 fn a_reset_out_of_sequence() -> u64 {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     handshake(&mut fabric);
     fabric.send("web", &segment(ends(WEB, API), (40_000, 8080), TcpFlags::RST, 0x8000_0000, 0));
     counted(fabric, DropReason::TcpState)
@@ -156,7 +156,7 @@ fn a_frame_above_the_mtu() -> u64 {
 }
 
 fn a_port_without_a_workload() -> u64 {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let mut without = snapshot(CONFIG);
     without.epoch += 1;
     without.workloads.retain(|workload| workload.name != "web");
@@ -228,7 +228,7 @@ fn a_worker_that_does_not_take() -> u64 {
 
 /// The first fragment has passed when the second one begins within it.
 fn fragments_that_overlap() -> u64 {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let whole = build::udp(ends(WEB, API), 1, 53, &[0; 64]);
     assert_eq!(fabric.send("web", &build::fragment(&whole, 1, 0..32)).len(), 1);
     assert_eq!(fabric.send("web", &build::fragment(&whole, 1, 24..72)), []);
@@ -236,7 +236,7 @@ fn fragments_that_overlap() -> u64 {
 }
 
 fn a_fragment_whose_first_never_comes() -> u64 {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let whole = build::udp(ends(WEB, API), 1, 53, &[0; 64]);
     fabric.send("web", &build::fragment(&whole, 1, 32..72));
     assert_eq!(fabric.drops(), [], "it waits");

@@ -42,7 +42,7 @@ fn of_mode(mode: Mode) -> Snapshot {
 #[test]
 fn fragments_of_an_allowed_datagram_arrive_unchanged_and_make_a_connection() {
     for (from, to) in BOTH_FAMILIES {
-        let mut fabric = Fabric::new(CONFIG);
+        let mut fabric = switch(CONFIG);
         let parts = cut(&allowed(ends(from, to)), 1);
         assert_eq!(parts.len(), 3);
         for part in &parts {
@@ -57,7 +57,7 @@ fn fragments_of_an_allowed_datagram_arrive_unchanged_and_make_a_connection() {
 
 #[test]
 fn early_ones_follow_their_first_in_the_order_in_which_they_came() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let parts = cut(&allowed(ends(WEB, API)), 1);
     assert_eq!(fabric.send("web", &parts[2]), []);
     assert_eq!(fabric.send("web", &parts[1]), []);
@@ -72,7 +72,7 @@ fn a_denied_datagram_is_denied_in_every_order_and_mirrored_once() {
     for (from, to) in BOTH_FAMILIES {
         let parts = cut(&denied(ends(from, to)), 1);
         for parts in [parts.clone(), reversed(&parts)] {
-            let mut fabric = Fabric::new(CONFIG);
+            let mut fabric = switch(CONFIG);
             assert_eq!(send_all(&mut fabric, "web", &parts), Vec::<Vec<u8>>::new());
             assert_eq!(fabric.drops(), [(DropReason::DefaultDeny, 3)]);
             let record = fabric.mirrored().expect("the first fragment");
@@ -85,7 +85,7 @@ fn a_denied_datagram_is_denied_in_every_order_and_mirrored_once() {
 
 #[test]
 fn a_rejected_datagram_is_answered_once() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let parts = cut(&build::udp(ends(WEB, DB), 5_000, 5432, &[0; 4_000]), 1);
     let answers: Vec<_> = parts.iter().flat_map(|part| fabric.send("web", part)).collect();
     assert!(matches!(&answers[..], [(to, _)] if to == "web"), "{answers:?}");
@@ -95,7 +95,7 @@ fn a_rejected_datagram_is_answered_once() {
 
 #[test]
 fn later_fragments_alone_never_pass_whatever_connection_is_live() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     assert_eq!(fabric.send("web", &build::udp(ends(WEB, API), 5_000, 53, b"?")).len(), 1);
     let parts = cut(&allowed(ends(WEB, API)), 1);
     assert_eq!(send_all(&mut fabric, "web", &parts[1..]), Vec::<Vec<u8>>::new());
@@ -107,7 +107,7 @@ fn later_fragments_alone_never_pass_whatever_connection_is_live() {
 
 #[test]
 fn a_verdict_of_another_policy_is_not_followed() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let parts = cut(&allowed(ends(WEB, API)), 1);
     assert_eq!(send_all(&mut fabric, "web", &parts[..1]).len(), 1);
     let same = next_snapshot(CONFIG, &snapshot(CONFIG));
@@ -121,7 +121,7 @@ fn a_verdict_of_another_policy_is_not_followed() {
 
 #[test]
 fn what_waits_when_the_policy_changes_is_dropped() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let parts = cut(&allowed(ends(WEB, API)), 1);
     assert_eq!(send_all(&mut fabric, "web", &parts[1..]), Vec::<Vec<u8>>::new());
     fabric.install(next_snapshot(CONFIG, &snapshot(CONFIG)));
@@ -133,7 +133,7 @@ fn what_waits_when_the_policy_changes_is_dropped() {
 #[test]
 fn learn_and_audit_relax_what_policy_says_of_the_first_and_nothing_else() {
     for mode in [Mode::Learn, Mode::Audit] {
-        let mut fabric = Fabric::of(of_mode(mode));
+        let mut fabric = switch_of(of_mode(mode));
         let parts = cut(&denied(ends(WEB, API)), 1);
         assert_eq!(send_all(&mut fabric, "web", &parts), parts, "{mode:?}");
         let would_drop = fabric.count(|counters| counters.would_drops(DropReason::DefaultDeny));
@@ -151,7 +151,7 @@ fn learn_and_audit_relax_what_policy_says_of_the_first_and_nothing_else() {
 #[test]
 fn a_flooded_datagram_reaches_all_receivers_whole() {
     let open = CONFIG.replace("to = { tier = \"api\" }", "to = { any = true }");
-    let mut fabric = Fabric::new(&open);
+    let mut fabric = switch(&open);
     let parts = cut(&build::udp(multicast(), 5_000, 53, &[0; 4_000]), 1);
     for parts in [parts.clone(), reversed(&parts)] {
         parts.iter().for_each(|part| fabric.wire("web").send(part.clone()));
@@ -167,7 +167,7 @@ fn a_flooded_datagram_reaches_all_receivers_whole() {
 
 #[test]
 fn fragments_change_vlan_tags_like_any_frame() {
-    let mut fabric = Fabric::new(VLANS);
+    let mut fabric = switch(VLANS);
     let parts = cut(&build::udp(ends(WEB, API), 5_000, 53, &[0; 2_000]), 1);
     let tagged: Vec<_> = parts.iter().map(|part| build::tagged(part.clone(), &[10])).collect();
     assert_eq!(send_all(&mut fabric, "a", &parts), tagged);
@@ -182,7 +182,7 @@ fn fragments_change_vlan_tags_like_any_frame() {
 #[test]
 fn a_fragmented_ping_and_the_error_about_it_pass() {
     for (from, to) in BOTH_FAMILIES {
-        let mut fabric = Fabric::new(CONFIG);
+        let mut fabric = switch(CONFIG);
         let (there, back) = (ends(from, to), ends(to, from));
         let is_v4 = there.src.is_ipv4();
         let (request, reply) = if is_v4 { (8, 0) } else { (128, 129) };
@@ -208,7 +208,7 @@ fn a_fragmented_ping_and_the_error_about_it_pass() {
 
 #[test]
 fn a_first_fragment_keeps_its_checksum() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let partial = build::partial(allowed(ends(WEB, API)));
     let parts = cut(&partial, 1);
     assert_eq!(send_all(&mut fabric, "web", &parts), parts);
@@ -218,7 +218,7 @@ fn a_first_fragment_keeps_its_checksum() {
 
 #[test]
 fn fragmented_tcp_follows_its_connection() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     handshake(&mut fabric);
     let header = firedoor_classifier::wire::tcp::Repr {
         source_port: 40_000,
@@ -254,7 +254,7 @@ fn an_atomic_fragment_is_judged_as_the_whole_packet_that_it_is() {
         let datagram = build::udp(ends(WEB_SIX, API_SIX), 5_000, port, b"?");
         build::fragment(&datagram, 1, 0..usize::MAX)
     };
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     assert_eq!(fabric.send("web", &atomic(53)), [("api".into(), atomic(53))]);
     assert_eq!(fabric.send("web", &atomic(54)), []);
     assert_eq!(fabric.drops(), [(DropReason::DefaultDeny, 1)]);
@@ -287,6 +287,7 @@ fn with_several_workers_fragments_find_their_first() {
     }
 }
 
+/// A bound of each worker, so of one alone.
 #[test]
 fn a_flood_of_early_fragments_takes_neither_frames_nor_room_from_others() {
     let mut fabric = Fabric::new(CONFIG);
@@ -305,7 +306,7 @@ fn a_flood_of_early_fragments_takes_neither_frames_nor_room_from_others() {
 
 #[test]
 fn a_port_that_is_removed_takes_its_fragments_with_it() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let parts = cut(&allowed(ends(WEB, API)), 1);
     assert_eq!(send_all(&mut fabric, "web", &parts[1..]), Vec::<Vec<u8>>::new());
     fabric.unplug("web");

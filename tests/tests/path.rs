@@ -12,7 +12,7 @@ use firedoor_tests::storm;
 
 #[test]
 fn an_allowed_connection_passes_both_ways_unchanged() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     handshake(&mut fabric);
     let there = data();
     assert_eq!(fabric.send("web", &there), [("api".into(), there.clone())]);
@@ -22,7 +22,7 @@ fn an_allowed_connection_passes_both_ways_unchanged() {
 
 #[test]
 fn replies_pass_with_only_the_forward_rule_and_nothing_else_does() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     handshake(&mut fabric);
     assert_eq!(fabric.send("api", &syn(API, WEB, 8080)), [], "the way back has no rule");
     assert_eq!(fabric.drops(), [(DropReason::DefaultDeny, 1)]);
@@ -39,7 +39,7 @@ fn replies_pass_with_only_the_forward_rule_and_nothing_else_does() {
 fn ping_and_its_errors_follow_their_connection_in_both_families() {
     for there in [ends(WEB, API), ends(WEB_SIX, API_SIX)] {
         let back = there.reversed();
-        let mut fabric = Fabric::new(CONFIG);
+        let mut fabric = switch(CONFIG);
         let request = build::echo_request(there, 7, 1);
         let reply = build::echo_reply(back, 7, 1);
         assert_eq!(fabric.send("api", &reply), [], "a reply to nothing");
@@ -57,7 +57,7 @@ fn ping_and_its_errors_follow_their_connection_in_both_families() {
 
 #[test]
 fn a_partial_checksum_leaves_complete() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let whole = syn(WEB, API, 8080);
     let partial = build::partial(whole.clone());
     assert_ne!(partial, whole);
@@ -68,7 +68,7 @@ fn a_partial_checksum_leaves_complete() {
 
 #[test]
 fn reject_tells_the_sender() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let answers = fabric.send("web", &syn(WEB, DB, 5432));
     let [(to, rst)] = &answers[..] else { panic!("one answer, not {answers:?}") };
     let headers = firedoor_classifier::extract::extract(rst, PortId(0)).unwrap();
@@ -84,7 +84,7 @@ fn reject_tells_the_sender() {
 
 #[test]
 fn arp_and_neighbour_solicitations_reach_their_target_alone() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let (web, db) = ("10.0.0.1".parse().unwrap(), "10.0.0.3".parse().unwrap());
     let request = build::arp_request(mac(1), web, db);
     assert_eq!(fabric.send("web", &request), [("db".into(), request.clone())]);
@@ -98,7 +98,7 @@ fn arp_and_neighbour_solicitations_reach_their_target_alone() {
 /// Address resolution crosses every door, so it must not carry anything else through.
 #[test]
 fn nothing_travels_behind_a_packet_or_in_an_option_of_neighbour_discovery() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let (web, db) = ("10.0.0.1".parse().unwrap(), "10.0.0.3".parse().unwrap());
     let request = build::arp_request(mac(1), web, db);
     let stuffed = [&request[..], b"a message for the database"].concat();
@@ -121,7 +121,7 @@ fn nothing_travels_behind_a_packet_or_in_an_option_of_neighbour_discovery() {
 
 #[test]
 fn multicast_reaches_only_those_that_policy_lets_the_sender_reach() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let frame = build::udp(multicast(), 5_000, 53, b"who is there?");
     assert_eq!(fabric.send("web", &frame), [("api".into(), frame.clone())]);
     fabric.finish();
@@ -129,7 +129,7 @@ fn multicast_reaches_only_those_that_policy_lets_the_sender_reach() {
 
 #[test]
 fn vlans_keep_workloads_apart_and_leave_as_each_port_wants_them() {
-    let mut fabric = Fabric::new(VLANS);
+    let mut fabric = switch(VLANS);
     let plain = syn(WEB, API, 80);
     let tagged = build::tagged(plain.clone(), &[10]);
     assert_eq!(fabric.send("a", &plain), [("b".into(), tagged)], "pushed");
@@ -148,7 +148,7 @@ fn vlans_keep_workloads_apart_and_leave_as_each_port_wants_them() {
 
 #[test]
 fn a_tag_that_names_no_vlan_or_is_a_service_tag_leaves_as_the_trunks_own() {
-    let mut fabric = Fabric::new(VLANS);
+    let mut fabric = switch(VLANS);
     let plain = syn(WEB, API, 80);
     let mut urgent = build::tagged(plain.clone(), &[0]);
     urgent[14] |= 0xe0;
@@ -162,7 +162,7 @@ fn a_tag_that_names_no_vlan_or_is_a_service_tag_leaves_as_the_trunks_own() {
 
 #[test]
 fn a_removed_rule_cuts_the_live_connection_and_an_added_one_opens_it() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     handshake(&mut fabric);
     let denying = CONFIG.replacen("action = \"allow\"", "action = \"deny\"", 1);
     let shut = next_snapshot(&denying, &snapshot(CONFIG));
@@ -177,7 +177,7 @@ fn a_removed_rule_cuts_the_live_connection_and_an_added_one_opens_it() {
 
 #[test]
 fn an_apply_leaves_untouched_connections_alone() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     handshake(&mut fabric);
     let mut current = snapshot(CONFIG);
     for round in 0..10 {
@@ -194,7 +194,7 @@ fn learn_and_audit_block_nothing_that_policy_would() {
     for (mode, mirrored) in [(Mode::Learn, false), (Mode::Audit, true)] {
         let mut policy = snapshot(CONFIG);
         policy.mode = mode;
-        let mut fabric = Fabric::of(policy);
+        let mut fabric = switch_of(policy);
         let frame = syn(WEB, DB, 22);
         assert_eq!(fabric.send("web", &frame), [("db".into(), frame.clone())], "{mode:?}");
         assert_eq!(fabric.count(|counters| counters.would_drops(DropReason::Denied)), 1);
@@ -206,7 +206,7 @@ fn learn_and_audit_block_nothing_that_policy_would() {
 
 #[test]
 fn denied_frames_are_mirrored_with_their_cause() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let frame = syn(WEB, DB, 22);
     fabric.send("web", &frame);
     let record = fabric.mirrored().expect("a record");
@@ -218,7 +218,7 @@ fn denied_frames_are_mirrored_with_their_cause() {
 
 #[test]
 fn link_local_sources_belong_to_their_mac() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let own = solicit(&link_local(1).to_string(), &link_local(2).to_string());
     assert_eq!(fabric.send("web", &own), [("api".into(), own.clone())]);
     let other = solicit(&link_local(3).to_string(), &link_local(2).to_string());
@@ -228,7 +228,7 @@ fn link_local_sources_belong_to_their_mac() {
 
 #[test]
 fn redirects_are_for_routers() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let ends = Ends { src: link_local(1).into(), ..ends(WEB_SIX, API_SIX) };
     let octets = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
     let body = [octets("fe80::9"), octets("fd00::8")].concat();
@@ -240,7 +240,7 @@ fn redirects_are_for_routers() {
 
 #[test]
 fn connections_time_out() {
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     let query = build::udp(ends(WEB, API), 5_000, 53, b"?");
     let answer = build::udp(ends(API, WEB), 53, 5_000, b"!");
     fabric.send("web", &query);
@@ -254,7 +254,7 @@ fn connections_time_out() {
 #[test]
 fn a_flood_makes_a_copy_for_each_receiver() {
     let open = CONFIG.replace("to = { tier = \"api\" }", "to = { any = true }");
-    let mut fabric = Fabric::new(&open);
+    let mut fabric = switch(&open);
     let frame = build::udp(multicast(), 5_000, 53, b"hello all");
     let expected = [("api".into(), frame.clone()), ("db".into(), frame.clone())];
     assert_eq!(fabric.send("web", &frame), expected);
@@ -290,7 +290,7 @@ fn with_rule(lines: &str) -> String {
 
 #[test]
 fn a_rule_that_asks_for_a_source_port_is_about_that_port_alone() {
-    let mut fabric = Fabric::new(&with_rule(
+    let mut fabric = switch(&with_rule(
         "from = { tier = \"web\" }\nto = { tier = \"db\" }\nservice = \"udp/123\"\n\
          source_port = \"123-200\"\naction = \"allow\"",
     ));
@@ -308,7 +308,7 @@ fn a_rule_that_asks_for_a_source_port_is_about_that_port_alone() {
 
 #[test]
 fn a_rule_that_asks_for_flags_is_about_the_first_segment() {
-    let mut fabric = Fabric::new(&with_rule(
+    let mut fabric = switch(&with_rule(
         "from = { any = true }\nto = { any = true }\ntcp_flags = \"syn,ece\"\naction = \"deny\"",
     ));
     let with_ecn = TcpFlags::SYN | TcpFlags::ECE | TcpFlags::CWR;
@@ -323,8 +323,7 @@ fn a_rule_that_asks_for_flags_is_about_the_first_segment() {
 
 #[test]
 fn a_rule_that_asks_for_a_vlan_is_about_that_vlan_alone() {
-    let mut fabric =
-        Fabric::new(&VLANS.replace("action = \"allow\"", "action = \"allow\"\nvlan = 10"));
+    let mut fabric = switch(&VLANS.replace("action = \"allow\"", "action = \"allow\"\nvlan = 10"));
     let [a, b, c] = [(1, "10.0.0.1"), (2, "10.0.0.2"), (3, "10.0.0.3")];
     assert_eq!(fabric.send("a", &build::udp(ends(a, b), 1, 53, b"10")).len(), 1);
     assert_eq!(fabric.send("c", &build::udp(ends(c, b), 1, 53, b"20")), []);
@@ -339,12 +338,12 @@ fn a_rule_that_asks_for_a_vlan_is_about_that_vlan_alone() {
 fn a_frame_that_is_not_ip_passes_where_a_rule_names_its_ethertype() {
     const EXPERIMENT: u16 = 0x88b5;
     let frame = |from: u8, to, ether_type| build::ethernet(mac(from), to, ether_type, &[7; 50]);
-    let mut fabric = Fabric::new(CONFIG);
+    let mut fabric = switch(CONFIG);
     assert_eq!(fabric.send("web", &frame(1, mac(2), EXPERIMENT)), []);
     assert_eq!(fabric.drops(), [(DropReason::UnknownEtherType, 1)], "no rule speaks of it");
     fabric.finish();
 
-    let mut fabric = Fabric::new(&with_rule(
+    let mut fabric = switch(&with_rule(
         "from = { tier = \"web\" }\nto = { tier = \"api\" }\nethertype = \"0x88b5\"\n\
          action = \"allow\"\n[[rule]]\nname = \"no\"\nfrom = { tier = \"db\" }\n\
          to = { any = true }\nethertype = \"0x88b5\"\naction = \"reject\"",

@@ -158,6 +158,13 @@ impl Key {
         (second >> 56) as u8
     }
 
+    /// The same conversation in any VLAN.
+    #[inline]
+    pub(super) const fn without_vlan(&self) -> Self {
+        let [first, second] = self.endpoints;
+        Self { endpoints: [first & ((1 << 48) - 1), second], upper: self.upper }
+    }
+
     /// The direction in which a frame that is `turned` like this travels. For ICMP queries only
     /// `false`, the request, has ports of its own.
     pub(super) fn direction(&self, turned: bool) -> Direction {

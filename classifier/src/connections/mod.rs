@@ -17,6 +17,8 @@
 //! state has its timeout ([`timers`]); an entry that has timed out is not found, even before it is
 //! removed. A new timeout holds for all entries at once.
 //!
+//! **Which table.** Several workers have a table each; a [`Directory`] says which one has a connection.
+//!
 //! **How many.** At most [`Limits::connections`], and of those that one port's frames began at most
 //! [`Limits::per_port`]. Nobody can make the switch forget what two sides have agreed on, and nobody
 //! pays for another's flood:
@@ -51,6 +53,7 @@
 //! Invariants: an entry is found by its key's one hash and stands in one list exactly once;
 //! `created - ended` is the number of live entries.
 
+mod directory;
 mod entry;
 mod index;
 mod key;
@@ -65,6 +68,7 @@ mod timers;
 use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
 
+pub use self::directory::{Claims, Directory};
 use self::entry::{Activity, Entry, Identity, State};
 use self::key::{FrameKey, Upper};
 use self::table::Table;
@@ -91,6 +95,8 @@ pub struct Connections {
     stats: ConnectionStats,
     /// The highest epoch of a commit.
     epoch: u64,
+    /// What says which of several workers has a connection.
+    claims: Option<Claims>,
 }
 
 /// What bounds a table.
@@ -334,7 +340,19 @@ impl Connections {
     /// table down.
     pub fn with_seed(limits: Limits, seed: u64) -> Self {
         let table = Table::new(limits.connections, &limits.timeouts, seed);
-        Self { table, limits, stats: ConnectionStats::default(), epoch: 0 }
+        Self { table, limits, stats: ConnectionStats::default(), epoch: 0, claims: None }
+    }
+
+    /// Shares the connections with other tables: this one has those of which the claims say so. It must
+    /// be empty.
+    pub fn share(&mut self, claims: Claims) {
+        debug_assert_eq!(self.len(), 0, "no connection was begun without a claim");
+        self.claims = Some(claims);
+    }
+
+    /// Who judges which frame; `None` if this is the only table.
+    pub const fn claims(&mut self) -> Option<&mut Claims> {
+        self.claims.as_mut()
     }
 
     /// Takes the memory that all connections the limits permit will need, so that a flood changes
@@ -430,6 +448,14 @@ impl Connections {
     pub fn prepare_to_observe(&self, hints: &Hints) {
         let hints = hints.hints.get(..hints.len).unwrap_or_default();
         touch(hints, |hint| self.table.touch_activity(hint.id));
+    }
+
+    /// Whether a connection with the key of the frame that stood at this place of the batch is in this
+    /// table, live or not. It is certain to be if so; if not, it may be.
+    #[inline]
+    pub fn has(&self, hints: &Hints, at: usize) -> bool {
+        let Some(hint) = hints.get(at) else { return false };
+        self.table.with_key(hint.id, hint.endpoints, &hint.upper).is_some()
     }
 
     /// [`Connections::lookup`] of a frame that [`Connections::prepare`] was shown: the same answer,
@@ -593,6 +619,9 @@ impl Connections {
         self.stats.created += 1;
         self.epoch = self.epoch.max(commit.epoch);
         let entry = Entry::begin(frame, headers, &commit, bytes, now, self.limits.windows());
+        if let Some(claims) = &self.claims {
+            claims.begun(&frame.key);
+        }
         Ok(ConnectionId(self.table.insert(entry, hash, now)))
     }
 
@@ -813,9 +842,12 @@ impl Connections {
     }
 
     fn end(&mut self, id: u32) {
-        if self.table.remove(id) {
-            self.stats.ended += 1;
+        let Some(identity) = self.table.identity(id) else { return };
+        if let Some(claims) = &mut self.claims {
+            claims.ended(&identity.key());
         }
+        self.table.remove(id);
+        self.stats.ended += 1;
     }
 }
 

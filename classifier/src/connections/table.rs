@@ -191,16 +191,15 @@ impl Table {
         id
     }
 
-    /// Takes an entry out. Returns whether it was live.
-    pub(super) fn remove(&mut self, id: u32) -> bool {
-        let Some(identity) = self.identity(id) else { return false };
+    /// Takes an entry out, if it is live.
+    pub(super) fn remove(&mut self, id: u32) {
+        let Some(identity) = self.identity(id) else { return };
         let (port, class) = (identity.payer(), identity.state().class());
         let hash = self.hasher.hash(&identity.key());
         self.index.remove(hash, id);
         self.shares.unlink(&mut self.slab, port, class, id);
         self.slab.free(id);
         self.len -= 1;
-        true
     }
 
     /// Notes that a frame at `now` keeps a live entry alive in `state`.

@@ -74,6 +74,8 @@ pub struct Status {
     pub epoch: u64,
     /// Workers.
     pub workers: u16,
+    /// Of the frames received, those that each worker did.
+    pub received_by: Vec<u64>,
     /// Live connections.
     pub connections: u64,
     /// Bound on them.
@@ -152,6 +154,8 @@ pub struct PortStatus {
     pub lane: Lane,
     /// How XDP is attached: `native` or `generic`, then `copy` or `zero-copy`; empty when it is not.
     pub mode: String,
+    /// The worker of each of its queues; empty when it is not attached.
+    pub workers: Vec<u16>,
     /// Notices for people, such as why a lane is not the wanted one.
     pub notices: Vec<String>,
     /// Frames and bytes.

@@ -153,6 +153,7 @@ fn ports() -> Vec<PortStatus> {
         state,
         lane: Lane::Switch,
         mode: "native copy".into(),
+        workers: vec![0, 1],
         notices: vec!["generic XDP: the driver has no native one".into()],
         counters: PortCounters { rx_frames: 1, rx_bytes: 60, ..PortCounters::default() },
     };
@@ -163,6 +164,8 @@ fn dataplane_status() -> dataplane::Status {
     dataplane::Status {
         pid: 1,
         epoch: 7,
+        workers: 2,
+        received_by: vec![3, 4],
         drops: vec![(DropReason::DefaultDeny, 3), (DropReason::SpoofedArp, u64::MAX)],
         would_drops: vec![(DropReason::Denied, 1)],
         ..dataplane::Status::default()

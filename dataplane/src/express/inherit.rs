@@ -94,10 +94,20 @@ impl Path {
         for connection in connections {
             // Which port it is does not matter here.
             let Some(key) = connection.key(PortId::default()) else { continue };
-            if self.peers.judge_of(&Headers::of_key(key)).is_none() {
+            if self.takes_over(&Headers::of_key(key)) {
                 self.offload.inherit(connection, &mut self.pipeline, now);
             }
         }
+    }
+}
+
+impl Path {
+    /// Whether a connection that nobody owns yet is to be this worker's.
+    fn takes_over(&mut self, headers: &Headers) -> bool {
+        let Self { pipeline, peers, .. } = self;
+        let wish = |number| peers.any_of(number);
+        let owner = pipeline.claims().map(|claims| claims.owner_of(headers, wish, |_| true));
+        owner.is_none_or(|owner| owner == peers.me())
     }
 }
 

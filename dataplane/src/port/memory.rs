@@ -1,6 +1,7 @@
-//! A port in memory: two queues of owned bytes, for tests and in-process benchmarks.
+//! A port in memory: queues of owned bytes, for tests and in-process benchmarks.
 //!
-//! The far end ([`Wire`]) sends and receives `Vec<u8>`s; the port copies them into and out of umem
+//! A port may have several queues; how its far end chooses one for each frame is the caller's affair, as
+//! it is the driver's on a real port. The far end ([`Wire`]) sends and receives `Vec<u8>`s; the port copies them into and out of umem
 //! frames, as the kernel does for a real port. A port made by [`pair`] is polled; one made
 //! [`with_wakeup`](MemoryPort::with_wakeup) also wakes a sleeping worker.
 
@@ -17,10 +18,11 @@ use crate::pool::FramePool;
 use crate::port::{BURST, Port};
 use crate::sys::umem::{MAX_FRAME, Umem};
 
-/// The switch's end of a memory port.
+/// The switch's end of a memory port, or of one of its queues.
 #[derive(Debug)]
 pub struct MemoryPort {
     umem: Arc<Umem>,
+    queue: usize,
     queues: Arc<Mutex<Queues>>,
     sent: Vec<Frame>,
     max_frame: usize,
@@ -35,33 +37,50 @@ pub struct Wire {
 
 #[derive(Debug)]
 struct Queues {
-    to_switch: VecDeque<Vec<u8>>,
+    /// By queue.
+    to_switch: Vec<VecDeque<Vec<u8>>>,
+    choose: Choose,
     from_switch: VecDeque<Vec<u8>>,
     /// Most frames that wait for the far end; more stay with the switch.
     depth: usize,
-    /// Written for each frame to the switch, if the port has one.
-    wakeup: Option<Arc<EventFd>>,
+    /// By queue: written for each frame to the switch, if the queue has one.
+    wakeups: Vec<Option<Arc<EventFd>>>,
 }
+
+/// Chooses the queue that a frame arrives at: a number that is taken modulo the number of queues.
+pub type Choose = fn(&[u8]) -> usize;
 
 /// A port and its far end.
 pub fn pair(umem: Arc<Umem>) -> (MemoryPort, Wire) {
-    let queues = Arc::new(Mutex::new(Queues {
-        to_switch: VecDeque::new(),
-        from_switch: VecDeque::new(),
-        depth: usize::MAX,
-        wakeup: None,
-    }));
-    let port = MemoryPort {
-        umem,
-        queues: Arc::clone(&queues),
-        sent: Vec::new(),
-        max_frame: MAX_FRAME,
-        wakeup: None,
-    };
-    (port, Wire { queues })
+    let queues = Queues::new(1, |_| 0);
+    (MemoryPort::new(umem, 0, &queues), Wire { queues })
+}
+
+/// A port of `count` queues and its far end, which chooses among them.
+pub fn spread(umem: &Arc<Umem>, count: u16, choose: Choose) -> (Vec<MemoryPort>, Wire) {
+    let queues = Queues::new(count.into(), choose);
+    let port = |queue| MemoryPort::new(Arc::clone(umem), queue, &queues);
+    ((0..count.into()).map(port).collect(), Wire { queues })
+}
+
+impl Queues {
+    fn new(count: usize, choose: Choose) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            to_switch: vec![VecDeque::new(); count],
+            choose,
+            from_switch: VecDeque::new(),
+            depth: usize::MAX,
+            wakeups: vec![None; count],
+        }))
+    }
 }
 
 impl MemoryPort {
+    fn new(umem: Arc<Umem>, queue: usize, queues: &Arc<Mutex<Queues>>) -> Self {
+        let (queues, sent) = (Arc::clone(queues), Vec::new());
+        Self { umem, queue, queues, sent, max_frame: MAX_FRAME, wakeup: None }
+    }
+
     /// The same port with a smaller MTU: frames of more than `max_frame` bytes are too big for it.
     #[must_use]
     pub fn with_max_frame(mut self, max_frame: usize) -> Self {
@@ -82,7 +101,7 @@ impl MemoryPort {
     /// If the kernel has no file descriptor left.
     pub fn with_wakeup(mut self) -> io::Result<Self> {
         let wakeup = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
-        self.queues.lock().wakeup = Some(Arc::clone(&wakeup));
+        self.queues.lock().wakeups[self.queue] = Some(Arc::clone(&wakeup));
         self.wakeup = Some(wakeup);
         Ok(self)
     }
@@ -92,8 +111,10 @@ impl Wire {
     /// Sends a frame to the switch. Frames longer than a chunk holds vanish, as on a real wire.
     pub fn send(&self, frame: impl Into<Vec<u8>>) {
         let mut queues = self.queues.lock();
-        queues.to_switch.push_back(frame.into());
-        if let Some(wakeup) = &queues.wakeup {
+        let frame = frame.into();
+        let queue = (queues.choose)(&frame) % queues.to_switch.len();
+        queues.to_switch[queue].push_back(frame);
+        if let Some(wakeup) = &queues.wakeups[queue] {
             // Fails only if the counter is full: then it has been readable for long.
             let _ = wakeup.write(1);
         }
@@ -114,13 +135,14 @@ impl Port for MemoryPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
         let before = batch.len();
         let mut queues = self.queues.lock();
+        let to_switch = &mut queues.to_switch[self.queue];
         while batch.len() - before < BURST {
-            let Some(bytes) = queues.to_switch.pop_front() else { break };
+            let Some(bytes) = to_switch.pop_front() else { break };
             if bytes.len() > MAX_FRAME {
                 continue;
             }
             let Some(frame) = pool.copy_of(&bytes) else {
-                queues.to_switch.push_front(bytes);
+                to_switch.push_front(bytes);
                 break;
             };
             batch.push(frame);

@@ -196,7 +196,9 @@ struct Attachment {
     _redirect: Redirect,
 }
 
-/// One receive queue of an interface, and a way to send.
+/// One receive queue of an interface, and a way to send. Aligned, because another worker may have the
+/// next one.
+#[repr(align(128))]
 pub struct XdpPort {
     umem: Arc<Umem>,
     /// Number under which the umem knows this socket. Not 0.

@@ -4,10 +4,10 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use firedoor_classifier::MacAddr;
 use firedoor_classifier::build::{self, Ends, TcpFlags};
 use firedoor_classifier::wire::tcp;
-use firedoor_tests::fabric::Fabric;
+use firedoor_classifier::{MacAddr, Snapshot};
+use firedoor_tests::fabric::{Fabric, scattered, snapshot};
 
 /// Three tiers, and a rule of each kind.
 pub const CONFIG: &str = r#"
@@ -93,6 +93,21 @@ from = { any = true }
 to = { any = true }
 action = "allow"
 "#;
+
+/// A switch that enforces `config`, of as many workers as the test binary is about.
+pub fn switch(config: &str) -> Fabric {
+    switch_of(snapshot(config))
+}
+
+/// A switch that enforces `snapshot`: of one worker, or of two, each with a queue of every port, where
+/// frames arrive at either.
+pub fn switch_of(snapshot: Snapshot) -> Fabric {
+    if module_path!().starts_with("two_workers") {
+        Fabric::with_queues(snapshot, 2, scattered)
+    } else {
+        Fabric::of(snapshot)
+    }
+}
 
 /// A workload's MAC number and address.
 pub type Host = (u8, &'static str);

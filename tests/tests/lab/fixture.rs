@@ -33,6 +33,16 @@ pub(crate) use ensure;
 thread_local! {
     /// The lane that the configs of this thread's labs ask for.
     static LANE: Cell<Option<&'static str>> = const { Cell::new(None) };
+    /// The workers that they ask for.
+    static WORKERS: Cell<Option<u16>> = const { Cell::new(None) };
+}
+
+/// Runs a test by so many workers, each of which has a queue of every port.
+pub(crate) fn by_workers<T>(count: u16, test: impl FnOnce() -> T) -> T {
+    WORKERS.set(Some(count));
+    let shown = on_lane("switch", test);
+    WORKERS.set(None);
+    shown
 }
 
 /// Runs a test with every port of its labs on that lane.
@@ -43,10 +53,16 @@ pub(crate) fn on_lane<T>(lane: &'static str, test: impl FnOnce() -> T) -> T {
     shown
 }
 
-/// A config with this thread's lane written into every workload.
-fn with_lane(config: &str) -> String {
-    let Some(lane) = LANE.get() else { return config.to_owned() };
-    config.replace("[[workload]]", &format!("[[workload]]\nlane = \"{lane}\""))
+/// A config with this thread's lane written into every workload, and its workers into the switch.
+fn with_choices(config: &str) -> String {
+    let mut config = config.to_owned();
+    if let Some(lane) = LANE.get() {
+        config = config.replace("[[workload]]", &format!("[[workload]]\nlane = \"{lane}\""));
+    }
+    if let Some(workers) = WORKERS.get() {
+        config = config.replace("[switch]", &format!("[switch]\nworkers = {workers}"));
+    }
+    config
 }
 
 /// Two containers, `a` and `b`. What `rules` says is added.
@@ -117,7 +133,7 @@ impl Fixture {
     }
 
     fn build(text: &str, name: Option<String>) -> Result<Self, Failed> {
-        let text = &with_lane(text);
+        let text = &with_choices(text);
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("lab.toml");
         fs::write(&path, text)?;
@@ -157,7 +173,7 @@ impl Fixture {
 
     /// Applies a config without a `[switch]` table, and returns the epoch.
     pub(crate) fn apply(&self, config: &str) -> Result<u64, Failed> {
-        let text = with_lane(&format!("[switch]\nname = \"{}\"\n{config}", self.name()));
+        let text = with_choices(&format!("[switch]\nname = \"{}\"\n{config}", self.name()));
         let path = self.directory.path().join("applied.toml");
         fs::write(&path, text)?;
         let output = self.firedoor(&["policy", "apply", &path.to_string_lossy()])?;

@@ -15,6 +15,7 @@ mod fragments;
 mod policy;
 mod restart;
 mod traffic;
+mod workers;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -42,7 +43,11 @@ fn main() {
     let switch = tests_on_switch().into_iter().map(|(name, needs, test)| {
         trial(format!("on_switch_lane_{name}"), needs, move || fixture::on_lane("switch", test))
     });
-    let trials = plain.chain(switch).collect();
+    let by_two = [workers::TESTS, traffic::TESTS, fragments::TESTS, failure::TESTS].concat();
+    let by_two = by_two.into_iter().map(|(name, needs, test)| {
+        trial(format!("by_two_workers_{name}"), needs, move || fixture::by_workers(2, test))
+    });
+    let trials = plain.chain(switch).chain(by_two).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 

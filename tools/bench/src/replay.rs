@@ -24,7 +24,6 @@ use firedoor_classifier::{DropReason, MacAddr, Nanos, Pipeline, Policy, PortId, 
 use firedoor_dataplane::counters::{PortCells, WorkerCounters};
 use firedoor_dataplane::fragments::Fragmented;
 use firedoor_dataplane::frame::Frame;
-use firedoor_dataplane::handoff::{Doorstep, Peers};
 use firedoor_dataplane::mirror::{Mirror, MirrorSender};
 use firedoor_dataplane::outbox::Outbox;
 use firedoor_dataplane::path::{Burst, Path};
@@ -304,22 +303,22 @@ impl Switch {
         let (umem, frames) = Umem::new(policy.settings().frames)?;
         let (umem, store) = (Arc::new(umem), FrameStore::new(frames));
         let counters = Arc::<WorkerCounters>::default();
-        let alone: Arc<[Arc<Doorstep>]> = Arc::new([Arc::default()]);
         let mut path = Path {
             pipeline: Pipeline::new(Arc::clone(policy)),
             pool: FramePool::new(Arc::clone(&umem), store),
             outbox: Outbox::default(),
             counters: Arc::clone(&counters),
             mirror: MirrorSender::new(Mirror::new(0), 0, 0),
-            peers: Peers::new(0, alone),
+            peers: Default::default(),
             burst: Burst::default(),
+            parcels: Vec::new(),
             offload: Default::default(),
             fragments: Fragmented::new(policy.settings(), umem.frames()),
         };
         let mut cells = BTreeMap::new();
         for workload in &policy.snapshot().workloads {
             let own = counters.port(workload.port);
-            path.outbox.add_local(workload.port, MAX_FRAME, Arc::clone(&own));
+            path.outbox.add_local(workload.port, MAX_FRAME, true, Arc::clone(&own));
             cells.insert(workload.port, own);
         }
         let (sent, batch) = (Vec::new(), Vec::with_capacity(BURST));

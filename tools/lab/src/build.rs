@@ -84,12 +84,13 @@ impl Lab {
             let mut netlink = building("open a netlink socket", Netlink::open())?;
             Ok(netlink.set_up("lo", true)?)
         })??;
+        let queues = compiled.snapshot.settings.workers.into();
         for host in &self.hosts {
             if options.interrupted.load(Ordering::Relaxed) {
                 return Err(LabError::Interrupted);
             }
             match host.kind {
-                Kind::Container => self.build_container(&switch, host)?,
+                Kind::Container => self.build_container(&switch, host, queues)?,
                 Kind::Vm => build_tap(&switch, host)?,
                 Kind::External => {}
             }
@@ -109,7 +110,8 @@ impl Lab {
         self.wait_until_ready(child, compiled, options)
     }
 
-    fn build_container(&self, switch: &Netns, host: &Host) -> Result<(), LabError> {
+    /// A veth has as many queues as the switch has workers, so that each can have one.
+    fn build_container(&self, switch: &Netns, host: &Host, queues: u32) -> Result<(), LabError> {
         let inside = Netns::create(&self.state.namespaces[&host.workload])?;
         // Addresses work at once, and come from the config alone.
         for conf in ["all", "default"] {
@@ -129,7 +131,7 @@ impl Lab {
                 netns: Some(inside.file().as_fd()),
                 ..VethEnd::new(CONTAINER_IFNAME)
             };
-            netlink.create_veth(near, far, 1)?;
+            netlink.create_veth(near, far, queues)?;
             Ok(netlink.set_up(&host.ifname, true)?)
         })??;
         inside.run(|| set_up_container(host))?

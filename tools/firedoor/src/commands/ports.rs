@@ -36,6 +36,7 @@ pub(crate) struct PortView<'a> {
     error: Option<&'a str>,
     lane: Lane,
     mode: &'a str,
+    workers: &'a [u16],
     notices: &'a [String],
     rx_frames: u64,
     rx_bytes: u64,
@@ -58,6 +59,7 @@ impl<'a> PortView<'a> {
             },
             lane: port.lane,
             mode: &port.mode,
+            workers: &port.workers,
             notices: &port.notices,
             rx_frames: counters.rx_frames,
             rx_bytes: counters.rx_bytes,
@@ -111,7 +113,11 @@ fn identity(port: &PortStatus) -> [Cell; 5] {
         PortState::Missing => Cell::new(Tone::Warn, "missing"),
         PortState::Failed(why) => Cell::new(Tone::Bad, format!("failed: {why}")),
     };
-    let mode = if port.mode.is_empty() { "-" } else { &port.mode };
+    let mode = match (port.mode.as_str(), port.workers.len()) {
+        ("", _) => "-".to_owned(),
+        (mode, 0 | 1) => mode.to_owned(),
+        (mode, queues) => format!("{mode}, {queues} queues"),
+    };
     [
         Cell::new(Tone::Strong, &port.workload),
         Cell::from(&port.ifname),

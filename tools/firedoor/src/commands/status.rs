@@ -213,6 +213,10 @@ fn show_dataplane(dataplane: &DataplaneStatus, out: &mut Output) -> anyhow::Resu
         Count(dataplane.sent),
         Count(total(&dataplane.drops))
     )?;
+    if *workers > 1 {
+        let by = dataplane.received_by.iter().map(|&frames| Count(frames).to_string());
+        writeln!(out, "by worker    {} received", by.collect::<Vec<_>>().join(", "))?;
+    }
     writeln!(
         out,
         "verdicts     {} by connection, {} by flow cache, {} by upcall",
