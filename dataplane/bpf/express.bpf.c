@@ -1,109 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The express lane: on the ingress of a port, a frame of a conversation that the switch has judged is
-// redirected by that verdict, whole, as the workload's stack sent it: segmentation and checksums stay
-// with the receiver's device. Every other frame is a miss and goes into the punt device under a tag
-// that names its port; what is not known to be safe is a miss. Nothing ever reaches the host's stack.
+// redirected by that verdict. Every other frame is a miss and goes to the switch; what is not known to
+// be safe is a miss. Nothing ever reaches the host's stack.
 //
-// Layouts are shared with dataplane/src/sys/express.rs, and with the data plane's next version through
-// pinned maps: whoever changes one raises LAYOUT there. Compiled by `cargo xtask bpf`; the object is
-// committed beside this file.
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
+// Two programs share the verdicts. `express` stands at tc: packets leave whole, as the workload's stack
+// made them, with segmentation and checksums left to the receiver's device; misses go into the punt
+// device under a tag that names their port. `express_xdp` stands in XDP on ports of the switch lane:
+// frames leave before the kernel makes an skb; misses go to the AF_XDP socket of their queue.
+//
+// Compiled by `cargo xtask bpf`; the object is committed beside this file.
 #include <linux/if_packet.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
-#include <linux/tcp.h>
-#include <linux/udp.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
 
-// Longest headers that can hit: Ethernet, IPv6, TCP without options.
-#define HEADERS (sizeof(struct ethhdr) + sizeof(struct ipv6hdr) + sizeof(struct tcphdr))
+#include "express.h"
 
-#define TCP_FIN 0x01
-#define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define TCP_ACK 0x10
-#define TCP_URG 0x20
+// Frames on the wire that this one becomes.
+static __always_inline __u32 frames_of(const struct __sk_buff *skb, const struct headers *headers)
+{
+	__u32 size = skb->gso_size;
 
-// Datagrams of a flow that are on the long way together, while it is held, at most: if there were
-// always some, it would be held for ever. What comes beyond is dropped until these have left, or for
-// so many units of 2^20 ns, should one of them be lost.
-#define MOST_HELD 128
-#define DRAIN 16
-
-#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
-
-// What is the same in every frame of one direction of a conversation. The ingress interface is part
-// of it, so nobody can use what was judged for another.
-struct flow_key {
-	__u32 ingress;		// interface index
-	__u8 src[16];		// IPv4 as ::ffff:a.b.c.d
-	__u8 dst[16];
-	__be16 src_port;
-	__be16 dst_port;
-	__u32 protocol;
-};
-
-// How a frame leaves.
-enum egress_kind {
-	EGRESS_TRANSMIT,	// through the device
-	EGRESS_PEER,		// at the device's peer in another namespace, without passing its queue
-};
-
-// A verdict and what came of it. The first part is written by the data plane and only read here.
-struct flow {
-	struct flow_key key;
-	__u8 eth_dst[6];
-	__u8 eth_src[6];
-	__u64 epoch;
-	__u32 egress;		// interface index
-	__u16 kind;
-	__u16 max_frame;	// longest frame that the egress takes, Ethernet header included
-	__u32 rule;
-	__u16 mark;		// added to the tag of what is punted, so that it is counted
-	__u8 is_reply;		// of the connection's two flows, the second: for who takes it over
-	__u8 tcp_flags;		// of the connection's first frame: likewise
-	__u32 passed;		// of the punted, how many have left the switch
-
-	__u32 punted;		// frames sent the long way, as they count after segmentation
-	__u32 seq;		// TCP: after the last byte sent
-	__u32 ack;		// TCP: after the last byte acknowledged
-	__u32 window;		// TCP: as in the header, unscaled
-	__u32 draining;		// since when what is too much for the long way is dropped; 0 if it is not
-	__u64 packets;		// redirected, as they would count after segmentation
-	__u64 bytes;		// likewise
-	__u64 drained;		// frames dropped so
-};
-
-// Written by the data plane, but for the last.
-struct control {
-	__u64 epoch;		// of the policy in force
-	__u64 open_until;	// CLOCK_MONOTONIC, in nanoseconds; later the door is shut
-	__u32 punt;		// interface index
-	__u32 reserved;
-	__u64 shut;		// frames dropped because the door was; counted here
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct control);
-} express_control SEC(".maps");
-
-// The tag of each port, by interface index.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, __u32);
-} express_ports SEC(".maps");
+	if (!size || headers->end <= headers->payload)
+		return 1;
+	return (headers->end - headers->payload + size - 1) / size;
+}
 
 // What a port has on the long way. All ports share the punt device, so each may only have so much there
 // that the others find room.
@@ -124,171 +44,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct intake);
 } express_intakes SEC(".maps");
-
-// Where in express_flows a flow is. The loader sets the size.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1);
-	__type(key, struct flow_key);
-	__type(value, __u32);
-} express_index SEC(".maps");
-
-// The loader sets the size.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct flow);
-} express_flows SEC(".maps");
-
-// A frame's headers, as far as they were understood.
-struct headers {
-	struct flow_key key;
-	__u8 eth_dst[6];
-	__u8 eth_src[6];
-	__u32 end;		// of the packet, in bytes from the frame's start
-	__u32 payload;		// where TCP's or UDP's data begin
-	__u32 seq;
-	__u32 ack;
-	__u32 window;
-	__u8 special;		// moves its connection's state: for the switch to see
-};
-
-static __always_inline int same(const void *a, const void *b, int words)
-{
-	const __u32 *one = a, *two = b;
-	__u32 difference = 0;
-#pragma unroll
-	for (int i = 0; i < words; i++)
-		difference |= one[i] ^ two[i];
-	return !difference;
-}
-
-// RFC 1071, over the header's twenty bytes.
-static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
-{
-	const __u16 *words = (const void *)ip;
-	__u32 sum = 0;
-#pragma unroll
-	for (int i = 0; i < 10; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum == 0xffff;
-}
-
-// The transport header at `l4`, behind which the packet ends at headers->end.
-static __always_inline int parse_transport(struct headers *headers, const void *l4, __u32 at,
-					   const void *end)
-{
-	if (headers->key.protocol == IPPROTO_TCP) {
-		const struct tcphdr *tcp = l4;
-		__u8 flags;
-
-		if ((const void *)(tcp + 1) > end || tcp->doff < 5)
-			return 0;
-		flags = ((const __u8 *)l4)[13];
-		headers->key.src_port = tcp->source;
-		headers->key.dst_port = tcp->dest;
-		headers->payload = at + tcp->doff * 4;
-		headers->seq = bpf_ntohl(tcp->seq) + headers->end - headers->payload;
-		headers->ack = bpf_ntohl(tcp->ack_seq);
-		headers->window = bpf_ntohs(tcp->window);
-		headers->special = (flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK | TCP_URG)) != TCP_ACK;
-	} else {
-		const struct udphdr *udp = l4;
-
-		if ((const void *)(udp + 1) > end)
-			return 0;
-		if (bpf_ntohs(udp->len) != headers->end - at)
-			return 0;
-		headers->key.src_port = udp->source;
-		headers->key.dst_port = udp->dest;
-		headers->payload = at + sizeof(*udp);
-	}
-	return headers->payload <= headers->end;
-}
-
-// Fills `headers`, if the frame is one whose verdict can be here at all.
-static __always_inline int parse(struct __sk_buff *skb, struct headers *headers)
-{
-	const void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	const struct ethhdr *eth = data;
-
-	if (skb->vlan_present || (const void *)(eth + 1) > end)
-		return 0;
-	__builtin_memcpy(headers->eth_dst, eth->h_dest, 6);
-	__builtin_memcpy(headers->eth_src, eth->h_source, 6);
-	headers->key.ingress = skb->ifindex;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		const struct iphdr *ip = (const void *)(eth + 1);
-
-		if ((const void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || !ip->ttl)
-			return 0;
-		// Any fragment: more to come, or an offset. Also the reserved bit.
-		if (ip->frag_off & bpf_htons(0xbfff))
-			return 0;
-		if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
-			return 0;
-		if (!ipv4_checksum_is_right(ip))
-			return 0;
-		headers->key.protocol = ip->protocol;
-		headers->key.src[10] = headers->key.src[11] = 0xff;
-		headers->key.dst[10] = headers->key.dst[11] = 0xff;
-		__builtin_memcpy(&headers->key.src[12], &ip->saddr, 4);
-		__builtin_memcpy(&headers->key.dst[12], &ip->daddr, 4);
-		headers->end = sizeof(*eth) + bpf_ntohs(ip->tot_len);
-		if (headers->end > skb->len)
-			return 0;
-		return parse_transport(headers, ip + 1, sizeof(*eth) + sizeof(*ip), end);
-	}
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
-		const struct ipv6hdr *ip = (const void *)(eth + 1);
-
-		if ((const void *)(ip + 1) > end || ip->version != 6 || !ip->hop_limit)
-			return 0;
-		if (ip->nexthdr != IPPROTO_TCP && ip->nexthdr != IPPROTO_UDP)
-			return 0;
-		headers->key.protocol = ip->nexthdr;
-		__builtin_memcpy(headers->key.src, &ip->saddr, 16);
-		__builtin_memcpy(headers->key.dst, &ip->daddr, 16);
-		headers->end = sizeof(*eth) + sizeof(*ip) + bpf_ntohs(ip->payload_len);
-		if (headers->end > skb->len)
-			return 0;
-		return parse_transport(headers, ip + 1, sizeof(*eth) + sizeof(*ip), end);
-	}
-	return 0;
-}
-
-// The flow's entry, if its verdict is of the policy in force and for these very addresses.
-static __always_inline struct flow *find(const struct headers *headers, __u64 epoch)
-{
-	__u32 *index = bpf_map_lookup_elem(&express_index, &headers->key);
-	struct flow *flow;
-
-	if (!index)
-		return NULL;
-	flow = bpf_map_lookup_elem(&express_flows, index);
-	if (!flow || READ_ONCE(flow->epoch) != epoch)
-		return NULL;
-	// The index may be of an entry that was replaced a moment ago: the entry itself says whose
-	// it is.
-	if (!same(&flow->key, &headers->key, sizeof(struct flow_key) / 4))
-		return NULL;
-	return same(flow->eth_dst, headers->eth_dst, 3) ? flow : NULL;
-}
-
-// Frames on the wire that this one becomes.
-static __always_inline __u32 frames_of(const struct __sk_buff *skb, const struct headers *headers)
-{
-	__u32 size = skb->gso_size;
-
-	if (!size || headers->end <= headers->payload)
-		return 1;
-	return (headers->end - headers->payload + size - 1) / size;
-}
 
 // Sends the frame to the switch, under its port's tag. `flow` is what it belongs to, if known, and
 // `frames` what it becomes.
@@ -330,54 +85,6 @@ static __always_inline int fits(const struct __sk_buff *skb, const struct header
 	return (size ? headers->payload + size : headers->end) <= flow->max_frame;
 }
 
-// Whether the flow's frames still go the long way: until the switch has sent on what was punted, later
-// frames would arrive first by the other.
-static __always_inline int is_held(const struct flow *flow)
-{
-	__u32 punted = READ_ONCE(flow->punted);
-
-	return !punted || punted != READ_ONCE(flow->passed);
-}
-
-// Whether a held flow has too much on the long way for this frame to follow.
-static __always_inline int is_excess(struct flow *flow, __u64 now)
-{
-	__u32 since = READ_ONCE(flow->draining), units = (__u32)(now >> 20) | 1;
-
-	if (since && units - since < DRAIN)
-		return 1;
-	if (flow->key.protocol != IPPROTO_UDP || since ||
-	    (__s32)(READ_ONCE(flow->punted) - READ_ONCE(flow->passed)) < MOST_HELD) {
-		flow->draining = 0;
-		return 0;
-	}
-	flow->draining = units;
-	return 1;
-}
-
-static __always_inline int is_after(__u32 a, __u32 b)
-{
-	return (__s32)(a - b) > 0;
-}
-
-static __always_inline void count(struct flow *flow, const struct headers *headers, __u32 frames)
-{
-	__u32 overhead = (frames - 1) * headers->payload;
-
-	if (headers->key.protocol == IPPROTO_TCP) {
-		int first = !READ_ONCE(flow->packets);
-
-		if (first || is_after(headers->seq, flow->seq))
-			flow->seq = headers->seq;
-		if (first || !is_after(flow->ack, headers->ack)) {
-			flow->ack = headers->ack;
-			flow->window = headers->window;
-		}
-	}
-	__sync_fetch_and_add(&flow->bytes, headers->end + overhead);
-	__sync_fetch_and_add(&flow->packets, frames);
-}
-
 SEC("classifier")
 int express(struct __sk_buff *skb)
 {
@@ -386,29 +93,24 @@ int express(struct __sk_buff *skb)
 	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
 	struct headers headers = {};
 	struct flow *flow;
+	enum way way;
 
-	if (!control)
+	if (!control || is_shut(control, now))
 		return TC_ACT_SHOT;
-	if (now > READ_ONCE(control->open_until)) {
-		__sync_fetch_and_add(&control->shut, 1);
-		return TC_ACT_SHOT;
-	}
 	// Headers may lie outside the linear part, where programs cannot read them.
 	if ((void *)(long)skb->data + HEADERS > (void *)(long)skb->data_end)
 		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);
-	if (!parse(skb, &headers))
+	if (skb->vlan_present || !parse((void *)(long)skb->data, (void *)(long)skb->data_end,
+					skb->len, skb->ifindex, &headers))
 		return punt(skb, control, NULL, skb->gso_segs ? skb->gso_segs : 1);
 	frames = frames_of(skb, &headers);
 	flow = find(&headers, READ_ONCE(control->epoch));
 	if (!flow)
 		return punt(skb, control, NULL, frames);
-	if (is_held(flow)) {
-		if (!is_excess(flow, now))
-			return punt(skb, control, flow, frames);
-		__sync_fetch_and_add(&flow->drained, frames);
+	way = way_of(flow, &headers, frames, now);
+	if (way == NO_WAY)
 		return TC_ACT_SHOT;
-	}
-	if (headers.special || !fits(skb, &headers, flow))
+	if (way == LONG_WAY || !fits(skb, &headers, flow))
 		return punt(skb, control, flow, frames);
 	// What stands behind the packet is padding at best.
 	if (skb->len > headers.end && bpf_skb_change_tail(skb, headers.end, 0))
@@ -419,6 +121,158 @@ int express(struct __sk_buff *skb)
 	// The frame's type was told by the MAC address of the port; the receiver's own is another.
 	bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(flow->egress, 0);
+}
+
+// Receive queues of a port, as a power of two.
+#define QUEUE_BITS 6
+
+// The interfaces that take frames which were redirected in XDP, by their own index.
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u32);
+} express_devices SEC(".maps");
+
+// The sockets of the switch lane, by the tag of their port and their queue.
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 1024 << QUEUE_BITS);
+	__type(key, __u32);
+	__type(value, __u32);
+} express_sockets SEC(".maps");
+
+// Most bytes that are summed at once.
+#define SUMMED 256
+// Longest frame that is summed: what fits a page beside the kernel's bookkeeping. No offset has other
+// bits than these, which the verifier is to know.
+#define LONGEST 4096
+#define REACH (2 * LONGEST - 1)
+
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+// A workload with checksum offload leaves the pseudo-header's sum in the checksum's place, and a note
+// in the skb that XDP does not see: classifier/src/checksum.rs says why the field alone is enough.
+static __always_inline int is_partial(const struct headers *headers)
+{
+	const __u32 *src = (const void *)headers->key.src, *dst = (const void *)headers->key.dst;
+	__u64 sum = bpf_htons(headers->key.protocol);
+
+	// The protocol is in the sum, so it is never zero; UDP's "none" is.
+	if (!headers->sum)
+		return 0;
+	sum += bpf_htons(headers->end - headers->transport);
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		sum += (__u64)src[i] + dst[i];
+	return headers->sum == fold(sum);
+}
+
+// Adds `len` bytes at `at`, fewer than SUMMED, to a sum. `len` may be odd.
+static __always_inline int add_rest(struct xdp_md *ctx, __u32 at, __u64 len, __s64 *sum)
+{
+	__u64 rest[SUMMED / 8 + 1] = {};
+
+	// The compiler knows it and would leave it out; the verifier does not.
+	asm volatile("%0 &= %1" : "+r"(len) : "i"(SUMMED - 1));
+	if (!len)
+		return 1;
+	if (bpf_xdp_load_bytes(ctx, at, rest, len))
+		return 0;
+	*sum = bpf_csum_diff(NULL, 0, (void *)rest, (len + 3) & ~3ULL, *sum);
+	return 1;
+}
+
+// Completes a partial checksum. The field is in the sum as it is: it is the pseudo-header's.
+static __always_inline int complete(struct xdp_md *ctx, const struct headers *headers)
+{
+	__u32 at = headers->transport, left = headers->end - at, field;
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__s64 sum = 0;
+	__u16 *place;
+
+	for (int i = 0; i < LONGEST / SUMMED && left >= SUMMED; i++) {
+		__be32 *from = data + (at & REACH);
+
+		if ((void *)from + SUMMED > end)
+			return 0;
+		sum = bpf_csum_diff(NULL, 0, from, SUMMED, sum);
+		at += SUMMED;
+		left -= SUMMED;
+	}
+	if (left >= SUMMED || !add_rest(ctx, at, left, &sum))
+		return 0;
+	field = headers->key.protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check)
+						     : offsetof(struct udphdr, check);
+	place = data + ((headers->transport + field) & REACH);
+	if ((void *)(place + 1) > end)
+		return 0;
+	*place = ~fold((__u32)sum);
+	// UDP's zero would mean that there is none (RFC 768).
+	if (!*place && headers->key.protocol == IPPROTO_UDP)
+		*place = 0xffff;
+	return 1;
+}
+
+// Sends the frame to the switch, with its flow's mark in front, or 0.
+static __always_inline int hand_over(struct xdp_md *ctx, struct flow *flow)
+{
+	__u32 ingress = ctx->ingress_ifindex, queue = ctx->rx_queue_index, mark = 0, *front;
+	__u32 *port = bpf_map_lookup_elem(&express_ports, &ingress);
+
+	if (!port || queue >> QUEUE_BITS)
+		return XDP_DROP;
+	if (flow) {
+		__sync_fetch_and_add(&flow->punted, 1);
+		mark = flow->mark;
+	}
+	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(mark)))
+		return XDP_DROP;
+	front = (void *)(long)ctx->data;
+	if ((void *)(front + 1) > (void *)(long)ctx->data_end)
+		return XDP_DROP;
+	*front = mark;
+	// The low bits of the flags are the action where there is no socket (Linux 5.3).
+	return bpf_redirect_map(&express_sockets, *port << QUEUE_BITS | queue, XDP_DROP);
+}
+
+SEC("xdp")
+int express_xdp(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u32 zero = 0, len = end - data;
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
+	struct headers headers = {};
+	struct flow *flow;
+	enum way way;
+
+	if (!control || is_shut(control, now))
+		return XDP_DROP;
+	if (!READ_ONCE(control->devices) || !parse(data, end, len, ctx->ingress_ifindex, &headers))
+		return hand_over(ctx, NULL);
+	flow = find(&headers, READ_ONCE(control->epoch));
+	if (!flow)
+		return hand_over(ctx, NULL);
+	way = way_of(flow, &headers, 1, now);
+	if (way == NO_WAY)
+		return XDP_DROP;
+	if (way == LONG_WAY || headers.end > flow->max_frame ||
+	    bpf_redirect_map(&express_devices, flow->egress, XDP_ABORTED) != XDP_REDIRECT)
+		return hand_over(ctx, flow);
+	if (is_partial(&headers) && !complete(ctx, &headers))
+		return hand_over(ctx, flow);
+	// What stands behind the packet is padding at best.
+	if (len > headers.end && bpf_xdp_adjust_tail(ctx, (int)headers.end - (int)len))
+		return hand_over(ctx, flow);
+	count(flow, &headers, 1);
+	return XDP_REDIRECT;
 }
 
 char LICENSE[] SEC("license") = "Apache-2.0";

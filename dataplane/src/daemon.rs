@@ -292,6 +292,13 @@ impl Shared {
         }
     }
 
+    /// Interfaces have begun or ceased to take frames that are redirected in XDP.
+    pub(crate) fn targets_changed(&self) {
+        if let Some(engine) = self.engine.lock().as_ref() {
+            engine.targets_changed();
+        }
+    }
+
     /// Every port's interface.
     pub(crate) fn interfaces(&self) -> Vec<String> {
         self.engine.lock().as_ref().map_or_else(Vec::new, Engine::interfaces)

@@ -456,6 +456,12 @@ impl Engine {
             .collect()
     }
 
+    /// Interfaces have begun or ceased to take frames that are redirected in XDP.
+    pub fn targets_changed(&self) {
+        // A kernel that does not say has none that changed.
+        let _ = self.members.look_for_targets();
+    }
+
     /// Every port's interface.
     pub fn interfaces(&self) -> Vec<String> {
         self.ports.values().map(|entry| entry.workload.ifname.clone()).collect()

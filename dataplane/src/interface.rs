@@ -7,7 +7,7 @@ use std::sync::Arc;
 use firedoor_classifier::snapshot::{Lane, Workload};
 
 use crate::engine::{Lease, MAX_QUEUES, OpenFailure, Opened, Opener};
-use crate::express::{ExpressError, Member, Members, egress_of, is_carried};
+use crate::express::{ExpressError, Hook, Member, Members, egress_of, is_carried};
 use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
 use crate::port::Port;
@@ -70,10 +70,9 @@ impl Interfaces {
         pool: &mut FramePool,
     ) -> Result<Opened, ExpressError> {
         let lane = self.members.lane()?;
-        // The lease's place among all, from 1 on.
-        let tag = lease.owner_base / MAX_QUEUES + 1;
+        let tag = tag(lease);
         let opened = lane.open(umem, lease.owner_base, tag, &workload.ifname, lease.fill, pool)?;
-        self.join(workload, &opened.link, true);
+        self.join(workload, &opened.link, Some(Hook::Tcx));
         let unpinned = lane.why_unpinned().map(|why| {
             format!("the kernel's verdicts end with the data plane, because they cannot be pinned: {why}")
         });
@@ -86,7 +85,8 @@ impl Interfaces {
         })
     }
 
-    /// On the switch lane: an XDP program, and a socket per queue.
+    /// On the switch lane: an XDP program, and a socket per queue. The program looks frames up, too,
+    /// if that is possible.
     fn open_switch(
         &self,
         umem: &Arc<Umem>,
@@ -100,38 +100,85 @@ impl Interfaces {
             max_queues: MAX_QUEUES.into(),
             ..XdpOptions::default()
         };
-        let opened = xdp::open(umem, lease.owner_base, &workload.ifname, &options, pool);
-        let opened = opened.map_err(|error| match error {
-            OpenError::Link(LinkError::NotFound { .. }) => OpenFailure::Missing,
-            error => OpenFailure::Failed(with_sources(&error)),
-        })?;
-        // The express lane's flows may leave by it, if it is of a kind that takes them whole.
+        let (opened, hook) = match self.open_frames(umem, lease, workload, &options, pool) {
+            Ok(opened) => (opened, Some(Hook::Xdp)),
+            Err(error) => {
+                tracing::debug!(%error, workload.ifname, "frames are not looked up in XDP");
+                (open_plain(umem, lease, workload, &options, pool)?, None)
+            }
+        };
         let link = Netlink::open().map(|mut netlink| netlink.link(&workload.ifname));
         if let Ok(Ok(link)) = link
-            && link.index == opened.index
-            && is_carried(&link)
+            && link.index == opened.ifindex
         {
-            self.join(workload, &link, false);
+            self.join(workload, &link, hook);
         }
+        Ok(opened)
+    }
+
+    fn open_frames(
+        &self,
+        umem: &Arc<Umem>,
+        lease: Lease,
+        workload: &Workload,
+        options: &XdpOptions,
+        pool: &mut FramePool,
+    ) -> Result<Opened, ExpressError> {
+        let lane = self.members.lane()?;
+        let (owner, ifname) = (lease.owner_base, &workload.ifname);
+        let opened = lane.open_frames(umem, owner, tag(lease), ifname, options, pool)?;
         let queues = opened.queues.into_iter().map(|queue| Box::new(queue) as Box<dyn Port>);
         Ok(Opened {
             queues: queues.collect(),
             mode: opened.mode,
             notices: opened.notices,
             lane: Lane::Switch,
-            ifindex: opened.index,
+            ifindex: opened.ifindex,
         })
     }
 
-    fn join(&self, workload: &Workload, link: &Link, express: bool) {
+    fn join(&self, workload: &Workload, link: &Link, hook: Option<Hook>) {
         let member = Member {
             ifindex: link.index,
             egress: egress_of(link),
             max_frame: u16::try_from(link.mtu + ETHERNET).unwrap_or(u16::MAX),
-            express,
+            hook,
+            takes_packets: is_carried(link),
+            takes_frames: false,
         };
         self.members.join(workload.port, member);
+        if let Err(error) = self.members.look_for_targets() {
+            tracing::debug!(%error, "the kernel does not say where XDP can redirect frames to");
+        }
     }
+}
+
+/// On the switch lane of kernels and drivers that cannot do more: every frame reaches a socket.
+fn open_plain(
+    umem: &Arc<Umem>,
+    lease: Lease,
+    workload: &Workload,
+    options: &XdpOptions,
+    pool: &mut FramePool,
+) -> Result<Opened, OpenFailure> {
+    let opened = xdp::open(umem, lease.owner_base, &workload.ifname, options, pool);
+    let opened = opened.map_err(|error| match error {
+        OpenError::Link(LinkError::NotFound { .. }) => OpenFailure::Missing,
+        error => OpenFailure::Failed(with_sources(&error)),
+    })?;
+    let queues = opened.queues.into_iter().map(|queue| Box::new(queue) as Box<dyn Port>);
+    Ok(Opened {
+        queues: queues.collect(),
+        mode: opened.mode,
+        notices: opened.notices,
+        lane: Lane::Switch,
+        ifindex: opened.index,
+    })
+}
+
+/// What the express lane's programs know a port by: the lease's place among all, from 1 on.
+fn tag(lease: Lease) -> u16 {
+    lease.owner_base / MAX_QUEUES + 1
 }
 
 fn is_missing(error: &ExpressError) -> bool {

@@ -29,6 +29,7 @@ pub mod path;
 pub mod policy;
 pub mod pool;
 pub mod port;
+pub mod redirect_targets;
 pub mod sys;
 pub mod vlan;
 pub mod worker;

@@ -10,6 +10,8 @@ use firedoor_classifier::extract::extract;
 use firedoor_classifier::snapshot::{Snapshot, Workload};
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, Policy, PortId};
 use firedoor_dataplane::counters::WorkerCounters;
+use firedoor_dataplane::express::Members;
+use firedoor_dataplane::express::offload::Offload;
 use firedoor_dataplane::fragments::Fragmented;
 use firedoor_dataplane::handoff::Peers;
 use firedoor_dataplane::mirror::{Mirror, MirrorSender, Record};
@@ -75,6 +77,7 @@ pub struct Fabric {
     umem: Arc<Umem>,
     store: Arc<FrameStore>,
     policy: Arc<PolicyCell>,
+    members: Arc<Members>,
     /// If each worker has a queue of each port: at which one a frame arrives.
     choose: Option<Choose>,
     now: Nanos,
@@ -96,7 +99,13 @@ impl Fabric {
 
     /// A switch of one worker that enforces `snapshot`.
     pub fn of(snapshot: Snapshot) -> Self {
-        Self::build(snapshot, 1, None, |_, port| Some(port))
+        Self::with_members(snapshot, Arc::default())
+    }
+
+    /// A switch of one worker that enforces `snapshot`, and writes verdicts for the kernel to forward
+    /// between `members` by.
+    pub fn with_members(snapshot: Snapshot, members: Arc<Members>) -> Self {
+        Self::build(snapshot, 1, members, None, |_, port| Some(port))
     }
 
     /// A switch whose memory ports are made to measure; `None` leaves a workload without a port.
@@ -104,23 +113,24 @@ impl Fabric {
         snapshot: Snapshot,
         shape: impl Fn(&Workload, MemoryPort) -> Option<MemoryPort>,
     ) -> Self {
-        Self::build(snapshot, 1, None, shape)
+        Self::build(snapshot, 1, Arc::default(), None, shape)
     }
 
     /// A switch of several workers, among which the ports are dealt out in turn.
     pub fn with_workers(config: &str, workers: u16) -> Self {
-        Self::build(snapshot(config), workers, None, |_, port| Some(port))
+        Self::build(snapshot(config), workers, Arc::default(), None, |_, port| Some(port))
     }
 
     /// A switch of several workers, each of which has a queue of every port. Frames arrive at the queue
     /// that `choose` names.
     pub fn with_queues(snapshot: Snapshot, workers: u16, choose: Choose) -> Self {
-        Self::build(snapshot, workers, Some(choose), |_, port| Some(port))
+        Self::build(snapshot, workers, Arc::default(), Some(choose), |_, port| Some(port))
     }
 
     fn build(
         snapshot: Snapshot,
         workers: u16,
+        members: Arc<Members>,
         choose: Option<Choose>,
         shape: impl Fn(&Workload, MemoryPort) -> Option<MemoryPort>,
     ) -> Self {
@@ -135,6 +145,7 @@ impl Fabric {
             umem: Arc::new(umem),
             store: FrameStore::new(frames),
             policy: cell,
+            members,
             choose,
             now: Nanos::from_secs(1_000),
         };
@@ -167,7 +178,7 @@ impl Fabric {
             peers,
             burst: Burst::default(),
             parcels: Vec::new(),
-            offload: Default::default(),
+            offload: Offload::new(Arc::clone(&self.members)),
             fragments: Fragmented::new(settings, self.umem.frames()),
         };
         let (cell, epoch) = (Arc::clone(&self.policy), Arc::<AtomicU64>::default());

@@ -8,6 +8,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::Shared;
 use crate::link::{LinkEvent, LinkWatch, Netlink};
+use crate::redirect_targets::{RedirectTargets, TargetWatch};
 
 /// How often ports that could not be attached are tried again.
 const RETRY: Duration = Duration::from_secs(2);
@@ -23,7 +24,13 @@ fn watch(shared: &Arc<Shared>) -> std::io::Result<()> {
     let links = LinkWatch::open()?;
     let mut poll = Poll::new()?;
     poll.registry().register(&mut SourceFd(&links.fd()), Token(0), Interest::READABLE)?;
-    let mut events = Events::with_capacity(1);
+    // Where the kernel does not say, nothing is redirected in XDP.
+    let targets = RedirectTargets::open().and_then(|targets| targets.watch()).ok();
+    if let Some(targets) = &targets {
+        poll.registry().register(&mut SourceFd(&targets.fd()), Token(1), Interest::READABLE)?;
+        shared.targets_changed();
+    }
+    let mut events = Events::with_capacity(2);
     let mut retried = Instant::now();
     loop {
         match poll.poll(&mut events, Some(RETRY)) {
@@ -36,6 +43,9 @@ fn watch(shared: &Arc<Shared>) -> std::io::Result<()> {
                 LinkEvent::Gone { name, .. } => shared.link_changed(&name, None),
                 LinkEvent::Missed => look_at_all(shared)?,
             }
+        }
+        if targets.as_ref().is_some_and(TargetWatch::drain) {
+            shared.targets_changed();
         }
         if retried.elapsed() >= RETRY {
             shared.retry_ports();

@@ -1,6 +1,7 @@
 //! The interfaces that the express lane may receive from and send to, as workers and opener share
 //! them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::offload::flow_id;
 use super::{Egress, ExpressError, Inherited, Lane};
+use crate::redirect_targets::RedirectTargets;
 use crate::sys::express;
 
 /// How long the door of a lane that was just loaded is open, until a worker looks after it.
@@ -27,8 +29,32 @@ pub struct Member {
     pub egress: Egress,
     /// Longest frame it takes, in bytes with the Ethernet header.
     pub max_frame: u16,
-    /// Whether what it receives is looked up by the program.
-    pub express: bool,
+    /// Which program looks up what it receives, if one does.
+    pub hook: Option<Hook>,
+    /// Whether it takes packets that are redirected at tc.
+    pub takes_packets: bool,
+    /// Whether it takes frames that are redirected in XDP.
+    pub takes_frames: bool,
+}
+
+/// Where a port's frames are looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// At tc ingress: the express lane.
+    Tcx,
+    /// In XDP, before the AF_XDP sockets of the switch lane.
+    Xdp,
+}
+
+impl Member {
+    /// Whether the kernel can forward by itself what this port receives and the other one is to send.
+    pub fn reaches(&self, other: &Self) -> bool {
+        match self.hook {
+            None => false,
+            Some(Hook::Tcx) => other.takes_packets,
+            Some(Hook::Xdp) => other.takes_frames,
+        }
+    }
 }
 
 /// The ports of one switch, and its lane once a port needs it.
@@ -83,7 +109,7 @@ impl Members {
     /// Takes a predecessor's program off all interfaces but those of the ports.
     pub fn keep_links(&self) {
         let state = self.state.lock();
-        let members = state.ports.iter().flatten().filter(|member| member.express);
+        let members = state.ports.iter().flatten().filter(|member| member.hook == Some(Hook::Tcx));
         let indexes: Vec<u32> = members.map(|member| member.ifindex).collect();
         if let Some(lane) = &state.lane {
             lane.keep_links(&indexes);
@@ -159,8 +185,24 @@ impl Members {
         if state.ports.len() <= at {
             state.ports.resize(at + 1, None);
         }
-        state.ports[at] = member;
+        if let Some(gone) = std::mem::replace(&mut state.ports[at], member) {
+            state.set_device(gone.ifindex, false);
+        }
         self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Asks the kernel which ports take frames that are redirected in XDP, in the calling thread's
+    /// network namespace.
+    ///
+    /// # Errors
+    /// The kernel's; then no port does.
+    pub fn look_for_targets(&self) -> io::Result<()> {
+        let targets = RedirectTargets::open().and_then(|targets| targets.list());
+        let mut state = self.state.lock();
+        if state.take_targets(targets.as_ref().unwrap_or(&BTreeSet::new())) {
+            self.version.fetch_add(1, Ordering::Release);
+        }
+        targets.map(drop)
     }
 
     /// Changes whenever a port joins or leaves.
@@ -171,7 +213,8 @@ impl Members {
     /// The version, the ports by number, and the lane, if one of them is on it.
     pub(super) fn view(&self) -> (u64, Vec<Option<Member>>, Option<Arc<Lane>>) {
         let state = self.state.lock();
-        let is_used = state.ports.iter().flatten().any(|member| member.express);
+        // Also where nothing can be redirected: the programs ask it whether their door is open.
+        let is_used = state.ports.iter().flatten().any(|member| member.hook.is_some());
         let lane = state.lane.clone().filter(|_| is_used);
         (self.version(), state.ports.clone(), lane)
     }
@@ -180,7 +223,7 @@ impl Members {
     pub(super) fn receives(&self, port: PortId) -> bool {
         let state = self.state.lock();
         let member = state.ports.get(usize::from(port.0)).copied().flatten();
-        member.is_some_and(|member| member.express)
+        member.is_some_and(|member| member.hook.is_some())
     }
 
     /// Whether the kernel has a verdict for the flow of that key.
@@ -201,5 +244,27 @@ fn remove(pins: &PathBuf) {
             tracing::warn!(%error, pins = %pins.display(), "old pins are not removed");
         }
         _ => {}
+    }
+}
+
+impl State {
+    /// Takes note of the interfaces that take frames. Returns whether that changed for any port.
+    fn take_targets(&mut self, targets: &BTreeSet<u32>) -> bool {
+        let is_new =
+            |member: &&mut Member| targets.contains(&member.ifindex) != member.takes_frames;
+        let mut changed = Vec::new();
+        for member in self.ports.iter_mut().flatten().filter(is_new) {
+            member.takes_frames = !member.takes_frames;
+            changed.push((member.ifindex, member.takes_frames));
+        }
+        changed.iter().for_each(|&(ifindex, takes)| self.set_device(ifindex, takes));
+        !changed.is_empty()
+    }
+
+    fn set_device(&self, ifindex: u32, takes: bool) {
+        let Some(lane) = &self.lane else { return };
+        if let Err(error) = lane.set_device(ifindex, takes) {
+            tracing::warn!(%error, ifindex, "frames are not redirected to an interface");
+        }
     }
 }

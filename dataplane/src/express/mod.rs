@@ -7,6 +7,8 @@
 //! understand, or moves a connection's state, it *punts* to the switch lane with the name of its port
 //! ([`punt`]). So every verdict is the switch's; the kernel has a cache of them.
 //!
+//! Ports of the switch lane ask the same cache, by a program in XDP ([`frames`]).
+//!
 //! Invariants:
 //! - A verdict is used only for the very flow it was reached for: the entry names it in full.
 //! - A verdict of another epoch than the one in force is no verdict. Raising the epoch is one store
@@ -22,12 +24,14 @@
 //! [`Members`] says which ports there are, [`offload`] which connections a worker gives to the kernel.
 //! [`FlowTable`] is what the kernel knows; docs/adr/0004 says why misses travel as they do.
 
+pub mod frames;
 pub mod inherit;
 mod kept;
 mod members;
 pub mod offload;
 pub mod punt;
 pub mod table;
+pub mod trial;
 
 use std::io;
 use std::path::Path;
@@ -38,17 +42,18 @@ use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 use thiserror::Error;
 
+use self::frames::OpenedFrames;
 use self::punt::{ExpressPort, MAX_MTU, Punt};
 use self::table::FlowTable;
 use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
-use crate::port::xdp::OpenError;
+use crate::port::xdp::{OpenError, XdpOptions};
 use crate::sys::express::{Egress, LAYOUT, MAPS, Program};
 use crate::sys::pins::Pins;
 use crate::sys::umem::Umem;
 
 pub use self::kept::Kept;
-pub use self::members::{Member, Members};
+pub use self::members::{Hook, Member, Members};
 pub use self::table::{Inherited, InstallError, Slot};
 pub use crate::sys::express::{Egress as FlowEgress, FlowId, FlowVerdict, Progress};
 
@@ -120,14 +125,16 @@ pub enum ExpressError {
     },
     /// Its frames do not fit the device pair.
     #[error(
-        "the MTU of {ifname} is {mtu} bytes, the express lane takes at most {MAX_MTU}; \
-         `ip link set {ifname} mtu {MAX_MTU}` at both ends"
+        "the MTU of {ifname} is {mtu} bytes, the express lane takes at most {limit}; \
+         `ip link set {ifname} mtu {limit}` at both ends"
     )]
     MtuTooLarge {
         /// The interface.
         ifname: String,
         /// Its MTU, in bytes.
         mtu: u32,
+        /// The largest possible, in bytes.
+        limit: u32,
     },
 }
 
@@ -210,10 +217,37 @@ impl Lane {
             return Err(ExpressError::WrongKind { ifname: link.name });
         }
         if link.mtu > MAX_MTU {
-            return Err(ExpressError::MtuTooLarge { ifname: link.name, mtu: link.mtu });
+            let (ifname, mtu) = (link.name, link.mtu);
+            return Err(ExpressError::MtuTooLarge { ifname, mtu, limit: MAX_MTU });
         }
         let port = ExpressPort::open(&self.kernel, umem, owner, tag, link.clone(), fill, pool)?;
         Ok(Opened { port, link })
+    }
+
+    /// Opens the interface `ifname` for the switch lane, as [`port::xdp::open`](crate::port::xdp::open)
+    /// does, under the program that looks frames up. `tag` is as for [`open`](Self::open). On failure
+    /// everything is as it was.
+    ///
+    /// # Errors
+    /// See [`ExpressError`].
+    pub fn open_frames(
+        &self,
+        umem: &Arc<Umem>,
+        owner_base: u16,
+        tag: u16,
+        ifname: &str,
+        options: &XdpOptions,
+        pool: &mut FramePool,
+    ) -> Result<OpenedFrames, ExpressError> {
+        frames::open(&self.kernel, umem, owner_base, tag, ifname, options, pool)
+    }
+
+    /// Whether the interface of that index takes frames that are redirected in XDP.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_device(&self, ifindex: u32, takes: bool) -> io::Result<()> {
+        self.kernel.program.set_device(ifindex, takes)
     }
 
     /// The verdicts that the kernel has.

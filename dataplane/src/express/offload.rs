@@ -45,6 +45,8 @@ pub struct Offload {
     /// The members as they were in version `seen`.
     ports: Vec<Option<Member>>,
     seen: u64,
+    /// No port's frames can be forwarded by the kernel to any.
+    is_idle: bool,
     lane: Option<Arc<Lane>>,
     pairs: Vec<Option<Pair>>,
     free: Vec<u32>,
@@ -184,7 +186,9 @@ impl Offload {
         let ends = TcpFlags::from_bits_retain(headers.key.tcp_flags)
             .intersects(TcpFlags::FIN | TcpFlags::RST);
         self.lane.is_some()
-            && (ends || self.member(headers.key.ingress).is_some_and(|member| member.express))
+            && !self.is_idle
+            && (ends
+                || self.member(headers.key.ingress).is_some_and(|member| member.hook.is_some()))
     }
 
     /// Takes note of ports that came and went. Their flows are forgotten: an interface may have
@@ -207,6 +211,8 @@ impl Offload {
             }
         }
         (self.seen, self.ports, self.lane) = view;
+        let members = || self.ports.iter().flatten();
+        self.is_idle = !members().any(|from| members().any(|to| from.reaches(to)));
     }
 
     /// Before a frame is judged: its connection catches up.
@@ -393,13 +399,13 @@ impl Offload {
         Some(Flow { id, ingress: key.ingress, egress, is_reply, slot, credited, since })
     }
 
-    /// Gives the kernel one direction's verdict. Returns whether it has it now: not if its port is on
-    /// the switch lane, or the table is full.
+    /// Gives the kernel one direction's verdict. Returns whether it has it now: not if no program looks
+    /// up what comes in there or could send it on, or if the table is full.
     fn install(&self, flow: &mut Flow, key: &FlowKey, judged: Judged) -> bool {
         let (Some(from), Some(to)) = (self.member(flow.ingress), self.member(flow.egress)) else {
             return false;
         };
-        let Some(lane) = self.lane.as_ref().filter(|_| from.express) else { return false };
+        let Some(lane) = self.lane.as_ref().filter(|_| from.reaches(to)) else { return false };
         let rule = match judged.cause {
             Cause::Rule(rule) => rule.0,
             Cause::Default | Cause::Switch => u32::MAX,

@@ -218,7 +218,7 @@ fn untag(umem: &Umem, frame: &mut Frame) -> Option<u16> {
 
 /// The flow of a frame that the program has taken apart: TCP or UDP right behind an IP header without
 /// options or extension headers.
-fn flow_of(frame: &[u8], ingress: u32) -> Option<FlowId> {
+pub(super) fn flow_of(frame: &[u8], ingress: u32) -> Option<FlowId> {
     let ether_type = frame.get(MACS..)?.first_chunk::<2>()?;
     let packet = frame.get(MACS + 2..)?;
     let mapped = |at: usize| {

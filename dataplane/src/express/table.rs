@@ -4,7 +4,7 @@
 //! [`REST`] before another flow gets it, and the program believes an entry only if it names the
 //! frame's own flow.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::io;
 use std::sync::Arc;
@@ -206,6 +206,20 @@ impl FlowTable {
     /// Whether the flow has a verdict.
     pub fn contains(&self, id: &FlowId) -> bool {
         self.state.lock().index.get(&self.program, id).is_some()
+    }
+
+    /// How many frames the kernel has redirected of each, and to which interface.
+    pub(super) fn redirected(&self) -> HashMap<FlowId, (u64, u32)> {
+        let state = self.state.lock();
+        let cells = state.index.slots.iter().filter_map(|&slot| self.program.slot(slot));
+        cells.map(|cell| (cell.id(), (cell.progress().frames, cell.egress()))).collect()
+    }
+
+    /// Holds no flow any longer, whatever of it is on the long way.
+    pub(super) fn let_go(&self) {
+        let state = self.state.lock();
+        let cells = state.index.slots.iter().filter_map(|&slot| self.program.slot(slot));
+        cells.for_each(express::Slot::let_go);
     }
 
     /// Flows in the table.

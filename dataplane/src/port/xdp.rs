@@ -25,7 +25,7 @@ use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
 use crate::port::silence::Silence;
 use crate::port::{BURST, Port};
-use crate::sys::bpf::{Attached, Mode, Redirect};
+use crate::sys::bpf::{Attached, Mode, Redirect, Steering};
 use crate::sys::promiscuous::Promiscuous;
 use crate::sys::umem::{MAX_FRAME, Umem};
 use crate::sys::xsk::{self, Receiver, RingSizes, Socket, SocketError, Step};
@@ -193,7 +193,7 @@ struct Attachment {
     _promiscuous: Option<Promiscuous>,
     _attached: Attached,
     /// Keeps the map of sockets.
-    _redirect: Redirect,
+    _steering: Box<dyn Steering>,
 }
 
 /// One receive queue of an interface, and a way to send. Aligned, because another worker may have the
@@ -233,6 +233,20 @@ pub fn open(
     options: &XdpOptions,
     pool: &mut FramePool,
 ) -> Result<Opened, OpenError> {
+    open_steered(umem, owner_base, ifname, options, pool, |queues| {
+        Ok(Box::new(Redirect::load(queues)?))
+    })
+}
+
+/// As [`open`], under the program that `steering` gives for so many queues.
+pub(crate) fn open_steered(
+    umem: &Arc<Umem>,
+    owner_base: u16,
+    ifname: &str,
+    options: &XdpOptions,
+    pool: &mut FramePool,
+    steering: impl FnOnce(u32) -> io::Result<Box<dyn Steering>>,
+) -> Result<Opened, OpenError> {
     let mut netlink = Netlink::open()
         .map_err(|source| OpenError::Netlink { ifname: ifname.to_owned(), source })?;
     let link = netlink.link(ifname)?;
@@ -240,11 +254,11 @@ pub fn open(
         return Err(OpenError::MtuTooLarge { ifname: link.name, mtu: link.mtu, limit: MAX_MTU });
     }
     let silence = Silence::of(&link);
-    let mut redirect = Redirect::load(queue_count(&link, owner_base, options))
+    let mut steering = steering(queue_count(&link, owner_base, options))
         .map_err(|source| refused(&link, "load the XDP program for", source))?;
     let mut queues = Vec::new();
-    let attached = bind_queues(umem, owner_base, &link, options, &mut redirect, pool, &mut queues)
-        .and_then(|()| attach(&mut netlink, &link, options, silence, redirect));
+    let attached = bind_queues(umem, owner_base, &link, options, &mut *steering, pool, &mut queues)
+        .and_then(|()| attach(&mut netlink, &link, options, silence, steering));
     let (attachment, mode, notices) = match attached {
         Ok(attached) => attached,
         Err(error) => {
@@ -288,7 +302,7 @@ fn bind_queues(
     owner_base: u16,
     link: &Link,
     options: &XdpOptions,
-    redirect: &mut Redirect,
+    steering: &mut dyn Steering,
     pool: &mut FramePool,
     ports: &mut Vec<XdpPort>,
 ) -> Result<(), OpenError> {
@@ -305,7 +319,7 @@ fn bind_queues(
         };
         port.refill(pool);
         let (available, wanted) = (port.filled, port.fill);
-        let in_map = port.fd().map_or(Ok(()), |fd| redirect.set(queue, fd));
+        let in_map = port.fd().map_or(Ok(()), |fd| steering.set(queue, fd));
         ports.push(port);
         in_map.map_err(|source| refused(link, "add a socket to the map of", source))?;
         if available < wanted {
@@ -321,9 +335,9 @@ fn attach(
     link: &Link,
     options: &XdpOptions,
     silence: Silence,
-    mut redirect: Redirect,
+    mut steering: Box<dyn Steering>,
 ) -> Result<(Attachment, Mode, Vec<String>), OpenError> {
-    let (attached, mode, notices) = attach_program(link, options, &mut redirect)?;
+    let (attached, mode, notices) = attach_program(link, options, &mut *steering)?;
     let promiscuous = link
         .physical
         .then(|| Promiscuous::new(link.index))
@@ -334,7 +348,7 @@ fn attach(
         _silence: silence,
         _promiscuous: promiscuous,
         _attached: attached,
-        _redirect: redirect,
+        _steering: steering,
     };
     Ok((attachment, mode, notices))
 }
@@ -343,11 +357,11 @@ fn attach(
 fn attach_program(
     link: &Link,
     options: &XdpOptions,
-    redirect: &mut Redirect,
+    steering: &mut dyn Steering,
 ) -> Result<(Attached, Mode, Vec<String>), OpenError> {
     let mut notices = Vec::new();
     if !options.force_generic {
-        match redirect.attach(link.index, Mode::Native) {
+        match steering.attach(link.index, Mode::Native) {
             Ok(attached) => return Ok((attached, Mode::Native, notices)),
             Err(source) => notices.push(format!(
                 "{}: {}, so XDP runs in generic mode, which is slower.",
@@ -363,7 +377,7 @@ fn attach_program(
             link.name
         ));
     }
-    let attached = redirect
+    let attached = steering
         .attach(link.index, Mode::Generic)
         .map_err(|source| refused(link, "attach the XDP program to", source))?;
     Ok((attached, Mode::Generic, notices))

@@ -1,4 +1,5 @@
 //! The XDP program that steers a port's frames into its sockets: load, and attach by a BPF link.
+//! What is common to [such programs](Steering) is here, too.
 //!
 //! A BPF link lives as long as its file descriptor, so the program comes off the interface when the
 //! process ends, however it ends. See docs/adr/0001.
@@ -46,6 +47,16 @@ pub(crate) enum Mode {
     Generic,
 }
 
+/// An XDP program that steers the frames of one interface into its sockets.
+pub(crate) trait Steering: Send + Sync {
+    /// Sends the frames of that queue to that socket. The kernel takes the socket out of the map
+    /// when it is closed.
+    fn set(&mut self, queue: u32, socket: RawFd) -> io::Result<()>;
+
+    /// Attaches the program to an interface. It stays until the result is dropped.
+    fn attach(&mut self, index: u32, mode: Mode) -> io::Result<Attached>;
+}
+
 /// The program, loaded for one interface, with a map of its sockets.
 pub(crate) struct Redirect {
     program: Ebpf,
@@ -69,27 +80,30 @@ impl Redirect {
         Ok(redirect)
     }
 
-    /// Sends the frames of that queue to that socket. The kernel takes the socket out of the map
-    /// when it is closed.
-    pub(crate) fn set(&mut self, queue: u32, socket: RawFd) -> io::Result<()> {
-        self.sockets.set(queue, socket, 0).map_err(kernel_error)
-    }
-
-    /// Attaches the program to an interface. It stays until the result is dropped.
-    pub(crate) fn attach(&mut self, index: u32, mode: Mode) -> io::Result<Attached> {
-        let mode = match mode {
-            Mode::Native => XdpMode::Driver,
-            Mode::Generic => XdpMode::Skb,
-        };
-        let program = self.xdp()?;
-        let id: XdpLinkId = program.attach_to_if_index(index, mode).map_err(kernel_error)?;
-        Ok(Attached { link: Some(program.take_link(id).map_err(kernel_error)?) })
-    }
-
     fn xdp(&mut self) -> io::Result<&mut Xdp> {
         let program = self.program.program_mut("redirect").ok_or(io::ErrorKind::InvalidData)?;
         program.try_into().map_err(kernel_error)
     }
+}
+
+impl Steering for Redirect {
+    fn set(&mut self, queue: u32, socket: RawFd) -> io::Result<()> {
+        self.sockets.set(queue, socket, 0).map_err(kernel_error)
+    }
+
+    fn attach(&mut self, index: u32, mode: Mode) -> io::Result<Attached> {
+        attach(self.xdp()?, index, mode)
+    }
+}
+
+/// Attaches a program to an interface. It stays until the result is dropped.
+pub(super) fn attach(program: &mut Xdp, index: u32, mode: Mode) -> io::Result<Attached> {
+    let mode = match mode {
+        Mode::Native => XdpMode::Driver,
+        Mode::Generic => XdpMode::Skb,
+    };
+    let id: XdpLinkId = program.attach_to_if_index(index, mode).map_err(kernel_error)?;
+    Ok(Attached { link: Some(program.take_link(id).map_err(kernel_error)?) })
 }
 
 /// The program on its interface; dropping this takes it off.

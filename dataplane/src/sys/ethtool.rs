@@ -13,6 +13,8 @@ const SIOCETHTOOL: libc::Ioctl = 0x8946;
 
 /// `ETHTOOL_STXCSUM`: transmit checksums, and all that needs them.
 const SET_TX_CHECKSUM: u32 = 0x17;
+/// `ETHTOOL_SGRO`: generic receive offload.
+const SET_RECEIVE_OFFLOAD: u32 = 0x2c;
 /// `ETHTOOL_GFLAGS` and `ETHTOOL_SFLAGS`: some features, as flags.
 const GET_FLAGS: u32 = 0x25;
 const SET_FLAGS: u32 = 0x26;
@@ -35,6 +37,15 @@ pub(crate) fn transmit_offloads_off(ifname: &str) -> io::Result<()> {
     call(ifname, SET_TX_CHECKSUM, 0)?;
     let flags = call(ifname, GET_FLAGS, 0)?;
     call(ifname, SET_FLAGS, flags & !FLAG_TXVLAN).map(drop)
+}
+
+/// Turns generic receive offload on. On a veth that makes it poll for frames, so that its other end
+/// takes those that are redirected there in XDP.
+///
+/// # Errors
+/// The kernel's.
+pub fn receive_offload_on(ifname: &str) -> io::Result<()> {
+    call(ifname, SET_RECEIVE_OFFLOAD, 1).map(drop)
 }
 
 fn call(ifname: &str, command: u32, data: u32) -> io::Result<u32> {

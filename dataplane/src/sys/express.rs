@@ -1,34 +1,34 @@
-//! The express lane's program and its maps: load, attach, and the memory shared with it.
+//! The express lane's two programs and their maps: load, attach, and the memory shared with them.
 //!
-//! The program reads verdicts and writes what came of them in one array, which is mapped: the switch
+//! The programs read verdicts and write what came of them in one array, which is mapped: the switch
 //! reads a flow's counters and writes a policy's epoch with plain loads and stores. Only flows that
 //! come and go, and ports, cost a system call.
 //!
-//! Every value of the mapped arrays is an atomic, because the program runs at any time. Layouts are
-//! those of dataplane/bpf/express.bpf.c.
+//! Every value of the mapped arrays is an atomic, because the programs run at any time. Layouts are
+//! those of dataplane/bpf/express.h.
 //!
-//! With [`Pins`], maps and links outlive the process: whoever loads the program next has the same
-//! maps, and puts its own program in the place of the old one in one step.
+//! With [`Pins`], maps and links outlive the process: whoever loads the programs next has the same
+//! maps, and puts its own program at tc in the place of the old one in one step.
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{DevMapHash, HashMap, Map, MapData, XskMap};
 use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
-use aya::programs::{LinkOrder, TcAttachType};
+use aya::programs::{LinkOrder, TcAttachType, TestRun, TestRunOptions, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use parking_lot::Mutex;
 
-use super::bpf::{self, LOADER, kernel_error};
+use super::bpf::{self, LOADER, Mode, Steering, kernel_error};
 use super::mmap::Mapping;
 use super::pins::Pins;
 
@@ -36,7 +36,7 @@ use super::pins::Pins;
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/express.bpf.o");
 
 /// Version of the layouts of [`MAPS`]: what another version has pinned is of no use.
-pub(crate) const LAYOUT: u32 = 1;
+pub(crate) const LAYOUT: u32 = 2;
 
 /// The maps that outlive the process, if they can be pinned.
 pub(crate) const MAPS: [&str; 4] =
@@ -319,6 +319,17 @@ impl Slot {
         self.passed.fetch_add(1, Ordering::Release);
     }
 
+    /// Index of the interface that it leaves by.
+    pub(crate) fn egress(&self) -> u32 {
+        self.egress.load(Ordering::Relaxed)
+    }
+
+    /// Pretends that one frame was punted, and has left the switch.
+    pub(crate) fn let_go(&self) {
+        self.punted.store(1, Ordering::Relaxed);
+        self.passed.store(1, Ordering::Release);
+    }
+
     /// Whether frames that were punted have not left the switch, or none was punted yet.
     pub(crate) fn is_held(&self) -> bool {
         let punted = self.punted.load(Ordering::Relaxed);
@@ -349,7 +360,7 @@ struct Control {
     epoch: AtomicU64,
     open_until: AtomicU64,
     punt: AtomicU32,
-    _reserved: AtomicU32,
+    devices: AtomicU32,
     shut: AtomicU64,
 }
 
@@ -394,11 +405,16 @@ impl Intake {
 /// Most ports, and so intakes: tags are below this.
 const INTAKES: usize = 1024;
 
-/// The program, loaded, with its maps.
+/// Receive queues of a port of the switch lane, as a power of two (`QUEUE_BITS`).
+const QUEUE_BITS: u32 = 6;
+
+/// The programs, loaded, with their maps.
 pub(crate) struct Program {
     program: Mutex<Ebpf>,
     ports: Mutex<HashMap<MapData, u32, u32>>,
     index: Mutex<HashMap<MapData, FlowId, u32>>,
+    devices: Mutex<DevMapHash<MapData>>,
+    sockets: Mutex<XskMap<MapData>>,
     control: Shared<Control>,
     intakes: Shared<Intake>,
     flows: Shared<Slot>,
@@ -406,9 +422,9 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Loads the program with room for `flows` flows. Its door is shut until
-    /// [`keep_open`](Self::keep_open). With `pins`, its maps are pinned there; if they are there
-    /// already, the program takes them as they are, as large as they are.
+    /// Loads the programs with room for `flows` flows. Their door is shut until
+    /// [`keep_open`](Self::keep_open). With `pins`, their maps are pinned there; if they are there
+    /// already, the programs take them as they are, as large as they are.
     pub(crate) fn load(flows: u32, pins: Option<Pins>) -> io::Result<Self> {
         let mut loader = if pins.is_some() { &PINNED } else { &LOADER }.lock();
         if let Some(pins) = &pins {
@@ -424,15 +440,27 @@ impl Program {
         let mut take = |name| program.take_map(name).ok_or(io::ErrorKind::InvalidData);
         let ports = HashMap::try_from(take("express_ports")?).map_err(kernel_error)?;
         let index = HashMap::try_from(take("express_index")?).map_err(kernel_error)?;
+        let devices = DevMapHash::try_from(take("express_devices")?).map_err(kernel_error)?;
+        let sockets = XskMap::try_from(take("express_sockets")?).map_err(kernel_error)?;
         let control = Shared::map(take("express_control")?)?;
         let intakes = Shared::map(take("express_intakes")?)?;
         let flows = Shared::map(take("express_flows")?)?;
         classifier(&mut program)?.load().map_err(kernel_error)?;
-        let (ports, index) = (Mutex::new(ports), Mutex::new(index));
-        Ok(Self { program: Mutex::new(program), ports, index, control, intakes, flows, pins })
+        xdp(&mut program)?.load().map_err(kernel_error)?;
+        Ok(Self {
+            program: Mutex::new(program),
+            ports: Mutex::new(ports),
+            index: Mutex::new(index),
+            devices: Mutex::new(devices),
+            sockets: Mutex::new(sockets),
+            control,
+            intakes,
+            flows,
+            pins,
+        })
     }
 
-    /// Puts the program on the ingress of an interface of the calling thread's namespace, before any
+    /// Puts the program for tc on the ingress of an interface of the calling thread's namespace, before any
     /// other. If there is one already that outlived its process, it is replaced in one step. It stays
     /// until the result is dropped, and if it is pinned, until its pin is removed too.
     pub(crate) fn attach(&self, ifname: &str, ifindex: u32) -> io::Result<Attached> {
@@ -462,7 +490,7 @@ impl Program {
         Ok(Attached { link: Some(link), pin })
     }
 
-    /// Frames of that interface are punted under this tag (a VLAN identifier).
+    /// Misses of that interface go to the switch under this tag (a VLAN identifier).
     pub(crate) fn set_port(&self, ifindex: u32, tag: u16) -> io::Result<()> {
         self.ports.lock().insert(ifindex, u32::from(tag), 0).map_err(kernel_error)
     }
@@ -499,7 +527,21 @@ impl Program {
         self.pins.as_ref().map_or(Ok(()), Pins::remove)
     }
 
-    /// Misses leave through that interface.
+    /// Whether that interface takes frames which are redirected in XDP.
+    pub(crate) fn set_device(&self, ifindex: u32, takes: bool) -> io::Result<()> {
+        let mut devices = self.devices.lock();
+        if takes {
+            devices.insert(ifindex, ifindex, None, 0).map_err(kernel_error)?;
+        } else {
+            // If it was not there, or left with the interface, that is what was wanted.
+            let _ = devices.remove(ifindex);
+        }
+        let count = devices.keys().filter(Result::is_ok).count();
+        self.control().devices.store(count as u32, Ordering::Release);
+        Ok(())
+    }
+
+    /// Misses at tc leave through that interface.
     pub(crate) fn set_punt(&self, ifindex: u32) {
         self.control().punt.store(ifindex, Ordering::Release);
     }
@@ -522,6 +564,19 @@ impl Program {
     /// Frames dropped because the door was shut.
     pub(crate) fn shut_drops(&self) -> u64 {
         self.control().shut.load(Ordering::Relaxed)
+    }
+
+    /// Runs the program for tc once on a frame that came in at that interface. Nothing is sent.
+    pub(crate) fn run_tcx(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+        let context = words(&sk_buff_of(ifindex));
+        run(classifier(&mut self.program.lock())?, frame, &context)
+    }
+
+    /// Runs the program for XDP once on a frame that came in at that interface. Nothing is sent.
+    pub(crate) fn run_xdp(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+        // data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let context = words(&[0, frame.len() as u32, 0, ifindex, 0, 0]);
+        run(xdp(&mut self.program.lock())?, frame, &context)
     }
 
     /// The flow is in that slot.
@@ -558,6 +613,81 @@ impl Program {
     fn control(&self) -> &Control {
         self.control.get(0).expect("the array has one value")
     }
+}
+
+/// The program for XDP on the interface whose tag this is. It sets each frame's mark in front of it:
+/// the four bytes that [`MARK`] counts.
+pub(crate) struct Lookup {
+    program: Arc<Program>,
+    tag: u16,
+    /// The interface, once the program was attached.
+    ifindex: Option<u32>,
+}
+
+impl Lookup {
+    pub(crate) fn new(program: Arc<Program>, tag: u16) -> Self {
+        Self { program, tag, ifindex: None }
+    }
+}
+
+impl Drop for Lookup {
+    fn drop(&mut self) {
+        if let Some(ifindex) = self.ifindex {
+            self.program.remove_port(ifindex);
+        }
+    }
+}
+
+/// Bytes in front of a frame that the program for XDP has handed over: a `u32`, in the machine's byte
+/// order.
+pub(crate) const MARK: usize = 4;
+
+impl Steering for Lookup {
+    fn set(&mut self, queue: u32, socket: RawFd) -> io::Result<()> {
+        if queue >= 1 << QUEUE_BITS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let slot = u32::from(self.tag) << QUEUE_BITS | queue;
+        self.program.sockets.lock().set(slot, socket, 0).map_err(kernel_error)
+    }
+
+    /// Only in the driver: an skb whose checksum the program completes would be completed once more
+    /// by the device it leaves by.
+    fn attach(&mut self, index: u32, mode: Mode) -> io::Result<bpf::Attached> {
+        if mode != Mode::Native {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        self.program.set_port(index, self.tag)?;
+        self.ifindex = Some(index);
+        bpf::attach(xdp(&mut self.program.program.lock())?, index, mode)
+    }
+}
+
+/// A `struct __sk_buff` that came in at that interface. The kernel takes no other field but a few from us.
+fn sk_buff_of(ifindex: u32) -> [u32; 48] {
+    const IFINDEX: usize = 10;
+    let mut words = [0; 48];
+    words[IFINDEX] = ifindex;
+    words
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// Runs a program once (`BPF_PROG_RUN`).
+fn run<P>(program: &mut P, frame: &[u8], context: &[u8]) -> io::Result<()>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>>,
+{
+    let options =
+        TestRunOptions { data_in: Some(frame), ctx_in: Some(context), ..TestRunOptions::default() };
+    program.test_run(options).map(drop).map_err(kernel_error)
+}
+
+fn xdp(program: &mut Ebpf) -> io::Result<&mut Xdp> {
+    let program = program.program_mut("express_xdp").ok_or(io::ErrorKind::InvalidData)?;
+    program.try_into().map_err(kernel_error)
 }
 
 fn classifier(program: &mut Ebpf) -> io::Result<&mut SchedClassifier> {

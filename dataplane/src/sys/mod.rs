@@ -5,7 +5,7 @@
 
 pub mod affinity;
 pub(crate) mod bpf;
-pub(crate) mod ethtool;
+pub mod ethtool;
 pub mod express;
 mod ifreq;
 pub mod live_frames;

@@ -1,4 +1,4 @@
-//! The express lane on real interfaces: its program, with verdicts written by hand, and the long way
+//! The express lane on real interfaces: its programs, with verdicts written by hand, and the long way
 //! of what has none.
 
 use std::io::{Read, Write};
@@ -7,11 +7,16 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use firedoor_classifier::PortId;
+use firedoor_classifier::checksum::complete_partial;
+use firedoor_classifier::extract::extract;
 use firedoor_dataplane::express::punt::ExpressPort;
-use firedoor_dataplane::express::{FlowId, FlowVerdict, InstallError, Lane, Slot, egress_of};
+use firedoor_dataplane::express::{FlowId, FlowVerdict, Hook, InstallError, Lane, Slot, egress_of};
 use firedoor_dataplane::frame::Frame;
 use firedoor_dataplane::link::{Link, Netlink};
 use firedoor_dataplane::port::Port;
+use firedoor_dataplane::port::xdp::XdpOptions;
+use firedoor_dataplane::redirect_targets::RedirectTargets;
 use firedoor_dataplane::sys::packet::PacketSender;
 use firedoor_dataplane::sys::tap;
 use libtest_mimic::Failed;
@@ -20,17 +25,24 @@ use socket2::{Domain, Socket, Type};
 use crate::Test;
 use crate::host::{self, Host, Workload};
 
-pub(crate) const TESTS: [(&str, Test); 10] = [
+pub(crate) const TESTS: [(&str, Test); 17] = [
     ("express_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_express),
-    ("express_tcp_without_verdicts_takes_the_long_way", tcp_punted),
-    ("express_datagrams_are_counted_and_keep_their_order", order),
-    ("express_verdicts_are_nobody_elses", borrowed),
-    ("express_doubtful_frames_take_the_long_way", doubtful),
-    ("express_misses_name_their_port_whatever_tags_they_bear", tags),
+    ("express_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Tcx)),
+    ("express_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Tcx)),
+    ("express_verdicts_are_nobody_elses", |host| borrowed(host, Hook::Tcx)),
+    ("express_doubtful_frames_take_the_long_way", |host| doubtful(host, Hook::Tcx)),
+    ("express_misses_name_their_port_whatever_tags_they_bear", |host| tags(host, Hook::Tcx)),
     ("express_a_flood_of_misses_leaves_room_for_other_ports", flood),
-    ("express_a_shut_door_drops_everything", shut),
+    ("express_a_shut_door_drops_everything", |host| shut(host, Hook::Tcx)),
     ("express_a_full_table_refuses_and_has_room_again", full),
     ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
+    ("xdp_tcp_takes_the_short_way_with_its_checksums_completed", tcp_in_xdp),
+    ("xdp_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Xdp)),
+    ("xdp_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Xdp)),
+    ("xdp_verdicts_are_nobody_elses", |host| borrowed(host, Hook::Xdp)),
+    ("xdp_doubtful_frames_take_the_long_way", |host| doubtful(host, Hook::Xdp)),
+    ("xdp_misses_name_their_port_whatever_tags_they_bear", |host| tags(host, Hook::Xdp)),
+    ("xdp_a_shut_door_drops_everything", |host| shut(host, Hook::Xdp)),
 ];
 
 /// How long the door stays open: longer than any test.
@@ -41,17 +53,17 @@ const UDP: u8 = 17;
 const SERVER: u16 = 7000;
 const CLIENT: u16 = 40_000;
 
-/// Two workloads behind veths, both ports on the express lane, epoch 1 in force, the door open.
+/// Two workloads behind veths, both ports looked up by one program, epoch 1 in force, the door open.
 struct Scene {
     lane: Lane,
     workloads: [Workload; 2],
-    ports: Vec<ExpressPort>,
+    ports: Vec<Box<dyn Port>>,
     links: [Link; 2],
     macs: [[u8; 6]; 2],
 }
 
 impl Scene {
-    fn new(host: &mut Host) -> Result<Self, Failed> {
+    fn new(host: &mut Host, hook: Hook) -> Result<Self, Failed> {
         let workloads =
             [Workload::new("10.99.0.1", "fd1", 1)?, Workload::new("10.99.0.2", "fd2", 1)?];
         for workload in &workloads {
@@ -62,11 +74,20 @@ impl Scene {
         let lane = Lane::load(64, None)?;
         lane.set_epoch(1);
         lane.keep_open(OPEN);
-        let one = open(host, &lane, 1, "fd1")?;
-        let two = open(host, &lane, 2, "fd2")?;
+        let mut ports: Vec<Box<dyn Port>> = Vec::new();
+        for (tag, ifname) in [(1, "fd1"), (2, "fd2")] {
+            ports.push(match hook {
+                Hook::Tcx => Box::new(open(host, &lane, tag, ifname)?.0),
+                Hook::Xdp => open_frames(host, &lane, tag, ifname)?,
+            });
+        }
+        let links = [host.link("fd1")?, host.link("fd2")?];
+        if hook == Hook::Xdp {
+            take_frames(&lane, &workloads, &links)?;
+        }
         let mac = |workload: &Workload| workload.inside(|| Ok(Netlink::open()?.link("fd0")?.mac));
         let macs = [mac(&workloads[0])?, mac(&workloads[1])?];
-        Ok(Self { lane, workloads, ports: vec![one.0, two.0], links: [one.1, two.1], macs })
+        Ok(Self { lane, workloads, ports, links, macs })
     }
 
     fn address(&self, workload: usize, port: u16) -> SocketAddr {
@@ -113,6 +134,7 @@ impl Scene {
         while !done() {
             for (from, count) in counts.iter_mut().enumerate() {
                 *count += self.ports[from].receive(&mut host.pool, &mut batch);
+                complete_checksums(host, &mut batch);
                 self.ports[1 - from].transmit(&mut batch);
                 self.ports[1 - from].reclaim(&mut host.pool);
                 batch.drain(..).for_each(|frame| host.pool.give(frame));
@@ -142,7 +164,7 @@ impl Scene {
 
     fn close(self, host: &mut Host) {
         for port in self.ports {
-            Box::new(port).close(&mut host.pool);
+            port.close(&mut host.pool);
         }
         host.assert_conserved();
     }
@@ -157,6 +179,48 @@ fn open(
     let umem = Arc::clone(&host.umem);
     let opened = lane.open(&umem, tag, tag, ifname, 256, &mut host.pool)?;
     Ok((opened.port, opened.link))
+}
+
+/// What the switch does with frames of workloads that leave checksums to their devices.
+fn complete_checksums(host: &Host, frames: &mut [Frame]) {
+    for frame in frames {
+        if let Ok(headers) = extract(host.umem.bytes(frame), PortId(1)) {
+            complete_partial(host.umem.bytes_mut(frame), &headers);
+        }
+    }
+}
+
+fn open_frames(
+    host: &mut Host,
+    lane: &Lane,
+    tag: u16,
+    ifname: &str,
+) -> Result<Box<dyn Port>, Failed> {
+    let umem = Arc::clone(&host.umem);
+    let options = XdpOptions { fill: 256, ..XdpOptions::default() };
+    let opened = lane.open_frames(&umem, tag, tag, ifname, &options, &mut host.pool)?;
+    assert_eq!(opened.mode, "native copy, lookup");
+    let queue = opened.queues.into_iter().next().ok_or("it has a queue")?;
+    Ok(Box::new(queue))
+}
+
+/// Lets the workloads take frames that are redirected in XDP, and tells the lane once the kernel says
+/// that they do.
+fn take_frames(lane: &Lane, workloads: &[Workload; 2], links: &[Link; 2]) -> Result<(), Failed> {
+    let targets = RedirectTargets::open()?;
+    let watch = targets.watch()?;
+    for (workload, link) in workloads.iter().zip(links) {
+        assert!(!targets.list()?.contains(&link.index), "nobody polls at its far end");
+        workload.inside(|| {
+            let done = Command::new("ethtool").args(["-K", "fd0", "gro", "on"]).status()?;
+            assert!(done.success());
+            Ok(())
+        })?;
+        assert!(watch.drain(), "the kernel tells of it");
+        assert!(targets.list()?.contains(&link.index));
+        lane.set_device(link.index, true)?;
+    }
+    Ok(())
 }
 
 /// Sends `len` bytes over TCP from the first workload to the second, while the test plays the switch.
@@ -193,17 +257,8 @@ fn transfer(scene: &mut Scene, host: &mut Host, len: usize) -> Result<[usize; 2]
 }
 
 fn tcp_express(host: &mut Host) -> Result<(), Failed> {
-    let mut scene = Scene::new(host)?;
-    let [forward, back] = scene.install_both(TCP)?;
-    let len = 64 << 20;
-    let long_way = transfer(&mut scene, host, len)?;
-    let [there, home] = [forward, back].map(|slot| scene.lane.flows().progress(slot));
-    assert!(there.bytes as usize > len * 9 / 10, "{there:?}, and the long way {long_way:?}");
-    assert!(home.frames > 0, "{home:?}");
-    assert!(long_way[0] >= 2, "SYN and FIN are for the switch to see");
-    assert!(long_way[0] + (there.frames as usize) > len / 1460, "counted as on the wire");
-    let acknowledged_since = home.ack.wrapping_sub(there.seq);
-    assert!(acknowledged_since < 1 << 20, "only what went with the FIN: {there:?} {home:?}");
+    let mut scene = Scene::new(host, Hook::Tcx)?;
+    tcp_short_way(&mut scene, host, 64 << 20)?;
     let features = scene.workloads[0].inside(|| {
         Ok(String::from_utf8(Command::new("ethtool").args(["-k", "fd0"]).output()?.stdout)?)
     })?;
@@ -214,8 +269,36 @@ fn tcp_express(host: &mut Host) -> Result<(), Failed> {
     Ok(())
 }
 
-fn tcp_punted(host: &mut Host) -> Result<(), Failed> {
-    let mut scene = Scene::new(host)?;
+/// The workloads leave checksums to their devices, and the receiver's stack looks at them.
+fn tcp_in_xdp(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, Hook::Xdp)?;
+    tcp_short_way(&mut scene, host, 16 << 20)?;
+    let netstat =
+        scene.workloads[1].inside(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
+    let mut lines = netstat.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = lines.next().zip(lines.next()).ok_or("TCP has counters")?;
+    let at = names.split(' ').position(|name| name == "InCsumErrors").ok_or("and this one")?;
+    assert_eq!(values.split(' ').nth(at), Some("0"), "{netstat}");
+    scene.close(host);
+    Ok(())
+}
+
+/// Sends `len` bytes with verdicts for both directions.
+fn tcp_short_way(scene: &mut Scene, host: &mut Host, len: usize) -> Result<(), Failed> {
+    let [forward, back] = scene.install_both(TCP)?;
+    let long_way = transfer(scene, host, len)?;
+    let [there, home] = [forward, back].map(|slot| scene.lane.flows().progress(slot));
+    assert!(there.bytes as usize > len / 2, "{there:?}, and the long way {long_way:?}");
+    assert!(home.frames > 0, "{home:?}");
+    assert!(long_way[0] >= 2, "SYN and FIN are for the switch to see");
+    assert!(long_way[0] + (there.frames as usize) > len / 1460, "counted as on the wire");
+    let apart = home.ack.wrapping_sub(there.seq).cast_signed().unsigned_abs();
+    assert!(apart < 1 << 20, "but for what went with the FIN: {there:?} {home:?}");
+    Ok(())
+}
+
+fn tcp_punted(host: &mut Host, hook: Hook) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, hook)?;
     let len = 2 << 20;
     let [there, _] = transfer(&mut scene, host, len)?;
     assert!(there > len / 1460, "segments of the MTU's size");
@@ -225,8 +308,8 @@ fn tcp_punted(host: &mut Host) -> Result<(), Failed> {
 
 /// Numbered datagrams in one stream while its way changes: the switch dawdles, so that some are on
 /// the long way when the verdict is there.
-fn order(host: &mut Host) -> Result<(), Failed> {
-    let mut scene = Scene::new(host)?;
+fn order(host: &mut Host, hook: Hook) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, hook)?;
     resolve(&mut scene, host)?;
     let (from, to) = (scene.address(0, CLIENT), scene.address(1, SERVER));
     let receiver = scene.workloads[1].inside(|| Ok(UdpSocket::bind(to)?))?;
@@ -244,6 +327,7 @@ fn order(host: &mut Host) -> Result<(), Failed> {
         // Asks for frames now and then, so that datagrams of before and after are on the way.
         let turns = if number < 1_000 { usize::from(number % 16 == 0) } else { 2 };
         for _ in 0..turns {
+            complete_checksums(host, &mut waiting);
             scene.ports[1].transmit(&mut waiting);
             scene.ports[0].receive(&mut host.pool, &mut waiting);
         }
@@ -262,8 +346,8 @@ fn order(host: &mut Host) -> Result<(), Failed> {
     Ok(())
 }
 
-fn borrowed(host: &mut Host) -> Result<(), Failed> {
-    let mut scene = Scene::new(host)?;
+fn borrowed(host: &mut Host, hook: Hook) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, hook)?;
     resolve(&mut scene, host)?;
     let id = scene.flow(0, UDP, CLIENT, SERVER);
     // Of another port, another epoch, another MAC address.
@@ -387,8 +471,8 @@ fn inject_from(workload: usize, scene: &Scene, frames: &[Vec<u8>]) -> Result<(),
 
 /// Every frame that is not plain goes the long way though there is a verdict for its flow, and
 /// arrives there as it was; a plain one does not.
-fn doubtful(host: &mut Host) -> Result<(), Failed> {
-    let mut scene = Scene::new(host)?;
+fn doubtful(host: &mut Host, hook: Hook) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, hook)?;
     let slots =
         [TCP, UDP].map(|protocol| scene.install(0, &scene.flow(0, protocol, CLIENT, SERVER)));
     let plain = [packet(&scene, TCP, &tcp(0x10)), packet(&scene, UDP, &udp(&[7; 20]))];
@@ -438,8 +522,8 @@ fn doubtful(host: &mut Host) -> Result<(), Failed> {
     Ok(())
 }
 
-fn tags(host: &mut Host) -> Result<(), Failed> {
-    let mut scene = Scene::new(host)?;
+fn tags(host: &mut Host, hook: Hook) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, hook)?;
     let plain = packet(&scene, UDP, &udp(&[7; 20]));
     let tagged = |tags: &[[u8; 4]]| {
         let mut bytes = plain[..12].to_vec();
@@ -465,7 +549,7 @@ fn tags(host: &mut Host) -> Result<(), Failed> {
 
 fn flood(host: &mut Host) -> Result<(), Failed> {
     const FLOOD: usize = 10 * 64;
-    let mut scene = Scene::new(host)?;
+    let mut scene = Scene::new(host, Hook::Tcx)?;
     let frame = packet(&scene, UDP, &udp(&[7; 20]));
     for _ in 0..FLOOD / 64 {
         inject(&scene, &vec![frame.clone(); 64])?;
@@ -485,8 +569,8 @@ fn flood(host: &mut Host) -> Result<(), Failed> {
     Ok(())
 }
 
-fn shut(host: &mut Host) -> Result<(), Failed> {
-    let mut scene = Scene::new(host)?;
+fn shut(host: &mut Host, hook: Hook) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, hook)?;
     let frame = packet(&scene, UDP, &udp(&[7; 20]));
     scene.lane.shut();
     inject(&scene, &vec![frame.clone(); 5])?;
@@ -499,7 +583,7 @@ fn shut(host: &mut Host) -> Result<(), Failed> {
 }
 
 fn full(host: &mut Host) -> Result<(), Failed> {
-    let scene = Scene::new(host)?;
+    let scene = Scene::new(host, Hook::Tcx)?;
     let id = |port| scene.flow(0, UDP, port, SERVER);
     let slots: Vec<Slot> =
         (0..64).map(|port| scene.install(0, &id(port))).collect::<Result<_, _>>()?;

@@ -15,6 +15,7 @@ mod fragments;
 mod policy;
 mod restart;
 mod traffic;
+mod verdicts;
 mod workers;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -37,6 +38,7 @@ fn main() {
         failure::TESTS,
         cost::TESTS,
         compare::TESTS,
+        verdicts::TESTS,
     ]
     .concat();
     let plain = tests.into_iter().map(|(name, needs, test)| trial(name.to_owned(), needs, test));

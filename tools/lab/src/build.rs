@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use firedoor_api::control::Status;
 use firedoor_api::dataplane::PortState;
-use firedoor_classifier::snapshot::Kind;
+use firedoor_classifier::snapshot::{Kind, Lane};
 use firedoor_control::compile::{Compiled, compile};
 use firedoor_control::rundir::RunDir;
 use firedoor_dataplane::link::{Netlink, VethEnd};
-use firedoor_dataplane::sys::tap;
+use firedoor_dataplane::sys::{ethtool, tap};
 
 use crate::address;
 use crate::error::{LabError, building};
@@ -84,13 +84,12 @@ impl Lab {
             let mut netlink = building("open a netlink socket", Netlink::open())?;
             Ok(netlink.set_up("lo", true)?)
         })??;
-        let queues = compiled.snapshot.settings.workers.into();
         for host in &self.hosts {
             if options.interrupted.load(Ordering::Relaxed) {
                 return Err(LabError::Interrupted);
             }
             match host.kind {
-                Kind::Container => self.build_container(&switch, host, queues)?,
+                Kind::Container => self.build_container(&switch, host, compiled)?,
                 Kind::Vm => build_tap(&switch, host)?,
                 Kind::External => {}
             }
@@ -111,7 +110,13 @@ impl Lab {
     }
 
     /// A veth has as many queues as the switch has workers, so that each can have one.
-    fn build_container(&self, switch: &Netns, host: &Host, queues: u32) -> Result<(), LabError> {
+    fn build_container(
+        &self,
+        switch: &Netns,
+        host: &Host,
+        compiled: &Compiled,
+    ) -> Result<(), LabError> {
+        let queues = compiled.snapshot.settings.workers.into();
         let inside = Netns::create(&self.state.namespaces[&host.workload])?;
         // Addresses work at once, and come from the config alone.
         for conf in ["all", "default"] {
@@ -134,7 +139,13 @@ impl Lab {
             netlink.create_veth(near, far, queues)?;
             Ok(netlink.set_up(&host.ifname, true)?)
         })??;
-        inside.run(|| set_up_container(host))?
+        inside.run(|| -> Result<(), LabError> {
+            set_up_container(host)?;
+            match takes_frames(compiled, host) {
+                true => building("turn GRO on", ethtool::receive_offload_on(CONTAINER_IFNAME)),
+                false => Ok(()),
+            }
+        })?
     }
 
     /// As `/etc/hosts` has it.
@@ -230,6 +241,12 @@ fn build_tap(switch: &Netns, host: &Host) -> Result<(), LabError> {
         let mut netlink = building("open a netlink socket", Netlink::open())?;
         Ok(netlink.set_up(&host.ifname, true)?)
     })?
+}
+
+/// Whether a container is to take frames that are redirected in XDP, which those of the switch lane are.
+fn takes_frames(compiled: &Compiled, host: &Host) -> bool {
+    let workloads = &compiled.snapshot.workloads;
+    workloads.iter().any(|workload| workload.name == host.workload && workload.lane == Lane::Switch)
 }
 
 /// Inside a container: interfaces up, addresses, default routes.
