@@ -32,6 +32,7 @@ fn flows_keep_their_order() -> Shown {
     let server = bind("b", SocketAddr::new(v4(2), OPEN))?;
     let clients: Vec<UdpSocket> =
         (0..FLOWS).map(|_| bind("a", SocketAddr::new(v4(1), 0))).collect::<Result<_, _>>()?;
+    meet(&server, &clients[0])?;
     let mut expected = [0; FLOWS];
     for round in 0..ROUNDS {
         for (flow, client) in clients.iter().enumerate() {
@@ -60,6 +61,16 @@ fn flows_keep_their_order() -> Shown {
     shut_stays_shut(&lab, &clients)?;
     both_worked(&lab)?;
     lab.down()
+}
+
+/// One datagram and its answer. While a neighbour is asked for its address, the sender's own kernel may
+/// reorder what waits for it.
+fn meet(server: &UdpSocket, client: &UdpSocket) -> Shown {
+    client.send_to(&[0; 8], SocketAddr::new(v4(2), OPEN))?;
+    let (.., from) = hear(server)?.ok_or("the first datagram was lost")?;
+    server.send_to(&[0; 8], from)?;
+    hear(client)?.ok_or("the first answer was lost")?;
+    Ok(())
 }
 
 /// Whatever worker a frame comes to.
