@@ -22,7 +22,7 @@ use crate::policy::Policy;
 use crate::pressure::Pressure;
 use crate::snapshot::{Mode, PortId};
 use crate::time::Nanos;
-use crate::verdict::{Action, Cause, DropReason, Verdict};
+use crate::verdict::{Action, Cause, DropGroup, DropReason, Verdict};
 use crate::wire::protocol;
 
 /// Frames that are judged together, at most, without an allocation.
@@ -326,7 +326,9 @@ impl Pipeline {
     /// A frame that no connection knows: policy decides, then whether a connection may begin so.
     fn begin(&mut self, frame: &Arrival<'_>) -> Verdict {
         let verdict = self.judge_by_policy(frame);
-        if !verdict.is_forwarded() {
+        // What claims another's identity may pass in learn and audit mode, but takes nobody's connection over.
+        let is_claim = |reason: DropReason| reason.group() == DropGroup::Spoofed;
+        if !verdict.is_forwarded() || verdict.would_drop.is_some_and(is_claim) {
             return verdict;
         }
         let Arrival { headers, bytes, now, .. } = *frame;

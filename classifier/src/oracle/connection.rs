@@ -4,7 +4,7 @@ use super::{Frame, Oracle, Ruling};
 use crate::extract::{Embedded, Headers, Kind};
 use crate::key::FlowKey;
 use crate::snapshot::{Mode, PortId};
-use crate::verdict::{Cause, DropReason};
+use crate::verdict::{Cause, DropGroup, DropReason};
 
 /// ICMP and ICMPv6 types of requests that are answered, and of the answers.
 const QUERIES: [(u8, u8, u8); 3] = [(1, 8, 0), (1, 13, 14), (58, 128, 129)];
@@ -70,6 +70,9 @@ impl Oracle {
         let is_syn = frame.key.tcp_flags & 0b1_0110 == 0b10;
         if frame.key.protocol == 6 && !is_syn && enforced && !self.snapshot.settings.midstream {
             return Ruling::drop(DropReason::TcpNotSyn);
+        }
+        if ruling.would_drop.is_some_and(|reason| reason.group() == DropGroup::Spoofed) {
+            return ruling;
         }
         if let ([replier], true) = (outputs.as_slice(), may_ask(&frame.key)) {
             let original = frame.key;

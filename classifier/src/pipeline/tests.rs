@@ -278,6 +278,25 @@ fn learn_and_audit_block_nothing_and_say_what_they_would() {
 }
 
 #[test]
+fn what_claims_anothers_identity_passes_where_nothing_is_blocked_but_takes_nothing_over() {
+    for mode in [Mode::Learn, Mode::Audit] {
+        let mut switch = Switch::new(Snapshot { mode, ..snapshot() });
+        let (there, back) = (
+            build::udp(ends(WEB, API), 2_000, 53, b"?"),
+            build::udp(ends(API, WEB), 53, 2_000, b"!"),
+        );
+        assert_eq!(switch.reached(WEB, &there), [API]);
+        let claim = switch.send(DB, &there);
+        assert_eq!(
+            (claim.action, claim.denied()),
+            (Action::Forward(PortId(API)), Some(DropReason::SpoofedMac))
+        );
+        assert_eq!(switch.reached(API, &back), [WEB]);
+        assert_eq!(switch.send(API, &back).denied(), None, "the connection is as it was");
+    }
+}
+
+#[test]
 fn a_rule_under_audit_records_and_does_not_drop() {
     let mut audited = rule("soon", RuleAction::Deny, 1, 2, tcp(8080));
     (audited.audit, audited.tier) = (true, 0);

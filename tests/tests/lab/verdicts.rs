@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use firedoor_classifier::build::{self, Ends, TcpFlags};
 use firedoor_classifier::checksum::Sum;
-use firedoor_classifier::snapshot::Mode;
 use firedoor_classifier::wire::{protocol, tcp};
 use firedoor_classifier::{MacAddr, Snapshot};
 use firedoor_dataplane::express::trial::Outcome;
@@ -86,10 +85,7 @@ fn run(hook: Hook, seed: u64) -> Result<u64, Failed> {
             conversations[at] = Conversation::new(&mut random);
         }
         let (from, frame) = conversations[at].next_frame(&mut random);
-        // What impersonates others is forwarded in audit mode, and takes their connections over: that
-        // is no verdict to agree on.
-        let honest = scene.snapshot.mode == Mode::Audit;
-        let (from, frame) = mutated(from, frame, honest, &mut random);
+        let (from, frame) = mutated(from, frame, &mut random);
         redirected += u64::from(scene.judge(from, &frame).map_err(|difference| {
             format!("run {seed}, frame {number} from {}: {difference}: {frame:02x?}", name_of(from))
         })?);
@@ -296,15 +292,14 @@ impl Conversation {
     }
 }
 
-/// Most frames are as they were. Others are not quite right, or from elsewhere unless all are `honest`.
-fn mutated(from: usize, mut frame: Vec<u8>, honest: bool, random: &mut Random) -> (usize, Vec<u8>) {
+/// Most frames are as they were. Others are not quite right, or from elsewhere.
+fn mutated(from: usize, mut frame: Vec<u8>, random: &mut Random) -> (usize, Vec<u8>) {
     const IP: usize = 14;
     let v4 = frame[12..14] == [8, 0];
     let transport = if v4 { IP + 20 } else { IP + 40 };
     let is_tcp = frame[if v4 { IP + 9 } else { IP + 6 }] == protocol::TCP;
     let byte = random.next() as u8;
     match random.below(60) {
-        0 | 1 | 3 | 20 if honest => {}
         0 => return (random.below(6) as usize, frame),
         1 => frame[11] = random.below(7) as u8,
         2 => frame[5] = random.below(7) as u8,
