@@ -151,8 +151,21 @@ impl Topology {
     /// # Errors
     /// If `ethtool` is missing or fails.
     pub fn complete_checksums(&self) -> Result<(), BuildError> {
+        self.set_offload("tx", "off")
+    }
+
+    /// Lets the hosts take frames that were redirected to the other end of their wire: a veth does so
+    /// only where its far end polls (NAPI), which generic receive offload turns on.
+    ///
+    /// # Errors
+    /// If `ethtool` is missing or fails.
+    pub fn receive_redirected(&self) -> Result<(), BuildError> {
+        self.set_offload("gro", "on")
+    }
+
+    fn set_offload(&self, feature: &str, value: &str) -> Result<(), BuildError> {
         for (netns, host) in self.inside.iter().zip(&self.hosts) {
-            tool(Some(netns), "ethtool", ["-K", &host.ifname, "tx", "off"])?;
+            tool(Some(netns), "ethtool", ["-K", &host.ifname, feature, value])?;
         }
         Ok(())
     }

@@ -26,15 +26,23 @@ pub(super) struct Firedoor {
     about: &'static str,
     /// As the config names it.
     lane: &'static str,
+    /// Whether hosts are told to take frames that XDP redirects to them, as `firedoor lab` tells its
+    /// containers on the switch lane.
+    redirects: bool,
 }
 
-pub(super) static SWITCH_LANE: Firedoor =
-    Firedoor { name: "firedoor", about: "Firedoor's switch lane, one worker", lane: "switch" };
+pub(super) static SWITCH_LANE: Firedoor = Firedoor {
+    name: "firedoor",
+    about: "Firedoor's switch lane, one worker",
+    lane: "switch",
+    redirects: true,
+};
 
 pub(super) static EXPRESS_LANE: Firedoor = Firedoor {
     name: "firedoor-express",
     about: "Firedoor's express lane, one worker",
     lane: "express",
+    redirects: false,
 };
 
 impl System for Firedoor {
@@ -64,6 +72,9 @@ impl System for Firedoor {
             false => DEFAULT_CONNECTIONS,
         };
         let settings = format!("max_connections = {connections}\n");
+        if self.redirects {
+            site.topology.receive_redirected()?;
+        }
         let config = site.directory.join("firedoor.toml");
         let text = site.policy.firedoor(NAME, &settings, self.lane, site.topology);
         building("write the config", fs::write(&config, text))?;

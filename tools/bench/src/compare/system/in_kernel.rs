@@ -15,7 +15,6 @@ use firedoor_dataplane::link::Netlink;
 use super::{Missing, Site, System, TWO_PORTS, Up, need};
 use crate::compare::error::{BuildError, building};
 use crate::compare::machine;
-use crate::compare::tool::tool;
 use crate::compare::topology::Topology;
 
 /// dataplane/bpf/floors.bpf.c, compiled by `cargo xtask bpf`.
@@ -48,7 +47,7 @@ impl System for XdpRedirect {
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
         site.topology.complete_checksums()?;
-        receive_redirected(site.topology)?;
+        site.topology.receive_redirected()?;
         let attached = site.topology.switch.run(|| attach_xdp(site.topology))?;
         Ok(Up::new(building("attach the XDP program", attached)?))
     }
@@ -82,16 +81,6 @@ impl System for TcxRedirect {
         let attached = site.topology.switch.run(|| attach_tcx(site.topology))?;
         Ok(Up::new(building("attach the tcx program", attached)?))
     }
-}
-
-/// Lets the hosts take frames that were redirected to the other end of their wire: a veth does so
-/// only where its far end polls (NAPI), which generic receive offload turns on.
-fn receive_redirected(topology: &Topology) -> Result<(), BuildError> {
-    for (position, host) in topology.hosts.iter().enumerate() {
-        let inside = topology.inside(position);
-        tool(inside, "ethtool", ["-K", &host.ifname, "gro", "on"])?;
-    }
-    Ok(())
 }
 
 /// The two ports' interface indices, in the calling thread's namespace.
