@@ -238,7 +238,11 @@ fn transfer(scene: &mut Scene, host: &mut Host, len: usize) -> Result<[usize; 2]
         let sender = scope.spawn(|| -> std::io::Result<()> {
             stream.set_write_timeout(Some(Duration::from_secs(20)))?;
             stream.connect_timeout(&to.into(), Duration::from_secs(5))?;
-            (&stream).write_all(&sent)?;
+            let (first, rest) = sent.split_at(len / 16);
+            (&stream).write_all(first)?;
+            // What is on the long way arrives meanwhile; a stream without a pause may stay behind it.
+            std::thread::sleep(Duration::from_millis(100));
+            (&stream).write_all(rest)?;
             stream.shutdown(std::net::Shutdown::Write)
         });
         let receiver = scope.spawn(|| -> std::io::Result<Vec<u8>> {
