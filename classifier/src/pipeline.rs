@@ -219,10 +219,19 @@ impl Pipeline {
         self.fdb.expire(now, TICK_LIMIT);
     }
 
-    /// The connection of a [prepared](Pipeline::prepare) frame, if its like need no more judging under
-    /// the policy in force; see [`Connections::established`].
-    pub fn established(&self, headers: &Headers, now: Nanos) -> Option<Established> {
-        self.connections.established(headers, self.policy.epoch(), now)
+    /// The connection of the frame at position `at` of the [prepared](Pipeline::prepare) burst, if its
+    /// like need no more judging under the policy in force; see [`Connections::established`].
+    pub fn established_next(
+        &self,
+        headers: &Headers,
+        at: usize,
+        now: Nanos,
+    ) -> Option<Established> {
+        let epoch = self.policy.epoch();
+        match self.hints.get(at) {
+            Some(hint) => self.connections.established_hinted(headers, hint, epoch, now),
+            None => self.connections.established(headers, epoch, now),
+        }
     }
 
     /// Whether a connection that was [`Established`] is so still.
@@ -250,7 +259,7 @@ impl Pipeline {
         }
         let commit = self.commit(output, &headers.key, &verdict);
         self.connections.adopt(&headers, commit, frames, now).ok()?;
-        self.established(&headers, now)
+        self.connections.established(&headers, self.policy.epoch(), now)
     }
 
     /// Counts what was forwarded of a connection elsewhere; see [`Connections::credit`].

@@ -663,8 +663,36 @@ impl Connections {
     /// The live connection that a frame is of, if it is [`Established`] under a verdict of this epoch.
     pub fn established(&self, headers: &Headers, epoch: u64, now: Nanos) -> Option<Established> {
         let frame = FrameKey::of_frame(headers)?;
-        let (id, identity) = self.table.find_key(&frame.key, self.table.hash(&frame.key))?;
-        let holds = identity.binds(identity.side(frame.turned), &headers.key)
+        let found = self.table.find_key(&frame.key, self.table.hash(&frame.key))?;
+        self.established_of(headers, frame.turned, found, epoch, now)
+    }
+
+    /// [`Connections::established`] of a frame that [`Connections::prepare`] was shown.
+    ///
+    /// `hint` must be this frame's, and of this table.
+    pub fn established_hinted(
+        &self,
+        headers: &Headers,
+        hint: &Hint,
+        epoch: u64,
+        now: Nanos,
+    ) -> Option<Established> {
+        let found = match self.table.with_key(hint.id, hint.endpoints, &hint.upper) {
+            Some(identity) => (hint.id, identity),
+            None => self.table.find(hint.endpoints, &hint.upper, hint.hash)?,
+        };
+        self.established_of(headers, hint.turned, found, epoch, now)
+    }
+
+    fn established_of(
+        &self,
+        headers: &Headers,
+        turned: bool,
+        (id, identity): (u32, &Identity),
+        epoch: u64,
+        now: Nanos,
+    ) -> Option<Established> {
+        let holds = identity.binds(identity.side(turned), &headers.key)
             && identity.is_of_epoch(epoch)
             && !self.table.has_expired(identity, now);
         if holds { self.as_established(id) } else { None }

@@ -477,9 +477,17 @@ fn pages_cover_the_table_once() {
 
 #[test]
 fn udp_is_established_at_once_and_tcp_between_its_handshake_and_both_ends() {
-    let mut table = table(10);
+    let (mut table, empty) = (table(10), table(10));
     let (there, back) = ((1, 2), (2, 1));
-    let ask = |table: &Connections, headers: &Headers| table.established(headers, 1, secs(0));
+    let ask = |table: &Connections, headers: &Headers| {
+        let (mut hints, found) = (Hints::new(), table.established(headers, 1, secs(0)));
+        for prepared in [table, &empty] {
+            prepared.prepare([headers], &mut hints);
+            let hint = hints.get(0).unwrap();
+            assert_eq!(table.established_hinted(headers, hint, 1, secs(0)), found);
+        }
+        found
+    };
 
     let (question, answer) = (udp(there, (5, 53)), udp(back, (53, 5)));
     begin(&mut table, &question, secs(0)).unwrap();

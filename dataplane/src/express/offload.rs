@@ -125,6 +125,11 @@ fn flow_at(pairs: &[Option<Pair>], flow: u32) -> Option<&Flow> {
     Some(if flow.is_multiple_of(2) { &pair.original_side } else { &pair.reply_side })
 }
 
+/// Where a frame's connection is among the pairs, if it is: good until one is given to the kernel or
+/// taken from it.
+#[derive(Clone, Copy)]
+pub(crate) struct Place(Option<usize>);
+
 /// By what, and under which policy, a connection was allowed.
 #[derive(Clone, Copy)]
 struct Judged {
@@ -145,21 +150,22 @@ impl Path {
         offload.refresh(pipeline, &counts, now);
     }
 
-    /// Before a frame is judged: its connection catches up with what the kernel forwarded. Returns
-    /// whether [`judged`](Self::judged) is to hear of the frame.
-    pub(crate) fn catch_up(&mut self, headers: &Headers, now: Nanos) -> bool {
+    /// Before a frame is judged: its connection catches up with what the kernel forwarded. `None` if
+    /// [`judged`](Self::judged) need not hear of the frame.
+    pub(crate) fn catch_up(&mut self, headers: &Headers, now: Nanos) -> Option<Place> {
         let concerned = self.offload.concerns(headers);
-        if concerned {
+        concerned.then(|| {
             let (offload, pipeline, counts) = self.offloading();
-            offload.before(headers, pipeline, &counts, now);
-        }
-        concerned
+            offload.before(headers, pipeline, &counts, now)
+        })
     }
 
-    /// After a frame was judged: its connection's verdicts go to the kernel, or leave it.
-    pub(crate) fn judged(&mut self, headers: &Headers, now: Nanos) {
+    /// After a frame was judged, which stands at position `at` of the burst: its connection's verdicts
+    /// go to the kernel, or leave it.
+    pub(crate) fn judged(&mut self, headers: &Headers, at: usize, place: Place, now: Nanos) {
         let (offload, pipeline, counts) = self.offloading();
-        offload.after(headers, pipeline, &counts, now);
+        let established = pipeline.established_next(headers, at, now);
+        offload.after(headers, established, place, pipeline, &counts, now);
     }
 
     /// Looks at some of the connections that the kernel forwards. Returns whether there are more to
@@ -222,22 +228,25 @@ impl Offload {
         pipeline: &mut Pipeline,
         counts: &Counts<'_>,
         now: Nanos,
-    ) {
-        if let Some(at) = self.find(headers) {
+    ) -> Place {
+        let found = self.find(headers);
+        if let Some(at) = found {
             self.credit(at, pipeline, counts, now);
         }
+        Place(found)
     }
 
     /// After a frame was judged: its connection's verdicts go to the kernel, or leave it.
     fn after(
         &mut self,
         headers: &Headers,
+        established: Option<Established>,
+        Place(found): Place,
         pipeline: &mut Pipeline,
         counts: &Counts<'_>,
         now: Nanos,
     ) {
-        let found = self.find(headers);
-        let Some(established) = pipeline.established(headers, now) else {
+        let Some(established) = established else {
             if let Some(at) = found {
                 self.end(at, pipeline, counts, now);
             }
