@@ -7,8 +7,9 @@ use std::sync::Arc;
 use firedoor_classifier::snapshot::{Lane, Workload};
 
 use crate::engine::{Lease, MAX_QUEUES, OpenFailure, Opened, Opener};
+use crate::express::frames::LookupPort;
 use crate::express::{ExpressError, Hook, Member, Members, egress_of, is_carried};
-use crate::link::{Link, LinkError, Netlink};
+use crate::link::{Link, LinkError};
 use crate::pool::FramePool;
 use crate::port::Port;
 use crate::port::xdp::{self, OpenError, XdpOptions};
@@ -100,20 +101,18 @@ impl Interfaces {
             max_queues: MAX_QUEUES.into(),
             ..XdpOptions::default()
         };
-        let (opened, hook) = match self.open_frames(umem, lease, workload, &options, pool) {
-            Ok(opened) => (opened, Some(Hook::Xdp)),
+        match self.open_frames(umem, lease, workload, &options, pool) {
+            Ok(opened) => {
+                self.join(workload, &opened.link, Some(Hook::Xdp));
+                Ok(opened.into())
+            }
             Err(error) => {
                 tracing::debug!(%error, workload.ifname, "frames are not looked up in XDP");
-                (open_plain(umem, lease, workload, &options, pool)?, None)
+                let opened = open_plain(umem, lease, workload, &options, pool)?;
+                self.join(workload, &opened.link, None);
+                Ok(opened.into())
             }
-        };
-        let link = Netlink::open().map(|mut netlink| netlink.link(&workload.ifname));
-        if let Ok(Ok(link)) = link
-            && link.index == opened.ifindex
-        {
-            self.join(workload, &link, hook);
         }
-        Ok(opened)
     }
 
     fn open_frames(
@@ -123,18 +122,10 @@ impl Interfaces {
         workload: &Workload,
         options: &XdpOptions,
         pool: &mut FramePool,
-    ) -> Result<Opened, ExpressError> {
+    ) -> Result<xdp::Opened<LookupPort>, ExpressError> {
         let lane = self.members.lane()?;
         let (owner, ifname) = (lease.owner_base, &workload.ifname);
-        let opened = lane.open_frames(umem, owner, tag(lease), ifname, options, pool)?;
-        let queues = opened.queues.into_iter().map(|queue| Box::new(queue) as Box<dyn Port>);
-        Ok(Opened {
-            queues: queues.collect(),
-            mode: opened.mode,
-            notices: opened.notices,
-            lane: Lane::Switch,
-            ifindex: opened.ifindex,
-        })
+        lane.open_frames(umem, owner, tag(lease), ifname, options, pool)
     }
 
     fn join(&self, workload: &Workload, link: &Link, hook: Option<Hook>) {
@@ -160,20 +151,21 @@ fn open_plain(
     workload: &Workload,
     options: &XdpOptions,
     pool: &mut FramePool,
-) -> Result<Opened, OpenFailure> {
+) -> Result<xdp::Opened, OpenFailure> {
     let opened = xdp::open(umem, lease.owner_base, &workload.ifname, options, pool);
-    let opened = opened.map_err(|error| match error {
+    opened.map_err(|error| match error {
         OpenError::Link(LinkError::NotFound { .. }) => OpenFailure::Missing,
         error => OpenFailure::Failed(with_sources(&error)),
-    })?;
-    let queues = opened.queues.into_iter().map(|queue| Box::new(queue) as Box<dyn Port>);
-    Ok(Opened {
-        queues: queues.collect(),
-        mode: opened.mode,
-        notices: opened.notices,
-        lane: Lane::Switch,
-        ifindex: opened.index,
     })
+}
+
+/// A port of the switch lane, with or without the lookup.
+impl<P: Port + 'static> From<xdp::Opened<P>> for Opened {
+    fn from(opened: xdp::Opened<P>) -> Self {
+        let xdp::Opened { queues, mode, notices, link } = opened;
+        let queues = queues.into_iter().map(|queue| Box::new(queue) as Box<dyn Port>).collect();
+        Self { queues, mode, notices, lane: Lane::Switch, ifindex: link.index }
+    }
 }
 
 /// What the express lane's programs know a port by: the lease's place among all, from 1 on.

@@ -11,8 +11,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::punt::flow_of;
-use super::table::{COUNTED, Counted};
+use super::leaving::Leaving;
 use super::{ExpressError, Kernel};
 use crate::frame::Frame;
 use crate::pool::FramePool;
@@ -27,20 +26,7 @@ pub struct LookupPort {
     ifindex: u32,
     port: XdpPort,
     received: Vec<Frame>,
-    /// Counted frames that were received last: once the next are asked for, these have left.
-    leaving: Vec<Counted>,
-}
-
-/// An opened interface.
-pub struct OpenedFrames {
-    /// One port per receive queue, in the queues' order.
-    pub queues: Vec<LookupPort>,
-    /// How frames travel.
-    pub mode: String,
-    /// What an operator should know about it, in sentences.
-    pub notices: Vec<String>,
-    /// The interface's index.
-    pub ifindex: u32,
+    leaving: Leaving,
 }
 
 pub(super) fn open(
@@ -51,37 +37,29 @@ pub(super) fn open(
     ifname: &str,
     options: &XdpOptions,
     pool: &mut FramePool,
-) -> Result<OpenedFrames, ExpressError> {
+) -> Result<xdp::Opened<LookupPort>, ExpressError> {
     let lookup = Lookup::new(Arc::clone(&kernel.program), tag);
     let opened =
         xdp::open_steered(umem, owner_base, ifname, options, pool, |_| Ok(Box::new(lookup)))?;
-    if opened.mtu + MARK as u32 > MAX_MTU {
-        opened.queues.into_iter().for_each(|port| Box::new(port).close(pool));
-        let limit = MAX_MTU - MARK as u32;
-        return Err(ExpressError::MtuTooLarge {
-            ifname: ifname.to_owned(),
-            mtu: opened.mtu,
-            limit,
-        });
+    let xdp::Opened { queues, mode, notices, link } = opened;
+    if link.mtu + MARK as u32 > MAX_MTU {
+        queues.into_iter().for_each(|port| Box::new(port).close(pool));
+        let (ifname, mtu) = (link.name, link.mtu);
+        return Err(ExpressError::MtuTooLarge { ifname, mtu, limit: MAX_MTU - MARK as u32 });
     }
-    let queues = opened.queues.into_iter().map(|port| LookupPort {
+    let queues = queues.into_iter().map(|port| LookupPort {
         kernel: Arc::clone(kernel),
-        ifindex: opened.index,
+        ifindex: link.index,
         port,
         received: Vec::with_capacity(BURST),
-        leaving: Vec::with_capacity(BURST),
+        leaving: Leaving::default(),
     });
-    Ok(OpenedFrames {
-        queues: queues.collect(),
-        mode: format!("{}, lookup", opened.mode),
-        notices: opened.notices,
-        ifindex: opened.index,
-    })
+    Ok(xdp::Opened { queues: queues.collect(), mode: format!("{mode}, lookup"), notices, link })
 }
 
 impl Port for LookupPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
-        self.leaving.drain(..).for_each(|counted| self.kernel.flows.pass(counted));
+        self.leaving.pass(&self.kernel.flows);
         let before = batch.len();
         self.port.receive(pool, &mut self.received);
         for mut frame in self.received.drain(..) {
@@ -89,10 +67,8 @@ impl Port for LookupPort {
                 pool.give(frame);
                 continue;
             };
-            if mark & COUNTED != 0 {
-                let id = flow_of(pool.umem().bytes(&frame), self.ifindex);
-                self.leaving.extend(id.and_then(|id| self.kernel.flows.counted(&id, mark)));
-            }
+            let bytes = pool.umem().bytes(&frame);
+            self.leaving.add(self.kernel.counted(bytes, self.ifindex, mark));
             batch.push(frame);
         }
         batch.len() - before

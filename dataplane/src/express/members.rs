@@ -221,17 +221,14 @@ impl Members {
 
     /// Whether the program looks up what comes in by that port.
     pub(super) fn receives(&self, port: PortId) -> bool {
-        let state = self.state.lock();
-        let member = state.ports.get(usize::from(port.0)).copied().flatten();
-        member.is_some_and(|member| member.hook.is_some())
+        self.state.lock().member(port).is_some_and(|member| member.hook.is_some())
     }
 
     /// Whether the kernel has a verdict for the flow of that key.
     pub fn forwards(&self, key: &FlowKey) -> bool {
         let state = self.state.lock();
-        let member = state.ports.get(usize::from(key.ingress.0)).copied().flatten();
-        match (member, &state.lane) {
-            (Some(member), Some(lane)) => lane.flows().contains(&flow_id(key, &member)),
+        match (state.member(key.ingress), &state.lane) {
+            (Some(member), Some(lane)) => lane.flows().contains(&flow_id(key, member)),
             _ => false,
         }
     }
@@ -248,6 +245,10 @@ fn remove(pins: &PathBuf) {
 }
 
 impl State {
+    fn member(&self, port: PortId) -> Option<&Member> {
+        self.ports.get(usize::from(port.0))?.as_ref()
+    }
+
     /// Takes note of the interfaces that take frames. Returns whether that changed for any port.
     fn take_targets(&mut self, targets: &BTreeSet<u32>) -> bool {
         let is_new =

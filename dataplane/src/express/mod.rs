@@ -27,6 +27,7 @@
 pub mod frames;
 pub mod inherit;
 mod kept;
+mod leaving;
 mod members;
 pub mod offload;
 pub mod punt;
@@ -42,12 +43,12 @@ use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use self::frames::OpenedFrames;
+use self::frames::LookupPort;
 use self::punt::{ExpressPort, MAX_MTU, Punt};
 use self::table::FlowTable;
 use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
-use crate::port::xdp::{OpenError, XdpOptions};
+use crate::port::xdp::{self, OpenError, XdpOptions};
 use crate::sys::express::{Egress, LAYOUT, MAPS, Program};
 use crate::sys::pins::Pins;
 use crate::sys::umem::Umem;
@@ -238,7 +239,7 @@ impl Lane {
         ifname: &str,
         options: &XdpOptions,
         pool: &mut FramePool,
-    ) -> Result<OpenedFrames, ExpressError> {
+    ) -> Result<xdp::Opened<LookupPort>, ExpressError> {
         frames::open(&self.kernel, umem, owner_base, tag, ifname, options, pool)
     }
 

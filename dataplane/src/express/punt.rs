@@ -16,7 +16,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::table::{COUNTED, Counted};
+use super::leaving::Leaving;
+use super::table::Counted;
 use super::{ExpressError, Kernel};
 use crate::frame::Frame;
 use crate::link::{Link, LinkError, Netlink, VethEnd};
@@ -152,10 +153,7 @@ impl Punt {
                     pool.give(frame);
                     continue;
                 };
-                let counted = (tag & COUNTED != 0)
-                    .then(|| flow_of(pool.umem().bytes(&frame), inbox.ifindex))
-                    .flatten()
-                    .and_then(|id| kernel.flows.counted(&id, tag));
+                let counted = kernel.counted(pool.umem().bytes(&frame), inbox.ifindex, tag);
                 inbox.frames.push_back((frame, counted));
             }
         }
@@ -168,14 +166,14 @@ impl Punt {
         tag: u16,
         intake: &Intake,
         batch: &mut Vec<Frame>,
-        leaving: &mut Vec<Counted>,
+        leaving: &mut Leaving,
     ) -> usize {
         let inbox = self.inboxes.get_mut(usize::from(tag)).and_then(Option::as_mut);
         let Some(inbox) = inbox else { return 0 };
         let count = inbox.frames.len().min(BURST);
         for (frame, counted) in inbox.frames.drain(..count) {
             batch.push(frame);
-            leaving.extend(counted);
+            leaving.add(counted);
         }
         let taken = intake.taken() + count as u64;
         let (punted, since) = inbox.looked;
@@ -249,8 +247,7 @@ pub struct ExpressPort {
     tag: u16,
     link: Link,
     sender: XdpPort,
-    /// Counted frames that were received last: once the next are asked for, these have left.
-    leaving: Vec<Counted>,
+    leaving: Leaving,
     /// Becomes readable when the pair's socket does.
     wakeup: OwnedFd,
     attached: Attached,
@@ -292,7 +289,7 @@ impl ExpressPort {
             tag,
             link,
             sender,
-            leaving: Vec::with_capacity(BURST),
+            leaving: Leaving::default(),
             wakeup,
             attached,
             silence,
@@ -313,7 +310,7 @@ impl ExpressPort {
 
 impl Port for ExpressPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
-        self.leaving.drain(..).for_each(|counted| self.kernel.flows.pass(counted));
+        self.leaving.pass(&self.kernel.flows);
         let mut punt = self.kernel.punt.lock();
         let Some(punt) = &mut *punt else { return 0 };
         punt.sort(&self.kernel, pool);

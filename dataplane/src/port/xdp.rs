@@ -73,17 +73,15 @@ impl Default for XdpOptions {
 }
 
 /// An opened interface.
-pub struct Opened {
+pub struct Opened<P = XdpPort> {
     /// One port per receive queue, in the queues' order.
-    pub queues: Vec<XdpPort>,
+    pub queues: Vec<P>,
     /// How frames travel: `native copy`, `native zero-copy` or `generic copy`.
     pub mode: String,
     /// What an operator should know about it, in sentences.
     pub notices: Vec<String>,
-    /// The interface's MTU, in bytes, without the Ethernet header.
-    pub mtu: u32,
-    /// The interface's index.
-    pub index: u32,
+    /// The interface, as it was before it was opened.
+    pub link: Link,
 }
 
 /// Why an interface could not be opened.
@@ -271,7 +269,7 @@ pub(crate) fn open_steered(
         port.attachment = Some(Arc::clone(&attachment));
     }
     let mode = describe(mode, queues.iter().all(|port| port.socket.is_zerocopy()));
-    Ok(Opened { queues, mode, notices, mtu: link.mtu, index: link.index })
+    Ok(Opened { queues, mode, notices, link })
 }
 
 /// A port that only sends, through the first queue of the interface: no program is attached and nothing
