@@ -414,7 +414,7 @@ impl Engine {
             }
         }
         // Once all are known: a port's share of the umem depends on how many there are.
-        added.into_iter().flat_map(|id| self.attach(id)).collect()
+        self.attach_all(&added)
     }
 
     fn hand_out(&self, shares: Vec<Share>) {
@@ -433,7 +433,7 @@ impl Engine {
             self.detach(id);
         }
         if ifindex.is_some() && self.ports.get(&id)?.state == PortState::Missing {
-            let queues = self.attach(id);
+            let queues = self.attach_all(&[id]);
             self.hand_out(queues);
         }
         let entry = self.ports.get(&id)?;
@@ -446,7 +446,7 @@ impl Engine {
         let is_failed = |entry: &PortEntry| matches!(entry.state, PortState::Failed(_));
         let failed: Vec<PortId> =
             self.ports.iter().filter(|(_, e)| is_failed(e)).map(|(&id, _)| id).collect();
-        let queues = failed.iter().flat_map(|&id| self.attach(id)).collect();
+        let queues = self.attach_all(&failed);
         self.hand_out(queues);
         failed
             .iter()
@@ -458,13 +458,21 @@ impl Engine {
 
     /// Interfaces have begun or ceased to take frames that are redirected in XDP.
     pub fn targets_changed(&self) {
-        // A kernel that does not say has none that changed.
-        let _ = self.members.look_for_targets();
+        self.members.look_for_targets();
     }
 
     /// Every port's interface.
     pub fn interfaces(&self) -> Vec<String> {
         self.ports.values().map(|entry| entry.workload.ifname.clone()).collect()
+    }
+
+    /// Opens ports. Returns what is to be [handed out](Self::hand_out).
+    fn attach_all(&mut self, ports: &[PortId]) -> Vec<Share> {
+        let shares = ports.iter().flat_map(|&id| self.attach(id)).collect();
+        if !ports.is_empty() {
+            self.members.look_for_targets();
+        }
+        shares
     }
 
     /// Opens the port. Its queues are for the workers: if each can have one, then queues of the same number

@@ -138,9 +138,6 @@ impl Interfaces {
             takes_frames: false,
         };
         self.members.join(workload.port, member);
-        if let Err(error) = self.members.look_for_targets() {
-            tracing::debug!(%error, "the kernel does not say where XDP can redirect frames to");
-        }
     }
 }
 

@@ -192,17 +192,20 @@ impl Members {
     }
 
     /// Asks the kernel which ports take frames that are redirected in XDP, in the calling thread's
-    /// network namespace.
-    ///
-    /// # Errors
-    /// The kernel's; then no port does.
-    pub fn look_for_targets(&self) -> io::Result<()> {
+    /// network namespace. If it does not say, none does. Cost: a dump of all interfaces, so it is done
+    /// once for all ports that were opened together.
+    pub fn look_for_targets(&self) {
+        if self.state.lock().ports.iter().all(Option::is_none) {
+            return;
+        }
         let targets = RedirectTargets::open().and_then(|targets| targets.list());
-        let mut state = self.state.lock();
-        if state.take_targets(targets.as_ref().unwrap_or(&BTreeSet::new())) {
+        let targets = targets.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the kernel does not say where XDP can redirect frames to");
+            BTreeSet::new()
+        });
+        if self.state.lock().take_targets(&targets) {
             self.version.fetch_add(1, Ordering::Release);
         }
-        targets.map(drop)
     }
 
     /// Changes whenever a port joins or leaves.
