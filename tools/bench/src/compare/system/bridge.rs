@@ -5,82 +5,81 @@ use std::fs;
 
 use super::{Missing, Site, System, Up, need};
 use crate::compare::error::BuildError;
+use crate::compare::machine;
 use crate::compare::policy::Policy;
 use crate::compare::tool::{ToolError, tool, tool_with_input};
 use crate::compare::topology::Topology;
 
 /// The bridge's name.
-const BRIDGE: &str = "fdbr0";
+const IFNAME: &str = "fdbr0";
 /// Whether IPv4 frames that the bridge forwards pass the hooks of the IP layer (br_netfilter).
 const CALL_IPTABLES: &str = "bridge/bridge-nf-call-iptables";
 
 /// The kernel's bridge.
-pub(super) struct Bridge;
+pub(super) struct Bridge {
+    name: &'static str,
+    about: &'static str,
+    /// Whether nftables judges what it forwards.
+    judged: bool,
+}
+
+pub(super) static BRIDGE: Bridge =
+    Bridge { name: "bridge", about: "the kernel's bridge, no policy", judged: false };
+
+pub(super) static BRIDGE_NFT: Bridge = Bridge {
+    name: "bridge+nft",
+    about: "the kernel's bridge with a stateful nftables policy",
+    judged: true,
+};
 
 impl System for Bridge {
     fn name(&self) -> &'static str {
-        "bridge"
+        self.name
     }
 
     fn about(&self) -> &'static str {
-        "the kernel's bridge, no policy"
+        self.about
     }
 
     fn version(&self) -> Result<String, Missing> {
         need(&[("ip", "iproute2"), ("ethtool", "ethtool")])?;
-        Ok(format!("Linux {}", kernel()))
+        let linux = format!("Linux {}", machine::kernel());
+        if !self.judged {
+            return Ok(linux);
+        }
+        need(&[("nft", "nftables")])?;
+        let version = tool(None, "nft", ["--version"]).unwrap_or_default();
+        let version = version.split_whitespace().nth(1).unwrap_or("of unknown version");
+        Ok(format!("nftables {version}, {linux}"))
     }
 
     fn takes_policy(&self) -> bool {
-        false
+        self.judged
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
         // Without the IP layer's hooks, which some kernels call by default, the bridge is at its
         // best. Where there is no such parameter there are no such calls.
         let _ = site.topology.switch.set(CALL_IPTABLES, "0");
-        bridge(site.topology)?;
-        Ok(Up::new(()))
+        plug(site.topology)?;
+        match self.judged {
+            true => judge(site),
+            false => Ok(Up::new(())),
+        }
     }
 }
 
-/// The kernel's bridge with nftables behind it.
-pub(super) struct Nft;
-
-impl System for Nft {
-    fn name(&self) -> &'static str {
-        "bridge+nft"
+/// Loads the policy.
+fn judge(site: &Site<'_>) -> Result<Up, BuildError> {
+    let room = Room::for_connections(site.connections);
+    // The bridge's own connection tracking, where the kernel has it.
+    if load(site.policy, "bridge", site.topology).is_ok() {
+        return Ok(Up::new(room).with_note("connections tracked by nf_conntrack_bridge"));
     }
-
-    fn about(&self) -> &'static str {
-        "the kernel's bridge with a stateful nftables policy"
-    }
-
-    fn version(&self) -> Result<String, Missing> {
-        need(&[("ip", "iproute2"), ("nft", "nftables"), ("ethtool", "ethtool")])?;
-        let version = tool(None, "nft", ["--version"]).unwrap_or_default();
-        let version = version.split_whitespace().nth(1).unwrap_or("of unknown version");
-        Ok(format!("nftables {version}, Linux {}", kernel()))
-    }
-
-    fn takes_policy(&self) -> bool {
-        true
-    }
-
-    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
-        bridge(site.topology)?;
-        // The bridge's own connection tracking, where the kernel has it.
-        let _ = site.topology.switch.set(CALL_IPTABLES, "0");
-        let room = Room::for_connections(site.connections);
-        if load(site.policy, "bridge", site.topology).is_ok() {
-            return Ok(Up::new(room).with_note("connections tracked by nf_conntrack_bridge"));
-        }
-        site.topology.switch.set(CALL_IPTABLES, "1")?;
-        load(site.policy, "ip", site.topology)?;
-        Ok(Up::new(room).with_note(
-            "connections tracked by br_netfilter: the kernel has no nf_conntrack_bridge",
-        ))
-    }
+    site.topology.switch.set(CALL_IPTABLES, "1")?;
+    load(site.policy, "ip", site.topology)?;
+    Ok(Up::new(room)
+        .with_note("connections tracked by br_netfilter: the kernel has no nf_conntrack_bridge"))
 }
 
 /// More room in the kernel's connection table, which all namespaces share, until this is dropped.
@@ -113,10 +112,10 @@ impl Drop for Room {
 }
 
 /// Plugs all ports into a bridge.
-fn bridge(topology: &Topology) -> Result<(), BuildError> {
-    let mut batch = format!("link add {BRIDGE} type bridge\nlink set {BRIDGE} up\n");
+fn plug(topology: &Topology) -> Result<(), BuildError> {
+    let mut batch = format!("link add {IFNAME} type bridge\nlink set {IFNAME} up\n");
     for host in &topology.hosts {
-        let _ = writeln!(batch, "link set {} master {BRIDGE}", host.port);
+        let _ = writeln!(batch, "link set {} master {IFNAME}", host.port);
     }
     tool_with_input(Some(&topology.switch), "ip", ["-batch", "-"], &batch)?;
     Ok(())
@@ -125,8 +124,4 @@ fn bridge(topology: &Topology) -> Result<(), BuildError> {
 fn load(policy: &Policy, family: &str, topology: &Topology) -> Result<(), ToolError> {
     let script = policy.nft(family, topology);
     tool_with_input(Some(&topology.switch), "nft", ["-f", "-"], &script).map(drop)
-}
-
-fn kernel() -> String {
-    crate::compare::machine::kernel()
 }

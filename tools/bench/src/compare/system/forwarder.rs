@@ -48,10 +48,6 @@ impl System for Forwarder {
         Ok(format!("{}, Linux {}", env!("CARGO_PKG_VERSION"), machine::kernel()))
     }
 
-    fn takes_policy(&self) -> bool {
-        false
-    }
-
     fn port_limit(&self) -> Option<(usize, &'static str)> {
         Some(TWO_PORTS)
     }

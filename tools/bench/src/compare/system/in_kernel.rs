@@ -20,16 +20,41 @@ use crate::compare::topology::Topology;
 /// dataplane/bpf/floors.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../../dataplane/bpf/floors.bpf.o");
 
-/// An XDP program that redirects by a device map.
-pub(super) struct XdpRedirect;
+/// A program at both ports that redirects whatever comes.
+pub(super) struct Redirect {
+    name: &'static str,
+    about: &'static str,
+    hook: Hook,
+}
 
-impl System for XdpRedirect {
+/// Where the program sees what comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hook {
+    /// Before the kernel makes an skb.
+    Xdp,
+    /// As an skb.
+    Tcx,
+}
+
+pub(super) static XDP: Redirect = Redirect {
+    name: "xdp",
+    about: "floor: an XDP program that redirects every frame to the other port",
+    hook: Hook::Xdp,
+};
+
+pub(super) static TCX: Redirect = Redirect {
+    name: "tcx",
+    about: "floor: a tcx program that redirects every packet to the other host",
+    hook: Hook::Tcx,
+};
+
+impl System for Redirect {
     fn name(&self) -> &'static str {
-        "xdp"
+        self.name
     }
 
     fn about(&self) -> &'static str {
-        "floor: an XDP program that redirects every frame to the other port"
+        self.about
     }
 
     fn version(&self) -> Result<String, Missing> {
@@ -37,49 +62,20 @@ impl System for XdpRedirect {
         Ok(format!("Linux {}", machine::kernel()))
     }
 
-    fn takes_policy(&self) -> bool {
-        false
-    }
-
     fn port_limit(&self) -> Option<(usize, &'static str)> {
         Some(TWO_PORTS)
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
-        site.topology.complete_checksums()?;
-        site.topology.receive_redirected()?;
-        let attached = site.topology.switch.run(|| attach_xdp(site.topology))?;
-        Ok(Up::new(building("attach the XDP program", attached)?))
-    }
-}
-
-/// A tcx program that redirects to the other host.
-pub(super) struct TcxRedirect;
-
-impl System for TcxRedirect {
-    fn name(&self) -> &'static str {
-        "tcx"
-    }
-
-    fn about(&self) -> &'static str {
-        "floor: a tcx program that redirects every packet to the other host"
-    }
-
-    fn version(&self) -> Result<String, Missing> {
-        Ok(format!("Linux {}", machine::kernel()))
-    }
-
-    fn takes_policy(&self) -> bool {
-        false
-    }
-
-    fn port_limit(&self) -> Option<(usize, &'static str)> {
-        Some(TWO_PORTS)
-    }
-
-    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
-        let attached = site.topology.switch.run(|| attach_tcx(site.topology))?;
-        Ok(Up::new(building("attach the tcx program", attached)?))
+        if self.hook == Hook::Xdp {
+            site.topology.complete_checksums()?;
+            site.topology.receive_redirected()?;
+        }
+        let attached = site.topology.switch.run(|| match self.hook {
+            Hook::Xdp => attach_xdp(site.topology),
+            Hook::Tcx => attach_tcx(site.topology),
+        });
+        Ok(Up::new(building("attach the program", attached?)?))
     }
 }
 

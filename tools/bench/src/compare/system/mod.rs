@@ -30,7 +30,9 @@ pub trait System: Sync {
     fn version(&self) -> Result<String, Missing>;
 
     /// Whether it judges by rules. One that does not is measured without.
-    fn takes_policy(&self) -> bool;
+    fn takes_policy(&self) -> bool {
+        false
+    }
 
     /// Most ports that it is measured with, and what more would mean, if there is a limit.
     fn port_limit(&self) -> Option<(usize, &'static str)> {
@@ -109,13 +111,13 @@ fn need(programs: &[(&'static str, &'static str)]) -> Result<(), Missing> {
 
 /// Every system, in the order of the tables: what people use today, the floors, and Firedoor.
 pub static ALL: [&dyn System; 9] = [
-    &bridge::Bridge,
-    &bridge::Nft,
-    &open_vswitch::Switch,
-    &open_vswitch::Firewall,
+    &bridge::BRIDGE,
+    &bridge::BRIDGE_NFT,
+    &open_vswitch::OPEN_VSWITCH,
+    &open_vswitch::OPEN_VSWITCH_CT,
     &forwarder::Forwarder,
-    &in_kernel::XdpRedirect,
-    &in_kernel::TcxRedirect,
+    &in_kernel::XDP,
+    &in_kernel::TCX,
     &firedoor::SWITCH_LANE,
     &firedoor::EXPRESS_LANE,
 ];

@@ -11,7 +11,6 @@ use firedoor_dataplane::sys::affinity;
 
 use super::{Missing, Site, System, Up, need};
 use crate::compare::error::{BuildError, building};
-use crate::compare::policy::Policy;
 use crate::compare::tool::{Daemon, command, tool, tool_with_input};
 use crate::compare::topology::Topology;
 
@@ -37,24 +36,44 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("ethtool", "ethtool"),
 ];
 
-/// Open vSwitch as a learning switch.
-pub(super) struct Switch;
+/// Open vSwitch.
+pub(super) struct OpenVswitch {
+    name: &'static str,
+    about: &'static str,
+    /// Whether it tracks connections and has the rules; else it is a learning switch.
+    judges: bool,
+}
 
-impl System for Switch {
+pub(super) static OPEN_VSWITCH: OpenVswitch = OpenVswitch {
+    name: "ovs-afxdp",
+    about: "Open vSwitch, AF_XDP ports, one PMD thread, no policy",
+    judges: false,
+};
+
+pub(super) static OPEN_VSWITCH_CT: OpenVswitch = OpenVswitch {
+    name: "ovs-afxdp+ct",
+    about: "Open vSwitch, AF_XDP ports, one PMD thread, a stateful policy",
+    judges: true,
+};
+
+impl System for OpenVswitch {
     fn name(&self) -> &'static str {
-        "ovs-afxdp"
+        self.name
     }
 
     fn about(&self) -> &'static str {
-        "Open vSwitch, AF_XDP ports, one PMD thread, no policy"
+        self.about
     }
 
     fn version(&self) -> Result<String, Missing> {
-        version()
+        need(&PROGRAMS)?;
+        let said = tool(None, "ovs-vswitchd", ["--version"]).unwrap_or_default();
+        let version = said.lines().next().and_then(|line| line.split_whitespace().last());
+        Ok(version.unwrap_or("of unknown version").to_owned())
     }
 
     fn takes_policy(&self) -> bool {
-        false
+        self.judges
     }
 
     fn port_limit(&self) -> Option<(usize, &'static str)> {
@@ -65,72 +84,32 @@ impl System for Switch {
         Duration::from_millis(1_500 + 250 * ports as u64)
     }
 
+    /// Starts both daemons, adds every port, and loads the flows.
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
-        up(site, "actions=NORMAL\n")
+        // Open vSwitch forwards partial checksums as they are.
+        site.topology.complete_checksums()?;
+        let daemons = Daemons { directory: site.directory, topology: site.topology };
+        let database = daemons.start_database()?;
+        let switch = daemons.start_switch()?;
+        daemons.add_ports()?;
+        match self.judges {
+            true => daemons.load(&site.policy.open_vswitch(site.topology))?,
+            false => daemons.load("actions=NORMAL\n")?,
+        }
+        // The switch ends before its database.
+        let mut up = Up::new(switch);
+        up.keep(database);
+        Ok(up)
     }
 }
 
-/// Open vSwitch with connection tracking and the rules.
-pub(super) struct Firewall;
-
-impl System for Firewall {
-    fn name(&self) -> &'static str {
-        "ovs-afxdp+ct"
-    }
-
-    fn about(&self) -> &'static str {
-        "Open vSwitch, AF_XDP ports, one PMD thread, a stateful policy"
-    }
-
-    fn version(&self) -> Result<String, Missing> {
-        version()
-    }
-
-    fn takes_policy(&self) -> bool {
-        true
-    }
-
-    fn port_limit(&self) -> Option<(usize, &'static str)> {
-        Some(PORT_LIMIT)
-    }
-
-    fn start_time(&self, ports: usize) -> Duration {
-        Duration::from_millis(1_500 + 250 * ports as u64)
-    }
-
-    fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
-        up(site, &Policy::open_vswitch(site.policy, site.topology))
-    }
-}
-
-fn version() -> Result<String, Missing> {
-    need(&PROGRAMS)?;
-    let said = tool(None, "ovs-vswitchd", ["--version"]).unwrap_or_default();
-    let version = said.lines().next().and_then(|line| line.split_whitespace().last());
-    Ok(version.unwrap_or("of unknown version").to_owned())
-}
-
-/// Starts both daemons, adds every port, and loads the flows.
-fn up(site: &Site<'_>, flows: &str) -> Result<Up, BuildError> {
-    // Open vSwitch forwards partial checksums as they are.
-    site.topology.complete_checksums()?;
-    let ovs = OpenVswitch { directory: site.directory, topology: site.topology };
-    let database = ovs.start_database()?;
-    let switch = ovs.start_switch()?;
-    ovs.add_ports()?;
-    ovs.load(flows)?;
-    // The switch ends before its database.
-    let mut up = Up::new(switch);
-    up.keep(database);
-    Ok(up)
-}
-
-struct OpenVswitch<'a> {
+/// Its daemons, in a directory and a namespace of their own.
+struct Daemons<'a> {
     directory: &'a Path,
     topology: &'a Topology,
 }
 
-impl OpenVswitch<'_> {
+impl Daemons<'_> {
     fn path(&self, name: &str) -> String {
         self.directory.join(name).to_string_lossy().into_owned()
     }
