@@ -2,7 +2,7 @@
 //!
 //! # Structure
 //!
-//! Four steps lead from a rule to a verdict; each has a file.
+//! Five steps lead from a rule to a verdict; each has a file.
 //!
 //! 1. [`selectors`]: each distinct set of tags that rules name on one side is a selector, and each
 //!    distinct list of selectors that some tag is in is a class. Rules tell tags of one class not
@@ -12,6 +12,9 @@
 //!    the pair is first asked for.
 //! 4. [`lanes`]: a program is a list of rules in evaluation order, eight side by side, and judging is
 //!    a search for the first that matches.
+//! 5. [`terms`]: where a rule asks for a VLAN, ethertype or TCP flags, is about one permission alone, is
+//!    under audit or passes, that stands beside its lanes, and the search goes on until the matches have
+//!    settled both permissions.
 //!
 //! A verdict costs two array reads (tags to classes), one probe (classes to program) and one search.
 //! [`Acl::judge_batch`] takes each of these steps for up to 64 conversations before the next step,
@@ -22,11 +25,12 @@
 //! A rule matches a pair of tags iff its sets have both: iff both of its selectors are in the pair's
 //! classes. It stands in the group of its two selectors and in no other. So the groups found for a
 //! pair hold exactly the rules that name both tags, each once. Merging sorts them by evaluation order
-//! and leaves out a lane only if an earlier one matches all that it does: it would never be the first.
-//! Of the first lane that matches, [`lanes`] tell the rule; it decides, because only plain rules are
-//! judged so: those that speak for both permissions, are not under audit, do not pass, and ask for
-//! nothing but tags, services and source ports. A pair with any other rule is judged by walking its
-//! rules in order, which is also what the tests compare lanes with.
+//! and leaves out a lane only if an earlier one, without terms and of the same tier, matches all that it
+//! does: whatever has come that far is decided there, or has left that tier by a `pass`. So the lanes
+//! that match are, in evaluation order, those rules that match, but for some that come too late. If no
+//! lane has terms, each decides whatever it matches, so the first that matches tells the rule. If some
+//! have, matches are taken one by one and each does what its rule does. Tests compare both with a walk
+//! over all rules that name both tags.
 //!
 //! # What a miss costs
 //!
@@ -62,6 +66,7 @@ mod memo;
 mod reach;
 mod selectors;
 mod shadow;
+mod terms;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -180,7 +185,6 @@ struct CompiledRule {
     action: RuleAction,
     direction: Direction,
     audit: bool,
-    is_plain: bool,
     conditions: Conditions,
     services: Services,
     /// Selectors.
@@ -194,6 +198,7 @@ struct Rank {
     /// Rules are evaluated in ascending order.
     order: u64,
     action: RuleAction,
+    tier: u8,
 }
 
 /// Which of a conversation's permissions is judged.
@@ -294,7 +299,7 @@ impl Acl {
         let (pair, ranks) = ((rule.from, rule.to), &self.ranks);
         self.audits -= usize::from(rule.audit);
         let is_before = |other: u32| ranks[other as usize].order < order;
-        self.groups.remove(pair, number, rule.is_plain, is_before);
+        self.groups.remove(pair, number, is_before);
         self.free.push(number);
         self.note_change(pair);
         true
@@ -312,14 +317,12 @@ impl Acl {
             action: rule.action,
             direction: rule.direction,
             audit: rule.audit,
-            is_plain: lanes::is_plain(rule),
             conditions: rule.conditions,
             services: rule.services.clone(),
             from,
             to,
         };
-        let is_plain = compiled.is_plain;
-        let rank = Rank { order, action: rule.action };
+        let rank = Rank { order, action: rule.action, tier: rule.tier };
         self.audits += usize::from(rule.audit);
         if self.rules.len() == number as usize {
             self.rules.push(compiled);
@@ -330,7 +333,7 @@ impl Acl {
         }
         let ranks = &self.ranks;
         let stays_before = |other: u32| ranks[other as usize].order <= order;
-        self.groups.insert((from, to), &lanes::lanes(rule, number), is_plain, stays_before);
+        self.groups.insert((from, to), &lanes::lanes(rule, number), stays_before);
     }
 
     /// A free place in the order, before a rule or last.
@@ -481,7 +484,7 @@ impl Acl {
     fn rules_of(&self, groups: &[u32], rules: &mut Vec<u32>) {
         let first = rules.len();
         for &group in groups {
-            rules.extend(self.groups.group(group).lanes().map(|lane| lane.rule));
+            rules.extend(self.groups.group(group).strip().lanes().map(|lane| lane.rule));
         }
         rules[first..].sort_unstable_by_key(|&rule| self.order(rule));
         let mut last = None;
@@ -501,8 +504,8 @@ impl Acl {
     fn judge_at(&self, place: u32, conversation: &Conversation, memo: &Memo) -> Judgement {
         let pair = memo.at(place);
         let numbers = pair.numbers.of(&memo.numbers);
-        if pair.walks() {
-            return self.judge_by(numbers, conversation);
+        if pair.has_terms() {
+            return terms::judge(self, memo.strip(pair), numbers, conversation);
         }
         let query = Query::new(conversation);
         let blocks = pair.blocks.of(&memo.blocks);

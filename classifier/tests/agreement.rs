@@ -183,7 +183,8 @@ fn rule() -> BoxedStrategy<Rule> {
 }
 
 fn rules() -> BoxedStrategy<Vec<Rule>> {
-    prop::collection::vec(rule(), 0..10)
+    // Few, or so many that pairs have several blocks of them.
+    prop_oneof![7 => prop::collection::vec(rule(), 0..10), 1 => prop::collection::vec(rule(), 20..80)]
         .prop_map(|mut rules| {
             rules.sort_by_key(|rule| rule.tier);
             rules

@@ -8,6 +8,7 @@
 use hashbrown::HashMap;
 
 use super::lanes::{Block, LANES, Lane};
+use super::terms::{Strip, TermBlock, Terms};
 
 /// Rules of one pair of selectors.
 #[derive(Clone, Debug)]
@@ -18,10 +19,12 @@ pub(super) struct Group {
     at: u32,
     /// Its rules' lanes in evaluation order. No block is empty; no list either, until it is deleted.
     blocks: Vec<Block>,
+    /// The terms of each block's lanes; empty if no lane has any.
+    terms: Vec<TermBlock>,
     /// Lanes in use.
     len: usize,
-    /// Rules that lanes cannot say.
-    odd: usize,
+    /// Those of them that have terms.
+    with_terms: usize,
 }
 
 impl Group {
@@ -29,16 +32,16 @@ impl Group {
         &self.blocks
     }
 
-    pub(super) fn lanes(&self) -> impl Iterator<Item = Lane> + '_ {
-        self.blocks.iter().flat_map(Block::lanes)
+    pub(super) fn strip(&self) -> Strip<'_> {
+        Strip { blocks: &self.blocks, terms: &self.terms }
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn is_plain(&self) -> bool {
-        self.odd == 0
+    pub(super) fn has_terms(&self) -> bool {
+        self.with_terms > 0
     }
 
     /// The number of its first rule.
@@ -46,23 +49,45 @@ impl Group {
         self.blocks[0].rule(0)
     }
 
+    /// The lanes of one block.
+    fn lanes_of(&self, block: usize) -> Vec<Lane> {
+        let one = block..block + 1;
+        let terms = self.terms.get(one.clone()).unwrap_or_default();
+        Strip { blocks: &self.blocks[one], terms }.lanes().collect()
+    }
+
+    /// Puts other lanes in a block.
+    fn set(&mut self, block: usize, lanes: &[Lane]) {
+        self.blocks[block] = Block::of(lanes);
+        if let Some(terms) = self.terms.get_mut(block) {
+            *terms = TermBlock::of(lanes);
+        }
+    }
+
     /// Puts a lane behind all that `stays_before` holds for. Cost: one binary search over the
     /// blocks; a full block is split, which moves the blocks behind it.
     fn insert(&mut self, lane: Lane, stays_before: impl Fn(u32) -> bool) {
         self.len += 1;
+        if lane.terms != Terms::NONE {
+            self.with_terms += 1;
+            self.terms.resize(self.blocks.len(), TermBlock::NONE);
+        }
         let after = self.blocks.partition_point(|block| stays_before(block.rule(0)));
         let block = after.saturating_sub(1);
-        let mut lanes: Vec<Lane> = self.blocks[block].lanes().collect();
+        let mut lanes = self.lanes_of(block);
         let place = lanes.partition_point(|lane| stays_before(lane.rule));
         lanes.insert(place, lane);
         if lanes.len() <= LANES {
-            self.blocks[block] = Block::of(&lanes);
+            self.set(block, &lanes);
         } else {
             // At the end of the list, as when a policy is compiled, blocks stay full.
             let cut =
                 if block + 1 == self.blocks.len() && place == LANES { LANES } else { LANES / 2 };
-            self.blocks[block] = Block::of(&lanes[..cut]);
+            self.set(block, &lanes[..cut]);
             self.blocks.insert(block + 1, Block::of(&lanes[cut..]));
+            if self.has_terms() {
+                self.terms.insert(block + 1, TermBlock::of(&lanes[cut..]));
+            }
         }
     }
 
@@ -70,19 +95,26 @@ impl Group {
     fn remove(&mut self, rule: u32, stays_before: impl Fn(u32) -> bool) {
         let first = self.blocks.partition_point(|block| stays_before(block.rule(0)));
         let mut block = first.saturating_sub(1);
-        while let Some(found) = self.blocks.get_mut(block) {
+        while let Some(found) = self.blocks.get(block) {
             if block >= first && found.rule(0) != rule {
                 break;
             }
-            let all = found.len();
-            let kept: Vec<Lane> = found.lanes().filter(|lane| lane.rule != rule).collect();
-            self.len -= all - kept.len();
-            *found = Block::of(&kept);
+            let (gone, kept): (Vec<Lane>, Vec<Lane>) =
+                self.lanes_of(block).into_iter().partition(|lane| lane.rule == rule);
+            self.len -= gone.len();
+            self.with_terms -= gone.iter().filter(|lane| lane.terms != Terms::NONE).count();
+            self.set(block, &kept);
             if kept.is_empty() {
                 self.blocks.remove(block);
+                if block < self.terms.len() {
+                    self.terms.remove(block);
+                }
             } else {
                 block += 1;
             }
+        }
+        if !self.has_terms() {
+            self.terms = Vec::new();
         }
     }
 }
@@ -109,7 +141,6 @@ impl Groups {
         &mut self,
         (from, to): (u32, u32),
         lanes: &[Lane],
-        is_plain: bool,
         stays_before: impl Fn(u32) -> bool,
     ) {
         let Some((&first, rest)) = lanes.split_first() else { return };
@@ -122,7 +153,6 @@ impl Groups {
             None => self.create(from, to, first),
         };
         let group = &mut self.groups[number as usize];
-        group.odd += usize::from(!is_plain);
         for &lane in rest {
             group.insert(lane, &stays_before);
         }
@@ -137,7 +167,11 @@ impl Groups {
         let at = partners.len() as u32;
         partners.push((to, number));
         self.by_pair.insert((from, to), number);
-        let group = Group { from, to, at, blocks: vec![Block::of(&[first])], len: 1, odd: 0 };
+        let lane = &[first];
+        let has_terms = first.terms != Terms::NONE;
+        let terms = if has_terms { vec![TermBlock::of(lane)] } else { Vec::new() };
+        let (blocks, with_terms) = (vec![Block::of(lane)], terms.len());
+        let group = Group { from, to, at, blocks, terms, len: 1, with_terms };
         match self.groups.get_mut(number as usize) {
             Some(freed) => *freed = group,
             None => self.groups.push(group),
@@ -150,12 +184,10 @@ impl Groups {
         &mut self,
         pair: (u32, u32),
         rule: u32,
-        is_plain: bool,
         stays_before: impl Fn(u32) -> bool,
     ) {
         let Some(&number) = self.by_pair.get(&pair) else { return };
         let group = &mut self.groups[number as usize];
-        group.odd -= usize::from(!is_plain);
         group.remove(rule, stays_before);
         if group.blocks.is_empty() {
             self.delete(number);
@@ -192,8 +224,10 @@ impl Groups {
     /// Bytes it takes.
     pub(super) fn bytes(&self) -> usize {
         let blocks: usize = self.groups.iter().map(|group| group.blocks.capacity()).sum();
+        let terms: usize = self.groups.iter().map(|group| group.terms.capacity()).sum();
         let partners: usize = self.by_source.iter().map(Vec::capacity).sum();
         blocks * size_of::<Block>()
+            + terms * size_of::<TermBlock>()
             + self.groups.capacity() * size_of::<Group>()
             + self.by_pair.capacity() * (size_of::<((u32, u32), u32)>() + 1)
             + partners * size_of::<(u32, u32)>()

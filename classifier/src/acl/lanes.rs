@@ -6,6 +6,9 @@
 //! it takes the same few instructions whatever it holds; nothing is branched on until a strip of
 //! blocks is done. The loops are written for the compiler to vectorise with what every x86-64 has.
 //!
+//! What few rules ask for, and whatever else keeps a rule from deciding all that it matches, are its
+//! [`terms`](super::terms). They stand in a block of their own beside this one, where there are any.
+//!
 //! Lanes stand in evaluation order. Of one rule's lanes, those that name ports come first: so the
 //! rule's ports count as consulted if its turn came, whichever of its services matched.
 
@@ -14,7 +17,8 @@ use wide::u16x8;
 
 use super::Conversation;
 use super::reach::range_of;
-use crate::snapshot::{Conditions, Direction, Rule, RuleAction, Service, Services};
+use super::terms::Terms;
+use crate::snapshot::{Conditions, Rule, Service, Services};
 use crate::wire::ethernet::ether_type;
 use crate::wire::protocol;
 
@@ -31,7 +35,7 @@ const HAS_PORTS: u16 = 1 << 9;
 const NEVER: u16 = 1 << 10;
 /// Mark of a lane that names ports or types; not compared. The upper bit but one.
 const NAMES_PORTS: u16 = 1 << 14;
-/// Mark of a lane whose rule asks for source ports; not compared. The upper bit.
+/// Mark of a lane whose rule asks for source ports or TCP flags; not compared. The upper bit.
 const OPENING: u16 = 1 << 15;
 
 fn mark(is_set: bool, bit: u16) -> u16 {
@@ -44,21 +48,17 @@ pub(super) struct Query {
     word: u16x8,
     dst_port: u16x8,
     src_port: u16x8,
-    /// All ones if the frame is IP.
-    is_ip: u16x8,
 }
 
 impl Query {
     pub(super) fn new(conversation: &Conversation) -> Self {
         let Conversation { protocol, dst_port, opening, .. } = conversation;
-        let is_ip = matches!(opening.ether_type, ether_type::IPV4 | ether_type::IPV6);
         let has_ports = matches!(*protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
-        let kind = mark(is_ip, IS_IP) | mark(has_ports, HAS_PORTS);
+        let kind = mark(is_ip(opening.ether_type), IS_IP) | mark(has_ports, HAS_PORTS);
         Self {
             word: u16x8::splat(u16::from(*protocol) | kind),
             dst_port: u16x8::splat(*dst_port),
             src_port: u16x8::splat(opening.src_port),
-            is_ip: u16x8::splat(mark(is_ip, u16::MAX)),
         }
     }
 }
@@ -67,8 +67,22 @@ impl Query {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lane {
     pub(super) test: Test,
+    pub(super) terms: Terms,
     /// The rule's number.
     pub(super) rule: u32,
+}
+
+impl Lane {
+    /// Whether it decides whatever of IP is asked.
+    pub(super) fn is_everything(&self) -> bool {
+        self.terms == Terms::NONE && self.test.is_everything()
+    }
+
+    /// Whether it decides whatever `other` matches.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        let is_wider = self.test == other.test || self.test.is_everything() && other.test.asks_ip();
+        self.terms == Terms::NONE && is_wider
+    }
 }
 
 /// What a lane asks for.
@@ -88,31 +102,46 @@ impl Test {
     const NOTHING: Self =
         Self { word: NEVER, care: NEVER, dst_first: 0, dst_span: 0, src_first: 0, src_span: 0 };
 
-    /// Whether every frame that any lane could match matches this one.
-    pub(super) fn is_everything(&self) -> bool {
+    /// Whether every IP frame matches.
+    fn is_everything(&self) -> bool {
         self.care == IS_IP && (self.dst_span, self.src_span) == (u16::MAX, u16::MAX)
     }
 
-    fn new(service: Option<&Service>, src_ports: Option<(u16, u16)>) -> Self {
-        let (protocol, names_ports, (first, last)) = match service {
-            None => (None, false, (0, u16::MAX)),
+    /// Whether no frame but an IP one matches.
+    const fn asks_ip(&self) -> bool {
+        self.care & IS_IP != 0
+    }
+
+    /// What a rule asks for by one of its services; by any, if `None`.
+    fn new(service: Option<&Service>, conditions: &Conditions) -> Self {
+        let &Conditions { ether_type, src_ports, tcp_flags, .. } = conditions;
+        let (protocol, names_ports, ports) = match service {
+            None => (None, false, 0..=u16::MAX),
             Some(service) => {
                 let (protocol, ports) = range_of(service);
-                let names_ports = !matches!(service, Service::Protocol(_));
-                (Some(protocol), names_ports, (*ports.start(), *ports.end()))
+                (Some(protocol), !matches!(service, Service::Protocol(_)), ports)
             }
         };
+        let protocol =
+            if tcp_flags.is_some() { protocol.or(Some(protocol::TCP)) } else { protocol };
         let (src_first, src_last) = src_ports.unwrap_or((0, u16::MAX));
-        let has_src = src_ports.is_some();
-        let marks = mark(names_ports, NAMES_PORTS) | mark(has_src, OPENING);
-        let kind = IS_IP | mark(has_src, HAS_PORTS);
+        let is_never = ports.is_empty()
+            || src_first > src_last
+            || tcp_flags.is_some() && protocol != Some(protocol::TCP);
+        if is_never {
+            return Self::NOTHING;
+        }
+        let asks_opening = src_ports.is_some() || tcp_flags.is_some();
+        let marks = mark(names_ports, NAMES_PORTS) | mark(asks_opening, OPENING);
+        let asks_ip = ether_type.is_none_or(is_ip);
+        let kind = mark(asks_ip, IS_IP) | mark(src_ports.is_some(), HAS_PORTS);
         Self {
             word: marks | kind | protocol.map_or(0, u16::from),
             care: kind | protocol.map_or(0, |_| PROTOCOL),
-            dst_first: first,
-            dst_span: last.wrapping_sub(first),
+            dst_first: *ports.start(),
+            dst_span: ports.end() - ports.start(),
             src_first,
-            src_span: src_last.wrapping_sub(src_first),
+            src_span: src_last - src_first,
         }
     }
 
@@ -121,45 +150,26 @@ impl Test {
     }
 }
 
-/// Whether lanes can say all that the rule says: it decides whatever it matches, for both
-/// permissions, and asks for nothing but tags, services and source ports.
-pub(super) fn is_plain(rule: &Rule) -> bool {
-    let Conditions { ether_type, vlan, src_ports, tcp_flags } = rule.conditions;
-    let asks_no_more = ether_type.is_none() && vlan.is_none() && tcp_flags.is_none();
-    // An empty range matches nothing, but was compared. Only a walk tells that.
-    let is_range = |(first, last): (u16, u16)| first <= last;
-    let has_ranges = src_ports.is_none_or(is_range)
-        && services(rule).iter().all(|service| {
-            let ports = range_of(service).1;
-            ports.start() <= ports.end()
-        });
-    let asks_for_some = !matches!(&rule.services, Services::Only(list) if list.is_empty());
-    let decides = rule.action != RuleAction::Pass && !rule.audit;
-    decides && rule.direction == Direction::Both && asks_no_more && asks_for_some && has_ranges
+const fn is_ip(ether_type: u16) -> bool {
+    matches!(ether_type, ether_type::IPV4 | ether_type::IPV6)
 }
 
-/// The lanes of a rule with this number. One that is not plain has a lane that never matches.
+/// The lanes of a rule with this number; one at least, which may never match.
 pub(super) fn lanes(rule: &Rule, number: u32) -> SmallVec<[Lane; 2]> {
-    let lane = |test| Lane { test, rule: number };
-    if !is_plain(rule) {
-        return SmallVec::from_iter([lane(Test::NOTHING)]);
-    }
-    let src_ports = rule.conditions.src_ports;
+    let never = Lane { test: Test::NOTHING, terms: Terms::NONE, rule: number };
+    let Some(terms) = Terms::of(rule) else { return SmallVec::from_iter([never]) };
+    let lane = |service: Option<&Service>| Lane {
+        test: Test::new(service, &rule.conditions),
+        terms,
+        rule: number,
+    };
     let mut lanes: SmallVec<[Lane; 2]> = match &rule.services {
-        Services::Any => SmallVec::from_iter([lane(Test::new(None, src_ports))]),
-        Services::Only(list) => {
-            list.iter().map(|service| lane(Test::new(Some(service), src_ports))).collect()
-        }
+        Services::Any => SmallVec::from_iter([lane(None)]),
+        Services::Only(list) if list.is_empty() => SmallVec::from_iter([never]),
+        Services::Only(list) => list.iter().map(|service| lane(Some(service))).collect(),
     };
     lanes.sort_by_key(|lane| !lane.test.names_ports());
     lanes
-}
-
-fn services(rule: &Rule) -> &[Service] {
-    match &rule.services {
-        Services::Any => &[],
-        Services::Only(list) => list,
-    }
 }
 
 /// Eight lanes, in evaluation order; those that are not in use come last.
@@ -211,30 +221,30 @@ impl Block {
         self.rule[at]
     }
 
-    /// The lanes in use.
-    pub(super) fn lanes(&self) -> impl Iterator<Item = Lane> + '_ {
-        (0..self.len()).map(|at| self.lane(at))
+    /// What each lane in use asks for, and its rule's number.
+    pub(super) fn tests(&self) -> impl Iterator<Item = (Test, u32)> + '_ {
+        (0..self.len()).map(|at| (self.test(at), self.rule[at]))
     }
 
-    fn lane(&self, at: usize) -> Lane {
+    fn test(&self, at: usize) -> Test {
         let of = |field: &u16x8| field.as_array()[at];
-        let test = Test {
+        Test {
             word: of(&self.word),
             care: of(&self.care),
             dst_first: of(&self.dst_first),
             dst_span: of(&self.dst_span),
             src_first: of(&self.src_first),
             src_span: of(&self.src_span),
-        };
-        Lane { test, rule: self.rule[at] }
+        }
     }
 
-    /// Compares all lanes at once.
+    /// Compares all lanes at once. How much a frame is beside a lane's terms is 0 where there are none:
+    /// in what every mask covers, and in what only its opening says.
     #[inline]
-    fn compare(&self, query: &Query) -> Compared {
+    pub(super) fn compare(&self, query: &Query, beside: u16x8, beside_opening: u16x8) -> Compared {
         // How much a field is beside what is asked for; 0 if it is that.
-        let word = (self.word ^ query.word) & self.care;
-        let src = (query.src_port - self.src_first).saturating_sub(self.src_span);
+        let word = (self.word ^ query.word) & self.care | beside;
+        let src = (query.src_port - self.src_first).saturating_sub(self.src_span) | beside_opening;
         let dst = (query.dst_port - self.dst_first).saturating_sub(self.dst_span);
         let reached = (word | src).simd_eq(u16x8::ZERO);
         // A vector's mask is made of the upper bits. Doubling a word moves its second mark there.
@@ -242,21 +252,20 @@ impl Block {
         Compared {
             hits: (word | src | dst).simd_eq(u16x8::ZERO).to_bitmask(),
             ports: names_ports.to_bitmask(),
-            // Every lane asks for IP. Of another frame, none consults more than that.
-            openings: (self.word & query.is_ip).to_bitmask(),
+            openings: (word.simd_eq(u16x8::ZERO) & self.word).to_bitmask(),
         }
     }
 }
 
 /// Lanes by one bit each, the first the lowest.
 #[derive(Clone, Copy, Debug)]
-struct Compared {
+pub(super) struct Compared {
     /// Those that match.
-    hits: u32,
+    pub(super) hits: u32,
     /// Those whose ports were compared.
-    ports: u32,
-    /// Those whose rule asks for source ports.
-    openings: u32,
+    pub(super) ports: u32,
+    /// Those whose source ports or TCP flags were compared.
+    pub(super) openings: u32,
 }
 
 impl Compared {
@@ -274,16 +283,16 @@ pub(super) struct Met {
     pub(super) hit: Option<u32>,
     /// Whether ports were compared until then.
     pub(super) ports: bool,
-    /// Whether a rule until then asks for source ports.
+    /// Whether source ports were.
     pub(super) opening: bool,
 }
 
-/// Searches blocks in order.
+/// Searches blocks in order, of lanes without terms.
 #[inline]
 pub(super) fn search(blocks: &[Block], query: &Query) -> Met {
     let (mut ports, mut openings) = (0, 0);
     for block in blocks {
-        let compared = block.compare(query);
+        let compared = block.compare(query, u16x8::ZERO, u16x8::ZERO);
         ports |= compared.ports & compared.reached();
         openings |= compared.openings & compared.reached();
         if compared.hits != 0 {
@@ -301,7 +310,7 @@ pub(super) struct Firsts {
     pub(super) hit: Option<u32>,
     /// The first, not after that, whose ports were compared.
     pub(super) ports: Option<u32>,
-    /// The first, not after that, that asks for source ports.
+    /// The first, not after that, whose source ports were.
     pub(super) opening: Option<u32>,
 }
 
@@ -309,7 +318,7 @@ pub(super) struct Firsts {
 pub(super) fn search_firsts(blocks: &[Block], query: &Query) -> Firsts {
     let mut firsts = Firsts::default();
     for block in blocks {
-        let compared = block.compare(query);
+        let compared = block.compare(query, u16x8::ZERO, u16x8::ZERO);
         let first =
             |lanes: u32| (lanes != 0).then(|| block.rule[lanes.trailing_zeros() as usize % LANES]);
         let Compared { hits, ports, openings } = compared;

@@ -4,7 +4,7 @@
 //! without what can never match: what stands behind a lane that matches everything, and what asks
 //! for the same as one before. Groups of many lanes, which many pairs have, are not copied if the
 //! pair has too much for a copy; the pair's program then is its own blocks and the numbers of those
-//! groups. A pair that has a rule which lanes cannot say keeps a list of its rules to walk.
+//! groups. A pair of which any lane has [`terms`](super::terms) keeps them beside its blocks.
 //!
 //! Copying and sorting more than a block pays only for a pair that is asked for again. So such a pair
 //! is left at the numbers of its groups the first time: who sends from many addresses once has us do
@@ -15,6 +15,7 @@
 use super::Acl;
 use super::groups::Group;
 use super::lanes::{Block, LANES, Lane};
+use super::terms::{Strip, TermBlock};
 
 /// Groups of at least this many lanes are shared between pairs that have too much to copy.
 const LONG: usize = 2 * LANES;
@@ -29,13 +30,22 @@ pub struct Memo {
     pairs: Vec<Pair>,
     /// Pairs in use.
     len: usize,
-    /// Blocks of pairs' programs, side by side.
+    /// Blocks of pairs' programs, side by side: those of pairs without terms.
     pub(super) blocks: Vec<Block>,
-    /// Numbers of groups, or of rules to walk, side by side.
+    /// Those of pairs with terms.
+    with_terms: WithTerms,
+    /// Numbers of groups, side by side.
     pub(super) numbers: Vec<u32>,
     /// Counts how often all was forgotten; never 0 once there is a pair.
     generation: u16,
     scratch: Scratch,
+}
+
+/// Blocks, and the terms of each.
+#[derive(Clone, Debug, Default)]
+struct WithTerms {
+    blocks: Vec<Block>,
+    terms: Vec<TermBlock>,
 }
 
 /// Lists that outlive one use, so that using them does not allocate.
@@ -51,9 +61,9 @@ struct Scratch {
 pub(super) struct Pair {
     from: u32,
     to: u32,
-    /// Its own blocks, in [`Memo::blocks`].
+    /// Its own blocks, in [`Memo::blocks`] or [`Memo::with_terms`].
     pub(super) blocks: Span,
-    /// In [`Memo::numbers`]: groups, first rule first, or the rules to walk, in order.
+    /// Groups besides, in [`Memo::numbers`], first rule first.
     pub(super) numbers: Span,
     /// The version of the ACL that it was last found true for.
     version: u32,
@@ -68,12 +78,14 @@ pub(super) struct Pair {
 /// What a pair's program is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Numbers of groups. It was asked for once; if it is again, it is to be merged.
+    /// Groups. It was asked for once; if it is again, it is to be merged.
     New,
-    /// Blocks, and numbers of groups besides.
+    /// Blocks, and groups besides.
     Merged,
-    /// Numbers of rules to walk.
-    Walk,
+    /// As [`Kind::New`], and lanes have terms.
+    NewWithTerms,
+    /// As [`Kind::Merged`], and lanes have terms.
+    MergedWithTerms,
 }
 
 /// Part of a list.
@@ -103,10 +115,14 @@ impl Pair {
         may_talk: None,
     };
 
-    /// Whether its numbers are rules to walk one by one.
+    /// Whether it has lanes with terms, and its own blocks are in [`Memo::with_terms`].
     #[inline]
-    pub(super) fn walks(&self) -> bool {
-        self.kind == Kind::Walk
+    pub(super) const fn has_terms(&self) -> bool {
+        matches!(self.kind, Kind::NewWithTerms | Kind::MergedWithTerms)
+    }
+
+    const fn is_new(&self) -> bool {
+        matches!(self.kind, Kind::New | Kind::NewWithTerms)
     }
 
     #[inline]
@@ -123,7 +139,7 @@ impl Memo {
     pub const MAX_PAIRS: usize = 1 << 17;
     /// Most blocks of lanes before those of one more batch of pairs, which fill up a power of two.
     const MAX_BLOCKS: usize = (1 << 17) - (1 << 12);
-    /// Most numbers of groups and rules, likewise.
+    /// Most numbers of groups, likewise.
     const MAX_NUMBERS: usize = (1 << 20) - (1 << 12);
     /// Places for pairs at first.
     const FIRST_PAIRS: usize = 1 << 10;
@@ -138,6 +154,8 @@ impl Memo {
         }
         self.len = 0;
         self.blocks.clear();
+        self.with_terms.blocks.clear();
+        self.with_terms.terms.clear();
         self.numbers.clear();
     }
 
@@ -154,7 +172,8 @@ impl Memo {
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
         self.pairs.capacity() * size_of::<Pair>()
-            + self.blocks.capacity() * size_of::<Block>()
+            + (self.blocks.capacity() + self.with_terms.blocks.capacity()) * size_of::<Block>()
+            + self.with_terms.terms.capacity() * size_of::<TermBlock>()
             + self.numbers.capacity() * size_of::<u32>()
     }
 
@@ -174,7 +193,7 @@ impl Memo {
         loop {
             let pair = &self.pairs[at];
             if pair.is(from, to) && pair.generation == self.generation {
-                return (pair.version == version && pair.kind != Kind::New).then_some(at as u32);
+                return (pair.version == version && !pair.is_new()).then_some(at as u32);
             }
             if pair.generation != self.generation {
                 return None;
@@ -199,6 +218,12 @@ impl Memo {
         &self.pairs[place as usize]
     }
 
+    /// The own blocks of a pair that has terms.
+    pub(super) fn strip(&self, pair: &Pair) -> Strip<'_> {
+        let WithTerms { blocks, terms } = &self.with_terms;
+        Strip { blocks: pair.blocks.of(blocks), terms: pair.blocks.of(terms) }
+    }
+
     /// Remembers whether the pair at a place may talk.
     pub(super) fn set_may_talk(&mut self, place: u32, may_talk: bool) {
         self.pairs[place as usize].may_talk = Some(may_talk);
@@ -210,7 +235,7 @@ impl Memo {
         let known = self.pairs[at];
         let is_known = known.generation == self.generation;
         let is_true = is_known && !acl.has_changed(known.version, from, to);
-        let pair = if is_true && known.kind != Kind::New {
+        let pair = if is_true && !known.is_new() {
             Pair { version: acl.version, ..known }
         } else {
             self.len += usize::from(!is_known);
@@ -225,7 +250,7 @@ impl Memo {
     #[inline]
     pub(super) fn make_room(&mut self, more: usize) {
         let is_full = self.len + more > Self::MAX_PAIRS
-            || self.blocks.len() > Self::MAX_BLOCKS
+            || self.blocks.len() + self.with_terms.blocks.len() > Self::MAX_BLOCKS
             || self.numbers.len() > Self::MAX_NUMBERS;
         if is_full || 2 * (self.len + more) > self.pairs.len() {
             self.clear_or_grow(is_full, more);
@@ -263,33 +288,34 @@ impl Memo {
         let mut scratch = std::mem::take(&mut self.scratch);
         acl.groups.find(acl.from.in_class(from), acl.to.in_class(to), &mut scratch.groups);
         let groups = || scratch.groups.iter().map(|&number| acl.groups.group(number));
-        let walks = groups().any(|group| !group.is_plain());
+        let has_terms = groups().any(Group::has_terms);
         let lanes = groups().map(Group::len).sum::<usize>();
         let is_new = !asked_before && lanes > LANES;
-        let kind = match (walks, is_new) {
-            (true, _) => Kind::Walk,
+        let kind = match (has_terms, is_new) {
             (false, true) => Kind::New,
             (false, false) => Kind::Merged,
+            (true, true) => Kind::NewWithTerms,
+            (true, false) => Kind::MergedWithTerms,
         };
         let numbers = self.numbers.len();
-        if walks {
-            acl.rules_of(&scratch.groups, &mut self.numbers);
-            scratch.groups.clear();
-        } else if is_new || lanes > SHORT {
+        if is_new || lanes > SHORT {
             let stays = |number: &u32| is_new || acl.groups.group(*number).len() >= LONG;
             self.numbers.extend(scratch.groups.iter().filter(|number| stays(number)));
             scratch.groups.retain(|number| !stays(number));
             self.numbers[numbers..].sort_unstable_by_key(|&number| acl.order_of_group(number));
         }
-        let blocks = self.blocks.len();
-        self.merge(acl, &mut scratch);
+        let blocks = |memo: &Self| {
+            if has_terms { memo.with_terms.blocks.len() } else { memo.blocks.len() }
+        };
+        let first = blocks(self);
+        self.merge(acl, &mut scratch, has_terms);
         self.scratch = scratch;
         let span =
             |first: usize, end: usize| Span { first: first as u32, len: (end - first) as u32 };
         Pair {
             from,
             to,
-            blocks: span(blocks, self.blocks.len()),
+            blocks: span(first, blocks(self)),
             numbers: span(numbers, self.numbers.len()),
             version: acl.version,
             generation: self.generation,
@@ -299,23 +325,46 @@ impl Memo {
     }
 
     /// Adds blocks of the groups' lanes, in evaluation order.
-    fn merge(&mut self, acl: &Acl, Scratch { groups, lanes, kept }: &mut Scratch) {
+    fn merge(&mut self, acl: &Acl, Scratch { groups, lanes, kept }: &mut Scratch, has_terms: bool) {
         lanes.clear();
         for &number in &*groups {
-            let group = acl.groups.group(number).lanes();
+            let group = acl.groups.group(number).strip().lanes();
             lanes.extend(group.map(|lane| (acl.order(lane.rule), lane)));
         }
         // A rule's lanes come from one group and must stay as they stand there.
         lanes.sort_by_key(|&(order, _)| order);
         kept.clear();
-        for &(_, lane) in &*lanes {
-            if kept.iter().all(|before| before.test != lane.test) {
-                kept.push(lane);
-            }
-            if lane.test.is_everything() {
-                break;
-            }
+        if !has_terms {
+            keep_what_is_met(lanes, kept);
+            self.blocks.extend(kept.chunks(LANES).map(Block::of));
+            return;
         }
-        self.blocks.extend(kept.chunks(LANES).map(Block::of));
+        keep_what_may_be_met(acl, lanes, kept);
+        self.with_terms.blocks.extend(kept.chunks(LANES).map(Block::of));
+        self.with_terms.terms.extend(kept.chunks(LANES).map(TermBlock::of));
+    }
+}
+
+/// Keeps the lanes, of which none has terms, that may be the first to match.
+fn keep_what_is_met(lanes: &[(u64, Lane)], kept: &mut Vec<Lane>) {
+    for &(_, lane) in lanes {
+        if kept.iter().all(|before| before.test != lane.test) {
+            kept.push(lane);
+        }
+        if lane.is_everything() {
+            break;
+        }
+    }
+}
+
+/// Keeps the lanes that may decide where an earlier one of their tier does not: a `pass` may have left
+/// other tiers.
+fn keep_what_may_be_met(acl: &Acl, lanes: &[(u64, Lane)], kept: &mut Vec<Lane>) {
+    let tier = |lane: &Lane| acl.ranks[lane.rule as usize].tier;
+    for &(_, lane) in lanes {
+        let decides = |before: &Lane| before.covers(&lane) && tier(before) == tier(&lane);
+        if !kept.iter().any(decides) {
+            kept.push(lane);
+        }
     }
 }

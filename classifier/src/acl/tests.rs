@@ -47,7 +47,7 @@ pub(super) fn any_rule() -> impl Strategy<Value = Rule> {
     })
 }
 
-/// Rules that lanes can say.
+/// Rules without terms.
 fn plain_rule() -> impl Strategy<Value = Rule> {
     let action = select(vec![RuleAction::Allow, RuleAction::Deny, RuleAction::Reject]);
     let src_ports =
@@ -63,29 +63,40 @@ fn plain_rule() -> impl Strategy<Value = Rule> {
     )
 }
 
-/// Rules that ask for more than lanes can say.
+/// Rules with every kind of terms.
 pub(super) fn odd_rule() -> impl Strategy<Value = Rule> {
     let ether_type = prop::option::weighted(0.2, select(vec![0x0800, 0x86dd, 0x88cc]));
     let vlan = prop::option::weighted(0.2, select(vec![0, 10]));
-    let tcp_flags = prop::option::weighted(0.2, Just(FlagMatch { mask: 0x12, value: 2 }));
+    let flags = select(vec![(0x12, 2), (0x10, 0x10), (0x10, 0), (0, 0), (2, 0x12)]);
+    let flags = flags.prop_map(|(mask, value)| FlagMatch { mask, value });
+    let tcp_flags = prop::option::weighted(0.2, flags);
     (any_rule(), plain_rule(), ether_type, vlan, tcp_flags).prop_map(
         |(rule, Rule { conditions, .. }, ether_type, vlan, tcp_flags)| {
             let services = if ether_type.is_some() { Services::Any } else { rule.services };
             let conditions = Conditions { ether_type, vlan, tcp_flags, ..conditions };
-            Rule { tier: 1, services, conditions, ..rule }
+            Rule { services, conditions, ..rule }
         },
     )
 }
 
-/// Few of every kind, or so many that pairs share long groups.
+/// Few or many, without terms, with them, or mixed; so many that pairs share long groups.
 fn rules() -> impl Strategy<Value = Vec<Rule>> {
-    let all = |rule| Rule { tier: 1, ..rule };
-    let mixed = prop_oneof![3 => plain_rule(), 1 => odd_rule()].prop_map(all);
-    prop_oneof![
-        prop::collection::vec(mixed, 0..12),
-        prop::collection::vec(plain_rule().prop_map(all), 0..12),
-        prop::collection::vec(plain_rule().prop_map(all), 100..300),
-    ]
+    let mixed = || prop_oneof![plain_rule(), odd_rule()];
+    let rules = prop_oneof![
+        3 => prop::collection::vec(mixed(), 0..12),
+        1 => prop::collection::vec(plain_rule(), 0..12),
+        1 => prop::collection::vec(plain_rule(), 100..300),
+        2 => prop::collection::vec(mixed(), 100..300),
+        1 => (prop::collection::vec(plain_rule(), 100..300), prop::collection::vec(odd_rule(), 1..4))
+            .prop_map(|(many, few)| [many, few].concat()),
+    ];
+    (rules, any::<bool>()).prop_map(|(mut rules, has_tiers)| {
+        for rule in &mut rules {
+            rule.tier *= u8::from(has_tiers);
+        }
+        rules.sort_by_key(|rule| rule.tier);
+        rules
+    })
 }
 
 fn acl() -> impl Strategy<Value = Acl> {
@@ -128,12 +139,27 @@ fn walked(acl: &Acl, rules: &[Rule], conversation: &Conversation) -> Judgement {
         |rule: &Rule| rule.from.contains(conversation.from) && rule.to.contains(conversation.to);
     let candidates: Vec<u32> =
         (0..).zip(rules).filter(|(_, rule)| speaks(rule)).map(|(number, _)| number).collect();
-    let walked = acl.judge_by(&candidates, conversation);
-    // No plain rule speaks of frames other than IP, so nothing that it asks for is consulted. A walk
-    // does not see that as long as every rule is plain.
-    let is_ip = [0x0800, 0x86dd].contains(&conversation.opening.ether_type);
-    let is_plain = candidates.iter().all(|&number| acl.rules[number as usize].is_plain);
-    Judgement { used_opening: walked.used_opening && (is_ip || !is_plain), ..walked }
+    acl.judge_by(&candidates, conversation)
+}
+
+/// What a judgement says, without what it consulted for that.
+fn said(judgement: &Judgement) -> (RuleAction, Cause, Option<Cause>) {
+    (judgement.action, judgement.cause, judgement.audit)
+}
+
+impl Judgement {
+    /// What was not consulted, taken from `other`: which must make no difference.
+    fn vary(&self, one: &Conversation, other: &Conversation) -> Conversation {
+        let mut varied = *one;
+        if !self.used_ports {
+            varied.dst_port = other.dst_port;
+        }
+        if !self.used_opening {
+            let Opening { src_port, tcp_flags, .. } = other.opening;
+            varied.opening = Opening { src_port, tcp_flags, ..one.opening };
+        }
+        varied
+    }
 }
 
 /// A change of one rule: what to add where, or which to take away. Places count modulo rules.
@@ -144,8 +170,7 @@ enum Change {
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    let rule = prop_oneof![4 => plain_rule(), 1 => odd_rule()];
-    let rule = rule.prop_map(|rule| Box::new(Rule { tier: 1, ..rule }));
+    let rule = prop_oneof![plain_rule(), odd_rule()].prop_map(Box::new);
     prop_oneof![
         (any::<usize>(), rule).prop_map(|(place, rule)| Change::Insert(place, rule)),
         any::<usize>().prop_map(Change::Remove),
@@ -171,10 +196,27 @@ proptest! {
         let (mut memo, mut batch) = (Memo::default(), Vec::new());
         acl.judge_batch(&conversations, &mut Memo::default(), &mut batch);
         prop_assert_eq!(batch.len(), conversations.len());
-        for (conversation, batched) in conversations.iter().zip(batch) {
-            let expected = walked(&acl, &rules, conversation);
-            prop_assert_eq!(acl.judge(conversation, &mut memo), expected, "{:?}", conversation);
-            prop_assert_eq!(batched, expected);
+        let others = conversations.iter().cycle().skip(1);
+        for ((one, other), batched) in conversations.iter().zip(others).zip(batch) {
+            let expected = walked(&acl, &rules, one);
+            for judged in [acl.judge(one, &mut memo), batched, acl.judge(one, &mut memo)] {
+                prop_assert_eq!(said(&judged), said(&expected), "{:?}", one);
+                let varied = walked(&acl, &rules, &judged.vary(one, other));
+                prop_assert_eq!(said(&judged), said(&varied), "{:?} {:?}", one, other);
+            }
+        }
+    }
+
+    #[test]
+    fn without_terms_no_more_is_consulted_than_by_a_walk(
+        rules in prop::collection::vec(plain_rule(), 0..100), conversations in conversations(),
+    ) {
+        let acl = acl_of(rules.clone());
+        let mut memo = Memo::default();
+        for one in &conversations {
+            let (judged, walked) = (acl.judge(one, &mut memo), walked(&acl, &rules, one));
+            prop_assert!(judged.used_ports <= walked.used_ports, "{:?}", one);
+            prop_assert!(judged.used_opening <= walked.used_opening, "{:?}", one);
         }
     }
 
@@ -189,10 +231,13 @@ proptest! {
         for (change, conversations) in changes {
             match change {
                 Change::Insert(place, rule) => {
+                    // Tiers stay together: it is of the tier of the rule before it.
                     let place = place % (rules.len() + 1);
+                    let tier = place.checked_sub(1).map_or(0, |before| rules[before].tier);
+                    let rule = Rule { tier, ..*rule };
                     let number = acl.insert(&rule, numbers.get(place).copied());
                     numbers.insert(place, number);
-                    rules.insert(place, *rule);
+                    rules.insert(place, rule);
                 }
                 Change::Remove(_) if rules.is_empty() => {}
                 Change::Remove(place) => {
@@ -212,7 +257,8 @@ proptest! {
                         *rule = numbers[rule.0 as usize];
                     }
                 }
-                prop_assert_eq!(acl.judge(&conversation, &mut memo), expected, "{:?}", conversation);
+                let judged = acl.judge(&conversation, &mut memo);
+                prop_assert_eq!(said(&judged), said(&expected), "{:?}", conversation);
             }
         }
     }

@@ -458,6 +458,10 @@ pub(crate) struct BenchClassifyArgs {
     /// How many rules to remove or put back
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub(crate) updates: u32,
+    /// How many rules of 100 to give a direction, TCP flags, a VLAN, an ethertype, audit or pass; what
+    /// a trace says of the first rule that matches is not used then
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub(crate) conditions: u32,
     /// Write the headers and the first rule that matches each, for other programs
     #[arg(long, value_name = "FILE")]
     pub(crate) write_trace: Option<PathBuf>,

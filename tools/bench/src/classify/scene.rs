@@ -9,17 +9,17 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use firedoor_classifier::Tag;
-use firedoor_classifier::acl::{Conversation, Opening};
+use firedoor_classifier::acl::Conversation;
 use firedoor_classifier::key::to_bits;
 use firedoor_classifier::policy::Owner;
 use firedoor_classifier::snapshot::{
     Conditions, Direction, Mode, Prefix, Rule, RuleAction, Service, Services, Settings, Snapshot,
     TagInfo, TagSet,
 };
-use firedoor_classifier::wire::ethernet::ether_type;
 use firedoor_classifier::wire::protocol::{SCTP, TCP, UDP};
 use ipnet::Ipv4Net;
 
+use super::conditions;
 use super::files::{Header, Line, Net};
 
 const ALL_PORTS: (u16, u16) = (0, u16::MAX);
@@ -118,8 +118,8 @@ pub fn addresses(header: &Header) -> (u128, u128) {
 
 /// The conversation that a header begins.
 pub fn conversation(header: &Header, from: Owner, to: Owner) -> Conversation {
-    let &Header { src_port, dst_port, protocol, .. } = header;
-    let opening = Opening { ether_type: ether_type::IPV4, vlan: 0, src_port, tcp_flags: 0 };
+    let &Header { dst_port, protocol, .. } = header;
+    let opening = conditions::opening(header);
     Conversation { from: tag(from), to: tag(to), protocol, dst_port, opening }
 }
 

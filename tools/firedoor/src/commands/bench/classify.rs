@@ -14,6 +14,7 @@ pub(crate) fn run(args: &BenchClassifyArgs, out: &mut Output) -> anyhow::Result<
         headers: args.headers as usize,
         batch: args.batch as usize,
         updates: args.updates as usize,
+        conditions: args.conditions,
         write_trace: args.write_trace.clone(),
     })?;
     if args.json {
