@@ -89,13 +89,12 @@ SEC("classifier")
 int express(struct __sk_buff *skb)
 {
 	__u32 zero = 0, frames;
-	__u64 now = bpf_ktime_get_coarse_ns();
 	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
 	struct headers headers = {};
 	struct flow *flow;
 	enum way way;
 
-	if (!control || is_shut(control, now))
+	if (!control || is_shut(control))
 		return TC_ACT_SHOT;
 	// Headers may lie outside the linear part, where programs cannot read them.
 	if ((void *)(long)skb->data + HEADERS > (void *)(long)skb->data_end)
@@ -104,10 +103,10 @@ int express(struct __sk_buff *skb)
 					skb->len, skb->ifindex, &headers))
 		return punt(skb, control, NULL, skb->gso_segs ? skb->gso_segs : 1);
 	frames = frames_of(skb, &headers);
-	flow = find(&headers, READ_ONCE(control->epoch));
+	flow = find(&headers, control);
 	if (!flow)
 		return punt(skb, control, NULL, frames);
-	way = way_of(flow, &headers, frames, now);
+	way = way_of(flow, &headers, frames);
 	if (way == NO_WAY)
 		return TC_ACT_SHOT;
 	if (way == LONG_WAY || !fits(skb, &headers, flow))
@@ -116,7 +115,7 @@ int express(struct __sk_buff *skb)
 	if (skb->len > headers.end && bpf_skb_change_tail(skb, headers.end, 0))
 		return punt(skb, control, flow, frames);
 	count(flow, &headers, frames);
-	if (flow->kind != EGRESS_PEER)
+	if (!(flow->facts & FACT_PEER))
 		return bpf_redirect(flow->egress, 0);
 	// The frame's type was told by the MAC address of the port; the receiver's own is another.
 	bpf_skb_change_type(skb, PACKET_HOST);
@@ -161,8 +160,7 @@ static __always_inline __u16 fold(__u64 sum)
 // in the skb that XDP does not see: classifier/src/checksum.rs says why the field alone is enough.
 static __always_inline int is_partial(const struct headers *headers)
 {
-	const __u32 *src = (const void *)headers->key.src, *dst = (const void *)headers->key.dst;
-	__u64 sum = bpf_htons(headers->key.protocol);
+	__u64 sum = bpf_htons(headers->protocol);
 
 	// The protocol is in the sum, so it is never zero; UDP's "none" is.
 	if (!headers->sum)
@@ -170,7 +168,7 @@ static __always_inline int is_partial(const struct headers *headers)
 	sum += bpf_htons(headers->end - headers->transport);
 #pragma unroll
 	for (int i = 0; i < 4; i++)
-		sum += (__u64)src[i] + dst[i];
+		sum += (__u32)headers->key.words[i] + (headers->key.words[i] >> 32);
 	return headers->sum == fold(sum);
 }
 
@@ -189,8 +187,9 @@ static __always_inline int add_rest(struct xdp_md *ctx, __u32 at, __u64 len, __s
 	return 1;
 }
 
-// Completes a partial checksum. The field is in the sum as it is: it is the pseudo-header's.
-static __always_inline int complete(struct xdp_md *ctx, const struct headers *headers)
+// Completes a partial checksum. The field is in the sum as it is: it is the pseudo-header's. Not inlined:
+// all the rest fits the stack of a program beside it only so.
+static __noinline int complete(struct xdp_md *ctx, const struct headers *headers)
 {
 	__u32 at = headers->transport, left = headers->end - at, field;
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -208,14 +207,14 @@ static __always_inline int complete(struct xdp_md *ctx, const struct headers *he
 	}
 	if (left >= SUMMED || !add_rest(ctx, at, left, &sum))
 		return 0;
-	field = headers->key.protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check)
+	field = headers->protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check)
 						     : offsetof(struct udphdr, check);
 	place = data + ((headers->transport + field) & REACH);
 	if ((void *)(place + 1) > end)
 		return 0;
 	*place = ~fold((__u32)sum);
 	// UDP's zero would mean that there is none (RFC 768).
-	if (!*place && headers->key.protocol == IPPROTO_UDP)
+	if (!*place && headers->protocol == IPPROTO_UDP)
 		*place = 0xffff;
 	return 1;
 }
@@ -247,20 +246,19 @@ int express_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	__u32 zero = 0, len = end - data;
-	__u64 now = bpf_ktime_get_coarse_ns();
 	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
 	struct headers headers = {};
 	struct flow *flow;
 	enum way way;
 
-	if (!control || is_shut(control, now))
+	if (!control || is_shut(control))
 		return XDP_DROP;
 	if (!READ_ONCE(control->devices) || !parse(data, end, len, ctx->ingress_ifindex, &headers))
 		return hand_over(ctx, NULL);
-	flow = find(&headers, READ_ONCE(control->epoch));
+	flow = find(&headers, control);
 	if (!flow)
 		return hand_over(ctx, NULL);
-	way = way_of(flow, &headers, 1, now);
+	way = way_of(flow, &headers, 1);
 	if (way == NO_WAY)
 		return XDP_DROP;
 	if (way == LONG_WAY || headers.end > flow->max_frame ||

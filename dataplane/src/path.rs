@@ -157,7 +157,7 @@ impl Path {
 
     /// Steps 3 to 6 for one frame, which stands at position `at` of the burst.
     fn judge(&mut self, frame: Frame, headers: &Headers, at: usize, now: Nanos) {
-        let place = self.catch_up(headers, now);
+        let place = self.catch_up(headers, at, now);
         let verdict = match headers.fragment {
             None => self.pipeline.judge_next(headers, at, frame.len(), now),
             Some(_) => self.judge_fragment(headers, at, frame.len(), now),

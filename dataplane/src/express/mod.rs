@@ -25,6 +25,7 @@
 //! [`FlowTable`] is what the kernel knows; docs/adr/0004 says why misses travel as they do.
 
 pub mod frames;
+pub(crate) mod index;
 pub mod inherit;
 mod kept;
 mod leaving;
@@ -77,7 +78,7 @@ pub(crate) struct Kernel {
 pub enum ExpressError {
     /// The kernel does not take the program.
     #[error(
-        "the kernel does not take the express lane's program; it needs Linux 5.11 with BPF, and \
+        "the kernel does not take the express lane's program; it needs Linux 5.12 with BPF, and \
          CAP_BPF with CAP_NET_ADMIN"
     )]
     Load(#[source] io::Error),
@@ -184,7 +185,7 @@ impl Lane {
             let program = Arc::new(Program::load(1, Some(pins))?);
             program.set_epoch(epoch);
             program.forget_ports()?;
-            let (flows, inherited) = FlowTable::resume(Arc::clone(&program))?;
+            let (flows, inherited) = FlowTable::resume(Arc::clone(&program));
             Ok(Some((Self::of(program, flows, None), inherited)))
         });
         resumed.unwrap_or_else(|error| {

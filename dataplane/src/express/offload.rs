@@ -2,15 +2,15 @@
 //!
 //! After a frame was judged and forwarded, its connection may be one whose plain frames need no more
 //! judging: TCP after the handshake, UDP. Once it has had some frames, its verdicts go to the kernel:
-//! both directions' of TCP, and of UDP those of the directions in which it spoke. Before a frame is judged, its connection is credited with what the kernel forwarded
-//! meanwhile, so that a FIN or RST is judged by where TCP really is. And once a second each connection
-//! is credited and looked at, so that it stays alive by traffic that the switch never sees, and its
-//! verdicts go when it does.
+//! both directions' of TCP, and of UDP those of the directions in which it spoke. Before a frame is
+//! judged, its connection is credited with what the kernel forwarded meanwhile, so that a FIN or RST is
+//! judged by where TCP really is. And once a second each connection is credited and looked at, so that
+//! it stays alive by traffic that the switch never sees, and its verdicts go when it does.
 //!
-//! docs/adr/0005 says why. What the kernel cannot do stays on the switch lane: connections that live by learn or audit mode,
-//! whose frames are recorded one by one; TCP where windows are checked; ports with VLAN tags; routers, behind whom addresses move.
+//! docs/adr/0005 says why. What the kernel cannot do stays on the switch lane: connections that live by
+//! learn or audit mode, whose frames are recorded one by one; TCP where windows are checked; ports with
+//! VLAN tags; routers, behind whom addresses move.
 
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,6 @@ use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::wire::protocol;
 use firedoor_classifier::wire::tcp::TcpFlags;
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
-use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{FlowId, FlowVerdict, Inherited, Kept, Lane, Member, Members, Progress, Slot};
 use crate::counters::WorkerCounters;
@@ -50,8 +49,9 @@ pub struct Offload {
     lane: Option<Arc<Lane>>,
     pairs: Vec<Option<Pair>>,
     free: Vec<u32>,
-    /// The flows of all pairs, by their names.
-    by_flow: FlowIndex,
+    /// By the slots of the pairs' flows in the kernel's table: one more than the pair's place, or 0 or
+    /// that of another if there is none.
+    by_slot: Vec<u32>,
     /// The next pair to look at, and when the round began.
     next: usize,
     round: Nanos,
@@ -79,50 +79,10 @@ struct Flow {
     since: Option<Nanos>,
 }
 
-/// Where flows are among the pairs: twice the pair's place, and one more for its reply side. What a
-/// flow is called stands there, so it takes five bytes here.
-#[derive(Default)]
-struct FlowIndex {
-    flows: HashTable<u32>,
-    hasher: DefaultHashBuilder,
-}
-
-impl FlowIndex {
-    /// The place of the pair that a flow is of.
-    fn pair(&self, pairs: &[Option<Pair>], id: &FlowId) -> Option<usize> {
-        let is_it = |&flow: &u32| flow_at(pairs, flow).is_some_and(|it| it.id == *id);
-        self.flows.find(self.hasher.hash_one(Some(*id)), is_it).map(|&flow| flow as usize / 2)
+impl Pair {
+    const fn sides(&self) -> [&Flow; 2] {
+        [&self.original_side, &self.reply_side]
     }
-
-    /// Adds a pair's flows. They are no other pair's any more.
-    fn insert(&mut self, pairs: &[Option<Pair>], at: u32) {
-        let Self { flows, hasher } = self;
-        let hash_of = |&flow: &u32| hasher.hash_one(flow_at(pairs, flow).map(|it| it.id));
-        for flow in [2 * at, 2 * at + 1] {
-            let Some(Flow { id, .. }) = flow_at(pairs, flow) else { continue };
-            let is_it = |&other: &u32| flow_at(pairs, other).is_some_and(|it| it.id == *id);
-            if let Ok(entry) = flows.find_entry(hasher.hash_one(Some(*id)), is_it) {
-                entry.remove();
-            }
-            flows.insert_unique(hasher.hash_one(Some(*id)), flow, hash_of);
-        }
-    }
-
-    /// Forgets the flows of the pair that was there, unless they are another's by now.
-    fn remove(&mut self, pair: &Pair, at: u32) {
-        let flows = [(2 * at, &pair.original_side), (2 * at + 1, &pair.reply_side)];
-        for (number, flow) in flows {
-            let hash = self.hasher.hash_one(Some(flow.id));
-            if let Ok(entry) = self.flows.find_entry(hash, |&other| other == number) {
-                entry.remove();
-            }
-        }
-    }
-}
-
-fn flow_at(pairs: &[Option<Pair>], flow: u32) -> Option<&Flow> {
-    let pair = pairs.get(flow as usize / 2)?.as_ref()?;
-    Some(if flow.is_multiple_of(2) { &pair.original_side } else { &pair.reply_side })
 }
 
 /// Where a frame's connection is among the pairs, if it is: good until one is given to the kernel or
@@ -150,13 +110,13 @@ impl Path {
         offload.refresh(pipeline, &counts, now);
     }
 
-    /// Before a frame is judged: its connection catches up with what the kernel forwarded. `None` if
-    /// [`judged`](Self::judged) need not hear of the frame.
-    pub(crate) fn catch_up(&mut self, headers: &Headers, now: Nanos) -> Option<Place> {
+    /// Before a frame is judged, which stands at position `at` of the burst: its connection catches up
+    /// with what the kernel forwarded. `None` if [`judged`](Self::judged) need not hear of the frame.
+    pub(crate) fn catch_up(&mut self, headers: &Headers, at: usize, now: Nanos) -> Option<Place> {
         let concerned = self.offload.concerns(headers);
         concerned.then(|| {
             let (offload, pipeline, counts) = self.offloading();
-            offload.before(headers, pipeline, &counts, now)
+            offload.before(headers, at, pipeline, &counts, now)
         })
     }
 
@@ -189,11 +149,9 @@ impl Offload {
 
     /// Whether it has anything to do with a frame.
     fn concerns(&self, headers: &Headers) -> bool {
-        let ends = TcpFlags::from_bits_retain(headers.key.tcp_flags)
-            .intersects(TcpFlags::FIN | TcpFlags::RST);
         self.lane.is_some()
             && !self.is_idle
-            && (ends
+            && (is_ending(headers)
                 || self.member(headers.key.ingress).is_some_and(|member| member.hook.is_some()))
     }
 
@@ -225,11 +183,17 @@ impl Offload {
     fn before(
         &mut self,
         headers: &Headers,
+        number: usize,
         pipeline: &mut Pipeline,
         counts: &Counts<'_>,
         now: Nanos,
     ) -> Place {
-        let found = self.find(headers);
+        let found = self.find(headers).or_else(|| {
+            // Of the other direction alone the kernel may have forwarded what this one is judged by.
+            let established =
+                is_ending(headers).then(|| pipeline.established_next(headers, number, now));
+            self.find_either(&established.flatten()?)
+        });
         if let Some(at) = found {
             self.credit(at, pipeline, counts, now);
         }
@@ -252,7 +216,7 @@ impl Offload {
             }
             return;
         };
-        if let Some(at) = found {
+        if let Some(at) = found.or_else(|| self.find_either(&established)) {
             let epoch = pipeline.policy().epoch();
             let same = |pair: &Pair| {
                 pair.id == established.id
@@ -304,7 +268,7 @@ impl Offload {
 
     /// Whether a flow is of one of the pairs.
     pub(super) fn has(&self, flow: &FlowId) -> bool {
-        self.by_flow.pair(&self.pairs, flow).is_some()
+        self.pair_of(flow).is_some()
     }
 
     /// Takes a flow from the kernel that is of none of the pairs.
@@ -317,7 +281,33 @@ impl Offload {
     /// The pair that a frame is of.
     fn find(&self, headers: &Headers) -> Option<usize> {
         let member = self.member(headers.key.ingress)?;
-        self.by_flow.pair(&self.pairs, &flow_id(&headers.key, member))
+        self.pair_of(&flow_id(&headers.key, member))
+    }
+
+    /// The pair of a connection.
+    fn find_either(&self, established: &Established) -> Option<usize> {
+        let original = established.original;
+        let find = |key: &FlowKey| self.pair_of(&flow_id(key, self.member(key.ingress)?));
+        find(&original).or_else(|| find(&turned(&original, established.output)))
+    }
+
+    /// The pair that a flow in the kernel's table is of.
+    fn pair_of(&self, id: &FlowId) -> Option<usize> {
+        let slot = self.lane.as_ref()?.flows().find(id)?;
+        let at = self.by_slot.get(slot.number())?.checked_sub(1)? as usize;
+        let is_it = |flow: &Flow| flow.slot == Some(slot) && flow.id == *id;
+        self.pair(at)?.sides().into_iter().any(is_it).then_some(at)
+    }
+
+    /// Notes which slots the flows of a pair are in.
+    fn note_slots(&mut self, at: usize) {
+        let Some(Some(pair)) = self.pairs.get(at) else { return };
+        for slot in pair.sides().into_iter().filter_map(|flow| flow.slot) {
+            if self.by_slot.len() <= slot.number() {
+                self.by_slot.resize(slot.number() + 1, 0);
+            }
+            self.by_slot[slot.number()] = at as u32 + 1;
+        }
     }
 
     fn member(&self, port: PortId) -> Option<&Member> {
@@ -357,7 +347,7 @@ impl Offload {
         });
         if let Some(place) = self.pairs.get_mut(at as usize) {
             *place = Some(pair);
-            self.by_flow.insert(&self.pairs, at);
+            self.note_slots(at as usize);
         }
     }
 
@@ -396,6 +386,7 @@ impl Offload {
         }
         if let Some(place) = self.pairs.get_mut(at) {
             *place = Some(pair);
+            self.note_slots(at);
         }
     }
 
@@ -443,12 +434,12 @@ impl Offload {
         for (side, flow) in sides {
             let Some(slot) = flow.slot else { continue };
             let progress = lane.flows().progress(slot);
-            let drained = progress.drained.saturating_sub(flow.credited.drained);
+            let drained = progress.drained.wrapping_sub(flow.credited.drained);
             if drained > 0 {
                 flow.credited.drained = progress.drained;
-                counts.add_drained(flow, drained);
+                counts.add_drained(flow, drained.into());
             }
-            let frames = progress.frames.saturating_sub(flow.credited.frames);
+            let frames = u64::from(progress.frames.wrapping_sub(flow.credited.frames));
             if frames == 0 {
                 continue;
             }
@@ -466,7 +457,6 @@ impl Offload {
         self.credit(at, pipeline, counts, now);
         let Some(pair) = self.pairs.get_mut(at).and_then(Option::take) else { return };
         self.free.push(at as u32);
-        self.by_flow.remove(&pair, at as u32);
         self.remove(&pair.original_side);
         self.remove(&pair.reply_side);
     }
@@ -502,6 +492,12 @@ impl Counts<'_> {
             cells.tx_bytes.add(bytes);
         }
     }
+}
+
+/// Whether a frame ends its connection, or its side of it.
+fn is_ending(headers: &Headers) -> bool {
+    let flags = TcpFlags::from_bits_retain(headers.key.tcp_flags);
+    flags.intersects(TcpFlags::FIN | TcpFlags::RST)
 }
 
 /// Whether a direction's verdict, of the key of its frames, is for the kernel by now: of UDP, not before

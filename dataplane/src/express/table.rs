@@ -3,17 +3,20 @@
 //! A program that runs while its entry goes may read the slot a moment longer. So a slot rests for
 //! [`REST`] before another flow gets it, and the program believes an entry only if it names the
 //! frame's own flow.
+//!
+//! Everybody may look a flow up at any time; whoever gives or takes a verdict does so under one lock. A
+//! port whose workload begins flows as fast as it can fills no more than [leaves the others
+//! theirs](Slots::take).
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasher;
-use std::io;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+use super::index::Index;
 use crate::sys::express::{self, FlowId, FlowVerdict, Program, Progress};
 
 /// How long a slot stays unused after its flow is gone: a program runs for microseconds.
@@ -28,12 +31,19 @@ const GENERATION: u16 = 13;
 /// The flows whose verdicts the kernel has.
 pub struct FlowTable {
     program: Arc<Program>,
-    state: Mutex<State>,
+    slots: Mutex<Slots>,
 }
 
 /// Handle of a flow in the table; good until it is removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot(u32);
+
+impl Slot {
+    /// Its number: slots in use are close together, and below [`FlowTable::capacity`].
+    pub(super) const fn number(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// A flow whose verdict has outlived the process that wrote it.
 #[derive(Clone, Copy, Debug)]
@@ -55,94 +65,71 @@ pub(super) struct Counted {
 }
 
 /// Why a verdict is not in the table.
-#[derive(Debug, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InstallError {
     /// Every slot is taken, or rests.
     #[error("the express lane's {0} flows are all in use")]
     Full(u32),
-    /// The kernel refused.
-    #[error("the kernel refused a flow of the express lane")]
-    Kernel(#[from] io::Error),
+    /// What is left is for ports that have less.
+    #[error("the express lane's {0} flows are nearly all in use, and the port has its share")]
+    Share(u32),
 }
 
+/// Which slots are in use, and by whose flows.
 #[derive(Default)]
-struct State {
-    index: Index,
+struct Slots {
     /// Slots from here on were never used.
     fresh: u32,
     free: Vec<u32>,
     /// Slots whose flows are gone, and since when.
     resting: VecDeque<(Instant, u32)>,
-}
-
-/// The slots of the flows in the table. Whose a slot is stands in the slot, so a flow takes five bytes
-/// here.
-#[derive(Default)]
-struct Index {
-    slots: HashTable<u32>,
-    hasher: DefaultHashBuilder,
-}
-
-impl Index {
-    fn get(&self, program: &Program, id: &FlowId) -> Option<u32> {
-        self.slots.find(self.hasher.hash_one(Some(*id)), |&slot| is_of(program, slot, id)).copied()
-    }
-
-    /// Adds a flow that is not there, and whose slot has been written.
-    fn insert(&mut self, program: &Program, id: &FlowId, slot: u32) {
-        let Self { slots, hasher } = self;
-        let hash_of = |&slot: &u32| hasher.hash_one(program.slot(slot).map(express::Slot::id));
-        slots.insert_unique(hasher.hash_one(Some(*id)), slot, hash_of);
-    }
-
-    fn remove(&mut self, program: &Program, id: &FlowId) -> Option<u32> {
-        let hash = self.hasher.hash_one(Some(*id));
-        let entry = self.slots.find_entry(hash, |&slot| is_of(program, slot, id));
-        entry.ok().map(|entry| entry.remove().0)
-    }
-}
-
-fn is_of(program: &Program, slot: u32, id: &FlowId) -> bool {
-    program.slot(slot).is_some_and(|cell| cell.id() == *id)
+    /// How many are in use, or rest, by the interface that their flows come in at.
+    by_ingress: HashMap<u32, u32>,
 }
 
 impl FlowTable {
     pub(super) fn new(program: Arc<Program>) -> Self {
-        Self { program, state: Mutex::default() }
+        Self { program, slots: Mutex::default() }
     }
 
-    /// The table of a program whose maps have outlived another process, and what it holds. Cost: a
-    /// system call per flow.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(super) fn resume(program: Arc<Program>) -> io::Result<(Self, Vec<Inherited>)> {
-        let fresh = program.slots();
-        let (mut state, mut inherited) = (State { fresh, ..State::default() }, Vec::new());
-        for slot in (0..program.slots()).rev() {
-            match program.slot(slot).and_then(express::Slot::read) {
-                None => state.free.push(slot),
-                Some((id, verdict)) => {
-                    // The process may have died before it had done so.
-                    program.insert(&id, slot)?;
-                    state.index.insert(&program, &id, slot);
-                    inherited.push(Inherited { id, slot: Slot(slot), verdict });
-                }
+    /// The table of a program whose maps have outlived another process, and what it holds.
+    pub(super) fn resume(program: Arc<Program>) -> (Self, Vec<Inherited>) {
+        let table = Self::new(program);
+        let index = table.index();
+        index.tidy();
+        let mut inherited = Vec::new();
+        let mut slots = Slots { fresh: table.capacity(), ..Slots::default() };
+        for (number, cell) in (0..table.capacity()).zip(table.program.flows()).rev() {
+            let Some((id, verdict)) = cell.read() else {
+                slots.free.push(number);
+                continue;
+            };
+            *slots.by_ingress.entry(id.ingress).or_default() += 1;
+            // The process may have died before it had done so.
+            if index.find(&id) == Some(number)
+                || index.find(&id).is_none() && index.insert(&id, number)
+            {
+                inherited.push(Inherited { id, slot: Slot(number), verdict });
+            } else {
+                cell.close();
+                slots.resting.push_back((Instant::now(), number));
             }
         }
-        Ok((Self { program, state: Mutex::new(state) }, inherited))
+        *table.slots.lock() = slots;
+        (table, inherited)
     }
 
     /// Gives the kernel a verdict. It replaces the flow's older one. Its first frames still go the
     /// long way, until those before them have left the switch. A flow that has this very verdict
-    /// already keeps it, and what came of it so far.
+    /// already keeps it, and what came of it so far. Cost: some stores to memory, no system call.
     ///
     /// # Errors
-    /// If there is no room, or the kernel refuses.
+    /// If there is no room.
     pub fn install(&self, id: &FlowId, verdict: &FlowVerdict) -> Result<Slot, InstallError> {
-        let mut state = self.state.lock();
-        if let Some(old) = state.index.get(&self.program, id) {
-            if let Some(cell) = self.program.slot(old)
+        let mut slots = self.slots.lock();
+        let index = self.index();
+        if let Some(old) = index.find(id) {
+            if let Some(cell) = self.cell(old)
                 && cell.read() == Some((*id, *verdict))
             {
                 if cell.is_held() {
@@ -150,86 +137,98 @@ impl FlowTable {
                 }
                 return Ok(Slot(old));
             }
-            state.index.remove(&self.program, id);
-            self.rest(&mut state, id, old);
+            self.rest(&mut slots, id, old);
         }
-        let full = || InstallError::Full(self.program.slots());
-        let slot = state.take_free(self.program.slots()).ok_or_else(full)?;
-        let cell = self.program.slot(slot).ok_or_else(full)?;
+        let slot = slots.take(id.ingress, &self.program)?;
+        let full = InstallError::Full(self.capacity());
+        let cell = self.cell(slot).ok_or(full)?;
         cell.write(id, verdict, next_mark(cell.mark()));
-        if let Err(error) = self.program.insert(id, slot) {
+        if !index.insert(id, slot) {
             cell.close();
-            state.free.push(slot);
-            return Err(error.into());
+            slots.give(id.ingress, slot);
+            return Err(full);
         }
-        state.index.insert(&self.program, id, slot);
         Ok(Slot(slot))
     }
 
     /// Takes a verdict from the kernel: the flow's next frame is a miss. Does nothing if another
     /// has taken its place.
     pub fn remove(&self, id: &FlowId, slot: Slot) {
-        let mut state = self.state.lock();
-        if state.index.get(&self.program, id) == Some(slot.0) {
-            state.index.remove(&self.program, id);
-            self.rest(&mut state, id, slot.0);
+        let mut slots = self.slots.lock();
+        if self.index().find(id) == Some(slot.0) {
+            self.rest(&mut slots, id, slot.0);
         }
     }
 
-    /// Out of the index first: should the process die in between, its successor finds either a flow
-    /// that it can put back, or no trace.
-    fn rest(&self, state: &mut State, id: &FlowId, slot: u32) {
-        self.program.remove(id);
-        if let Some(cell) = self.program.slot(slot) {
+    /// Out of the index first: should the process die in between, its successor finds a flow that it can
+    /// put back.
+    fn rest(&self, slots: &mut Slots, id: &FlowId, slot: u32) {
+        self.index().remove(id, slot);
+        if let Some(cell) = self.cell(slot) {
             cell.close();
         }
-        state.resting.push_back((Instant::now(), slot));
+        slots.resting.push_back((Instant::now(), slot));
+    }
+
+    fn index(&self) -> Index<'_> {
+        Index::new(self.program.index(), self.program.flows(), self.program.hashing())
+    }
+
+    fn cell(&self, slot: u32) -> Option<&express::Slot> {
+        self.program.flows().get(slot as usize)
+    }
+
+    /// The entries of flows that have verdicts.
+    fn open_cells(&self) -> impl Iterator<Item = &express::Slot> {
+        self.program.flows().iter().filter(|cell| cell.is_open())
     }
 
     /// What came of a flow so far.
     pub fn progress(&self, slot: Slot) -> Progress {
-        self.program.slot(slot.0).map(express::Slot::progress).unwrap_or_default()
+        self.cell(slot.0).map(express::Slot::progress).unwrap_or_default()
     }
 
     /// Whether the flow's frames still go the long way, because others before them do.
     pub fn is_held(&self, slot: Slot) -> bool {
-        self.program.slot(slot.0).is_some_and(express::Slot::is_held)
+        self.cell(slot.0).is_some_and(express::Slot::is_held)
     }
 
     /// Counts a flow's frames on the long way anew, after some of them were lost there.
     pub fn restart(&self, slot: Slot) {
-        if let Some(cell) = self.program.slot(slot.0) {
+        if let Some(cell) = self.cell(slot.0) {
             cell.restart(next_mark(cell.mark()));
         }
     }
 
     /// Whether the flow has a verdict.
     pub fn contains(&self, id: &FlowId) -> bool {
-        self.state.lock().index.get(&self.program, id).is_some()
+        self.find(id).is_some()
+    }
+
+    /// Where the flow is, if it has a verdict.
+    pub(super) fn find(&self, id: &FlowId) -> Option<Slot> {
+        self.index().find(id).map(Slot)
     }
 
     /// How many frames the kernel has redirected of each, and to which interface.
-    pub(super) fn redirected(&self) -> HashMap<FlowId, (u64, u32)> {
-        let state = self.state.lock();
-        let cells = state.index.slots.iter().filter_map(|&slot| self.program.slot(slot));
+    pub(super) fn redirected(&self) -> HashMap<FlowId, (u32, u32)> {
+        let cells = self.open_cells();
         cells.map(|cell| (cell.id(), (cell.progress().frames, cell.egress()))).collect()
     }
 
     /// Holds no flow any longer, whatever of it is on the long way.
     pub(super) fn let_go(&self) {
-        let state = self.state.lock();
-        let cells = state.index.slots.iter().filter_map(|&slot| self.program.slot(slot));
-        cells.for_each(express::Slot::let_go);
+        self.open_cells().for_each(express::Slot::let_go);
     }
 
     /// Flows in the table.
     pub fn len(&self) -> usize {
-        self.state.lock().index.slots.len()
+        self.slots.lock().in_use()
     }
 
     /// Most flows that fit.
     pub fn capacity(&self) -> u32 {
-        self.program.slots()
+        self.program.flows().len() as u32
     }
 
     /// Whether there is none.
@@ -239,14 +238,14 @@ impl FlowTable {
 
     /// The flow of a frame with this tag, if its way is being counted still.
     pub(super) fn counted(&self, id: &FlowId, tag: u16) -> Option<Counted> {
-        let slot = self.state.lock().index.get(&self.program, id)?;
+        let slot = self.index().find(id)?;
         let mark = tag & (COUNTED | !0 << GENERATION);
-        (self.program.slot(slot)?.mark() == mark).then_some(Counted { slot, mark })
+        (self.cell(slot)?.mark() == mark).then_some(Counted { slot, mark })
     }
 
     /// A counted frame of the flow has left the switch.
     pub(super) fn pass(&self, Counted { slot, mark }: Counted) {
-        if let Some(cell) = self.program.slot(slot)
+        if let Some(cell) = self.cell(slot)
             && cell.mark() == mark
         {
             cell.pass();
@@ -254,19 +253,56 @@ impl FlowTable {
     }
 }
 
-impl State {
-    fn take_free(&mut self, slots: u32) -> Option<u32> {
+impl Slots {
+    /// A slot for a flow that comes in at that interface. Of the last eighth, only ports get one that have
+    /// less than their share of the whole: those that are open, or have flows, have equal ones.
+    fn take(&mut self, ingress: u32, program: &Program) -> Result<u32, InstallError> {
+        self.wake(program.flows());
+        let total = program.flows().len() as u32;
+        let room = total - self.fresh + self.free.len() as u32;
+        let own = self.by_ingress.get(&ingress).copied().unwrap_or(0);
+        let ports = program.ports().max(self.by_ingress.len() as u32 + u32::from(own == 0));
+        if room <= total / 8 && own >= total.div_ceil(ports) && room > 0 {
+            return Err(InstallError::Share(total));
+        }
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.fresh < total => {
+                self.fresh += 1;
+                self.fresh - 1
+            }
+            None => return Err(InstallError::Full(total)),
+        };
+        *self.by_ingress.entry(ingress).or_default() += 1;
+        Ok(slot)
+    }
+
+    /// Takes back a slot that no program has seen since it was taken, or that has rested.
+    fn give(&mut self, ingress: u32, slot: u32) {
+        self.free.push(slot);
+        if let Some(count) = self.by_ingress.get_mut(&ingress) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_ingress.remove(&ingress);
+            }
+        }
+    }
+
+    /// Takes back what has rested.
+    fn wake(&mut self, cells: &[express::Slot]) {
         while let Some(&(since, slot)) = self.resting.front()
             && since.elapsed() >= REST
         {
             self.resting.pop_front();
-            self.free.push(slot);
+            if let Some(cell) = cells.get(slot as usize) {
+                self.give(cell.id().ingress, slot);
+            }
         }
-        self.free.pop().or_else(|| {
-            let slot = self.fresh;
-            self.fresh += u32::from(slot < slots);
-            (slot < slots).then_some(slot)
-        })
+    }
+
+    /// Slots whose flows have verdicts.
+    fn in_use(&self) -> usize {
+        self.fresh as usize - self.free.len() - self.resting.len()
     }
 }
 

@@ -1,8 +1,8 @@
 //! The express lane's two programs and their maps: load, attach, and the memory shared with them.
 //!
-//! The programs read verdicts and write what came of them in one array, which is mapped: the switch
-//! reads a flow's counters and writes a policy's epoch with plain loads and stores. Only flows that
-//! come and go, and ports, cost a system call.
+//! The programs find verdicts by one array and read them, and write what came of them, in another. Both
+//! are mapped: the switch gives and takes verdicts, reads a flow's counters and writes a policy's epoch
+//! with plain loads and stores. Only ports that come and go cost a system call.
 //!
 //! Every value of the mapped arrays is an atomic, because the programs run at any time. Layouts are
 //! those of dataplane/bpf/express.h.
@@ -10,12 +10,13 @@
 //! With [`Pins`], maps and links outlive the process: whoever loads the programs next has the same
 //! maps, and puts its own program at tc in the place of the old one in one step.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use aya::maps::{DevMapHash, HashMap, Map, MapData, XskMap};
@@ -36,7 +37,7 @@ use super::pins::Pins;
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/express.bpf.o");
 
 /// Version of the layouts of [`MAPS`]: what another version has pinned is of no use.
-pub(crate) const LAYOUT: u32 = 2;
+pub(crate) const LAYOUT: u32 = 3;
 
 /// The maps that outlive the process, if they can be pinned.
 pub(crate) const MAPS: [&str; 4] =
@@ -59,7 +60,6 @@ const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 
 /// What is the same in every frame of one direction of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
 pub struct FlowId {
     /// Index of the ingress interface.
     pub ingress: u32,
@@ -74,9 +74,6 @@ pub struct FlowId {
     /// IP protocol: TCP or UDP.
     pub protocol: u32,
 }
-
-// SAFETY: `repr(C)`, integers and byte arrays only, no padding: 4 + 16 + 16 + 2 + 2 + 4 bytes.
-unsafe impl aya::Pod for FlowId {}
 
 impl FlowId {
     /// The flow of these addresses and ports from that interface.
@@ -109,7 +106,8 @@ impl FlowId {
         }
     }
 
-    fn of_words(words: [u32; 11]) -> Self {
+    /// Of the words that the programs hash: addresses, ports and interface.
+    pub(crate) fn of_words(words: [u32; HASHED], protocol: u32) -> Self {
         let address = |at: usize| {
             let mut bytes = [0; 16];
             for (four, word) in bytes.chunks_exact_mut(4).zip(words.iter().skip(at)) {
@@ -117,30 +115,30 @@ impl FlowId {
             }
             bytes
         };
-        let [a, b, c, d] = words[9].to_ne_bytes();
+        let [a, b, c, d] = words[8].to_ne_bytes();
         Self {
-            ingress: words[0],
-            src: address(1),
-            dst: address(5),
+            ingress: words[9],
+            src: address(0),
+            dst: address(4),
             src_port: [a, b],
             dst_port: [c, d],
-            protocol: words[10],
+            protocol,
         }
     }
 
-    fn words(&self) -> [u32; 11] {
+    /// The words that the programs hash.
+    pub(crate) fn words(&self) -> [u32; HASHED] {
         let word = |bytes: &[u8; 16], at: usize| {
             bytes.get(at..at + 4).and_then(|four| four.first_chunk().copied())
         };
-        let mut words = [0; 11];
-        words[0] = self.ingress;
+        let mut words = [0; HASHED];
         for i in 0..4 {
-            words[1 + i] = word(&self.src, 4 * i).map_or(0, u32::from_ne_bytes);
-            words[5 + i] = word(&self.dst, 4 * i).map_or(0, u32::from_ne_bytes);
+            words[i] = word(&self.src, 4 * i).map_or(0, u32::from_ne_bytes);
+            words[4 + i] = word(&self.dst, 4 * i).map_or(0, u32::from_ne_bytes);
         }
         let ([a, b], [c, d]) = (self.src_port, self.dst_port);
-        words[9] = u32::from_ne_bytes([a, b, c, d]);
-        words[10] = self.protocol;
+        words[8] = u32::from_ne_bytes([a, b, c, d]);
+        words[9] = self.ingress;
         words
     }
 }
@@ -189,8 +187,8 @@ pub struct FlowVerdict {
 /// What came of a flow since its verdict was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Frames redirected, as they count on a wire.
-    pub frames: u64,
+    /// Frames redirected, as they count on a wire, modulo 2^32.
+    pub frames: u32,
     /// Their bytes, likewise.
     pub bytes: u64,
     /// TCP: after the last byte sent.
@@ -199,35 +197,54 @@ pub struct Progress {
     pub ack: u32,
     /// TCP: the window as in the header, unscaled.
     pub window: u16,
-    /// Frames dropped so that others before them could leave the long way.
-    pub drained: u64,
+    /// Frames dropped so that others before them could leave the long way, modulo 2^32.
+    pub drained: u32,
 }
 
-/// One value of the array of flows.
+/// One value of the array of flows (`struct flow`): in the first cache line what a frame is compared
+/// with, in the second what is done with it.
+#[derive(Default)]
 #[repr(C)]
 pub(crate) struct Slot {
-    id: [AtomicU32; 11],
+    id: [AtomicU32; HASHED],
     macs: [AtomicU16; 6],
+    protocol: AtomicU32,
     epoch: AtomicU64,
     egress: AtomicU32,
-    kind: AtomicU16,
-    max_frame: AtomicU16,
     rule: AtomicU32,
+    max_frame: AtomicU16,
     mark: AtomicU16,
-    is_reply: AtomicU8,
-    tcp_flags: AtomicU8,
     passed: AtomicU32,
+    facts: AtomicU32,
     punted: AtomicU32,
     seq: AtomicU32,
     ack: AtomicU32,
-    window: AtomicU32,
-    draining: AtomicU32,
-    packets: AtomicU64,
+    window: AtomicU16,
+    draining: AtomicU16,
+    drained: AtomicU32,
+    frames: AtomicU32,
+    frames_elsewhere: AtomicU32,
     bytes: AtomicU64,
-    drained: AtomicU64,
+    bytes_elsewhere: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Slot>() == 128 && size_of::<FlowId>() == 44);
+const _: () = assert!(size_of::<Slot>() == 128);
+
+/// What is noted of a flow in one word (`FACT_*`).
+const PEER: u32 = 1;
+const REPLY: u32 = 2;
+const TCP_FLAGS: u32 = 8;
+
+/// One value of the index (`struct bucket`), a cache line: see [`index`](crate::express::index).
+#[derive(Default)]
+#[repr(C, align(64))]
+pub(crate) struct Bucket {
+    /// 0, or one more than a slot, with bits of its flow's hash above.
+    pub(crate) cells: [AtomicU32; CELLS],
+}
+
+/// Cells of a bucket.
+pub(crate) const CELLS: usize = 16;
 
 impl Slot {
     /// Writes a verdict to a slot that the program does not use. `mark` is added to the tags of the
@@ -237,6 +254,7 @@ impl Slot {
         for (cell, word) in self.id.iter().zip(id.words()) {
             cell.store(word, Ordering::Relaxed);
         }
+        self.protocol.store(id.protocol, Ordering::Relaxed);
         let macs = verdict.eth_dst.chunks_exact(2).chain(verdict.eth_src.chunks_exact(2));
         for (cell, pair) in self.macs.iter().zip(macs) {
             cell.store(
@@ -244,20 +262,21 @@ impl Slot {
                 Ordering::Relaxed,
             );
         }
-        let (egress, kind) = match verdict.egress {
+        let (egress, peer) = match verdict.egress {
             Egress::Transmit(index) => (index, 0),
-            Egress::Peer(index) => (index, 1),
+            Egress::Peer(index) => (index, PEER),
         };
+        let reply = if verdict.is_reply { REPLY } else { 0 };
+        let facts = peer | reply | u32::from(verdict.tcp_flags) << TCP_FLAGS;
         self.egress.store(egress, Ordering::Relaxed);
-        self.kind.store(kind, Ordering::Relaxed);
         self.max_frame.store(verdict.max_frame, Ordering::Relaxed);
         self.rule.store(verdict.rule, Ordering::Relaxed);
-        self.is_reply.store(verdict.is_reply.into(), Ordering::Relaxed);
-        self.tcp_flags.store(verdict.tcp_flags, Ordering::Relaxed);
-        for cell in [&self.seq, &self.ack, &self.window] {
+        self.facts.store(facts, Ordering::Relaxed);
+        self.window.store(0, Ordering::Relaxed);
+        for cell in [&self.seq, &self.ack, &self.drained, &self.frames, &self.frames_elsewhere] {
             cell.store(0, Ordering::Relaxed);
         }
-        for cell in [&self.packets, &self.bytes, &self.drained] {
+        for cell in [&self.bytes, &self.bytes_elsewhere] {
             cell.store(0, Ordering::Relaxed);
         }
         self.open(verdict.epoch, mark);
@@ -272,7 +291,8 @@ impl Slot {
         }
         let [a, b, c, d, e, f, g, h, i, j, k, l] = macs;
         let index = self.egress.load(Ordering::Relaxed);
-        let egress = match self.kind.load(Ordering::Relaxed) {
+        let facts = self.facts.load(Ordering::Relaxed);
+        let egress = match facts & PEER {
             0 => Egress::Transmit(index),
             _ => Egress::Peer(index),
         };
@@ -283,16 +303,21 @@ impl Slot {
             max_frame: self.max_frame.load(Ordering::Relaxed),
             rule: self.rule.load(Ordering::Relaxed),
             epoch,
-            is_reply: self.is_reply.load(Ordering::Relaxed) != 0,
-            tcp_flags: self.tcp_flags.load(Ordering::Relaxed),
+            is_reply: facts & REPLY != 0,
+            tcp_flags: (facts >> TCP_FLAGS) as u8,
         };
         (epoch != 0).then(|| (self.id(), verdict))
+    }
+
+    /// Whether it has a verdict.
+    pub(crate) fn is_open(&self) -> bool {
+        self.epoch.load(Ordering::Acquire) != 0
     }
 
     /// Whose it is, or was.
     pub(crate) fn id(&self) -> FlowId {
         let words = self.id.each_ref().map(|cell| cell.load(Ordering::Relaxed));
-        FlowId::of_words(words)
+        FlowId::of_words(words, self.protocol.load(Ordering::Relaxed))
     }
 
     /// Lets the flow begin the long way again: its frames are counted anew, under another mark.
@@ -303,7 +328,8 @@ impl Slot {
 
     fn open(&self, epoch: u64, mark: u16) {
         self.mark.store(mark, Ordering::Relaxed);
-        for cell in [&self.punted, &self.passed, &self.draining] {
+        self.draining.store(0, Ordering::Relaxed);
+        for cell in [&self.punted, &self.passed] {
             cell.store(0, Ordering::Relaxed);
         }
         self.epoch.store(epoch, Ordering::SeqCst);
@@ -343,28 +369,87 @@ impl Slot {
 
     /// What came of it so far.
     pub(crate) fn progress(&self) -> Progress {
+        let frames =
+            [&self.frames, &self.frames_elsewhere].map(|cell| cell.load(Ordering::Relaxed));
+        let bytes = [&self.bytes, &self.bytes_elsewhere].map(|cell| cell.load(Ordering::Relaxed));
         Progress {
-            frames: self.packets.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
+            frames: frames[0].wrapping_add(frames[1]),
+            bytes: bytes[0].wrapping_add(bytes[1]),
             seq: self.seq.load(Ordering::Relaxed),
             ack: self.ack.load(Ordering::Relaxed),
-            window: self.window.load(Ordering::Relaxed) as u16,
+            window: self.window.load(Ordering::Relaxed),
             drained: self.drained.load(Ordering::Relaxed),
         }
     }
 }
 
-/// The value of the array of one.
+/// The value of the array of one (`struct control`).
 #[repr(C)]
 struct Control {
     epoch: AtomicU64,
     open_until: AtomicU64,
+    tick: AtomicU64,
     punt: AtomicU32,
     devices: AtomicU32,
+    buckets: AtomicU32,
+    tag: AtomicU32,
+    factor: AtomicU64,
     shut: AtomicU64,
+    _reserved: AtomicU64,
+    secret: [AtomicU32; HASHED],
+    _reserved_too: [AtomicU32; 6],
 }
 
-const _: () = assert!(size_of::<Control>() == 32);
+const _: () = assert!(size_of::<Control>() == 128);
+
+/// Words of 32 bits that the hash of a flow takes.
+pub(crate) const HASHED: usize = 10;
+
+/// How flows are hashed, and what of it stands where in the index.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hashing {
+    /// Secret.
+    pub(crate) secret: [u32; HASHED],
+    /// Secret, and odd.
+    pub(crate) factor: u64,
+    /// Bits of a bucket's number.
+    pub(crate) buckets: u32,
+    /// Bits of a cell that are of the hash; below them is room for one more than every slot.
+    pub(crate) tag: u32,
+}
+
+impl Hashing {
+    /// Secrets of the standard library's per-process randomness, for an index of so many buckets (a
+    /// power of two) and slots.
+    pub(crate) fn random(buckets: u32, slots: u32) -> Self {
+        let source = RandomState::new();
+        let secret = std::array::from_fn(|word| source.hash_one(word) as u32);
+        let factor = source.hash_one(HASHED) | 1;
+        Self { secret, factor, buckets: buckets - 1, tag: u32::MAX << (32 - slots.leading_zeros()) }
+    }
+}
+
+impl Control {
+    /// As the programs hash, if they have been told.
+    fn hashing(&self) -> Option<Hashing> {
+        let factor = self.factor.load(Ordering::Acquire);
+        (factor != 0).then(|| Hashing {
+            secret: self.secret.each_ref().map(|word| word.load(Ordering::Relaxed)),
+            factor,
+            buckets: self.buckets.load(Ordering::Relaxed),
+            tag: self.tag.load(Ordering::Relaxed),
+        })
+    }
+
+    fn set_hashing(&self, hashing: &Hashing) {
+        for (cell, word) in self.secret.iter().zip(hashing.secret) {
+            cell.store(word, Ordering::Relaxed);
+        }
+        self.buckets.store(hashing.buckets, Ordering::Relaxed);
+        self.tag.store(hashing.tag, Ordering::Relaxed);
+        self.factor.store(hashing.factor, Ordering::Release);
+    }
+}
 
 /// What a port has on the long way: one value of the array of intakes.
 #[repr(C)]
@@ -402,9 +487,6 @@ impl Intake {
     }
 }
 
-/// Most ports, and so intakes: tags are below this.
-const INTAKES: usize = 1024;
-
 /// Receive queues of a port of the switch lane, as a power of two (`QUEUE_BITS`).
 const QUEUE_BITS: u32 = 6;
 
@@ -412,12 +494,14 @@ const QUEUE_BITS: u32 = 6;
 pub(crate) struct Program {
     program: Mutex<Ebpf>,
     ports: Mutex<HashMap<MapData, u32, u32>>,
-    index: Mutex<HashMap<MapData, FlowId, u32>>,
+    port_count: AtomicU32,
     devices: Mutex<DevMapHash<MapData>>,
     sockets: Mutex<XskMap<MapData>>,
     control: Shared<Control>,
     intakes: Shared<Intake>,
+    index: Shared<Bucket>,
     flows: Shared<Slot>,
+    hashing: Hashing,
     pins: Option<Pins>,
 }
 
@@ -433,29 +517,37 @@ impl Program {
             }
         }
         let mut program = loader
-            .map_max_entries("express_index", flows)
+            .map_max_entries("express_index", buckets_for(flows))
             .map_max_entries("express_flows", flows)
             .load(OBJECT)
             .map_err(kernel_error)?;
         let mut take = |name| program.take_map(name).ok_or(io::ErrorKind::InvalidData);
         let ports = HashMap::try_from(take("express_ports")?).map_err(kernel_error)?;
-        let index = HashMap::try_from(take("express_index")?).map_err(kernel_error)?;
         let devices = DevMapHash::try_from(take("express_devices")?).map_err(kernel_error)?;
         let sockets = XskMap::try_from(take("express_sockets")?).map_err(kernel_error)?;
-        let control = Shared::map(take("express_control")?)?;
+        let control: Shared<Control> = Shared::map(take("express_control")?)?;
         let intakes = Shared::map(take("express_intakes")?)?;
+        let index = Shared::map(take("express_index")?)?;
         let flows = Shared::map(take("express_flows")?)?;
+        let [cell] = control.values() else { return Err(io::ErrorKind::InvalidData.into()) };
+        let hashing = cell.hashing().unwrap_or_else(|| {
+            let hashing = Hashing::random(index.count as u32, flows.count as u32);
+            cell.set_hashing(&hashing);
+            hashing
+        });
         classifier(&mut program)?.load().map_err(kernel_error)?;
         xdp(&mut program)?.load().map_err(kernel_error)?;
         Ok(Self {
             program: Mutex::new(program),
             ports: Mutex::new(ports),
-            index: Mutex::new(index),
+            port_count: AtomicU32::new(0),
             devices: Mutex::new(devices),
             sockets: Mutex::new(sockets),
             control,
             intakes,
+            index,
             flows,
+            hashing,
             pins,
         })
     }
@@ -492,13 +584,28 @@ impl Program {
 
     /// Misses of that interface go to the switch under this tag (a VLAN identifier).
     pub(crate) fn set_port(&self, ifindex: u32, tag: u16) -> io::Result<()> {
-        self.ports.lock().insert(ifindex, u32::from(tag), 0).map_err(kernel_error)
+        let mut ports = self.ports.lock();
+        ports.insert(ifindex, u32::from(tag), 0).map_err(kernel_error)?;
+        self.count_ports(&ports);
+        Ok(())
     }
 
     /// Frames of that interface are dropped.
     pub(crate) fn remove_port(&self, ifindex: u32) {
+        let mut ports = self.ports.lock();
         // If it was not there, that is what was wanted.
-        let _ = self.ports.lock().remove(&ifindex);
+        let _ = ports.remove(&ifindex);
+        self.count_ports(&ports);
+    }
+
+    fn count_ports(&self, ports: &HashMap<MapData, u32, u32>) {
+        let count = ports.keys().filter(Result::is_ok).count();
+        self.port_count.store(count as u32, Ordering::Relaxed);
+    }
+
+    /// How many interfaces have a tag.
+    pub(crate) fn ports(&self) -> u32 {
+        self.port_count.load(Ordering::Relaxed)
     }
 
     /// Frames of no interface are punted any more, nor to anywhere: those that a predecessor's program
@@ -553,7 +660,9 @@ impl Program {
 
     /// Until this time of CLOCK_MONOTONIC, in nanoseconds, frames pass; later everything is dropped.
     pub(crate) fn keep_open(&self, until: u64) {
-        self.control().open_until.store(until, Ordering::Release);
+        self.control().open_until.store(until, Ordering::SeqCst);
+        // So that they look now, and not with the next tick, if it is to be shut.
+        self.control().tick.store(0, Ordering::SeqCst);
     }
 
     /// Until when the door is open, as in [`keep_open`](Self::keep_open).
@@ -579,40 +688,39 @@ impl Program {
         run(xdp(&mut self.program.lock())?, frame, &context)
     }
 
-    /// The flow is in that slot.
-    pub(crate) fn insert(&self, id: &FlowId, slot: u32) -> io::Result<()> {
-        self.index.lock().insert(id, slot, 0).map_err(kernel_error)
+    /// The index of flows.
+    pub(crate) fn index(&self) -> &[Bucket] {
+        self.index.values()
     }
 
-    /// The flow is in none.
-    pub(crate) fn remove(&self, id: &FlowId) {
-        // If it was not there, that is what was wanted.
-        let _ = self.index.lock().remove(id);
+    /// The array of flows.
+    pub(crate) fn flows(&self) -> &[Slot] {
+        self.flows.values()
     }
 
-    /// A slot of the array of flows.
-    pub(crate) fn slot(&self, slot: u32) -> Option<&Slot> {
-        self.flows.get(slot as usize)
+    /// How the index is asked.
+    pub(crate) const fn hashing(&self) -> &Hashing {
+        &self.hashing
     }
 
     /// What the port of that tag has on the long way.
     pub(crate) fn intake(&self, tag: u16) -> Option<&Intake> {
-        self.intakes.get(tag.into())
+        self.intakes.values().get(usize::from(tag))
     }
 
     /// Frames that were dropped because their ports had too many on the long way.
     pub(crate) fn refused(&self) -> u64 {
-        (0..INTAKES).filter_map(|tag| self.intakes.get(tag)).map(Intake::refused).sum()
-    }
-
-    /// How many slots there are.
-    pub(crate) fn slots(&self) -> u32 {
-        self.flows.count as u32
+        self.intakes.values().iter().map(Intake::refused).sum()
     }
 
     fn control(&self) -> &Control {
-        self.control.get(0).expect("the array has one value")
+        self.control.values().first().expect("the array has one value")
     }
+}
+
+/// Buckets for so many flows: cells for twice as many, at least.
+fn buckets_for(flows: u32) -> u32 {
+    (flows.div_ceil(CELLS as u32 / 2)).next_power_of_two()
 }
 
 /// The program for XDP on the interface whose tag this is. It sets each frame's mark in front of it:
@@ -787,14 +895,10 @@ impl<T> Shared<T> {
         Ok(Self { _map: map, _memory: memory, values, count })
     }
 
-    fn get(&self, at: usize) -> Option<&T> {
-        if at >= self.count {
-            return None;
-        }
-        // SAFETY: `at < count`, and `count` values lie in the mapping, as `map` checked.
-        let value = unsafe { self.values.add(at) };
-        // SAFETY: the mapping lives as long as `self`, is aligned for `T`, and `T` is made of atomics,
-        // for which every bit pattern is a value and which the program may change at any time.
-        Some(unsafe { value.as_ref() })
+    fn values(&self) -> &[T] {
+        // SAFETY: `count` values lie in the mapping, as `map` checked, which is aligned for `T` and lives
+        // as long as `self`; `T` is made of atomics, for which every bit pattern is a value and which
+        // the program may change at any time.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.count) }
     }
 }

@@ -1,17 +1,23 @@
 //! The express lane on real interfaces: its programs, with verdicts written by hand, and the long way
 //! of what has none.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use firedoor_classifier::PortId;
+use firedoor_classifier::build::{self, Ends};
 use firedoor_classifier::checksum::complete_partial;
 use firedoor_classifier::extract::extract;
+use firedoor_classifier::wire::tcp;
+use firedoor_classifier::{MacAddr, PortId};
 use firedoor_dataplane::express::punt::ExpressPort;
-use firedoor_dataplane::express::{FlowId, FlowVerdict, Hook, InstallError, Lane, Slot, egress_of};
+use firedoor_dataplane::express::trial::Outcome;
+use firedoor_dataplane::express::{
+    FlowEgress, FlowId, FlowVerdict, Hook, InstallError, Lane, Progress, Slot, egress_of,
+};
 use firedoor_dataplane::frame::Frame;
 use firedoor_dataplane::link::{Link, Netlink};
 use firedoor_dataplane::port::Port;
@@ -25,7 +31,7 @@ use socket2::{Domain, Socket, Type};
 use crate::Test;
 use crate::host::{self, Host, Workload};
 
-pub(crate) const TESTS: [(&str, Test); 17] = [
+pub(crate) const TESTS: [(&str, Test); 19] = [
     ("express_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_express),
     ("express_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Tcx)),
     ("express_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Tcx)),
@@ -35,6 +41,7 @@ pub(crate) const TESTS: [(&str, Test); 17] = [
     ("express_a_flood_of_misses_leaves_room_for_other_ports", flood),
     ("express_a_shut_door_drops_everything", |host| shut(host, Hook::Tcx)),
     ("express_a_full_table_refuses_and_has_room_again", full),
+    ("express_flows_are_found_in_a_full_table", |host| found(host, Hook::Tcx)),
     ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
     ("xdp_tcp_takes_the_short_way_with_its_checksums_completed", tcp_in_xdp),
     ("xdp_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Xdp)),
@@ -42,6 +49,7 @@ pub(crate) const TESTS: [(&str, Test); 17] = [
     ("xdp_verdicts_are_nobody_elses", |host| borrowed(host, Hook::Xdp)),
     ("xdp_doubtful_frames_take_the_long_way", |host| doubtful(host, Hook::Xdp)),
     ("xdp_misses_name_their_port_whatever_tags_they_bear", |host| tags(host, Hook::Xdp)),
+    ("xdp_flows_are_found_in_a_full_table", |host| found(host, Hook::Xdp)),
     ("xdp_a_shut_door_drops_everything", |host| shut(host, Hook::Xdp)),
 ];
 
@@ -588,16 +596,79 @@ fn shut(host: &mut Host, hook: Hook) -> Result<(), Failed> {
 
 fn full(host: &mut Host) -> Result<(), Failed> {
     let scene = Scene::new(host, Hook::Tcx)?;
-    let id = |port| scene.flow(0, UDP, port, SERVER);
-    let slots: Vec<Slot> =
-        (0..64).map(|port| scene.install(0, &id(port))).collect::<Result<_, _>>()?;
-    assert!(matches!(scene.install(0, &id(64)), Err(InstallError::Full(64))));
-    scene.lane.flows().remove(&id(3), slots[3]);
-    assert_eq!(scene.lane.flows().len(), 63);
-    assert!(scene.install(0, &id(64)).is_err(), "its slot rests");
-    host::wait_for(|| scene.install(0, &id(64)).is_ok())?;
-    scene.lane.flows().remove(&id(3), slots[3]);
-    assert_eq!(scene.lane.flows().len(), 64, "a handle of before ends nothing");
+    let flows = scene.lane.flows();
+    let [mine, others] = [0, 1].map(|from| move |port| (from, port));
+    let install = |(from, port)| scene.install(from, &scene.flow(from, UDP, port, SERVER));
+    let slots: Vec<Slot> = (0..56).map(|port| install(mine(port))).collect::<Result<_, _>>()?;
+    assert_eq!(install(mine(56)), Err(InstallError::Share(64)), "the last are for the other port");
+    (0..8).try_for_each(|port| install(others(port)).map(drop))?;
+    assert_eq!(install(others(8)), Err(InstallError::Full(64)));
+    let remove = |number: u16| {
+        flows.remove(&scene.flow(0, UDP, number, SERVER), slots[usize::from(number)]);
+    };
+    (0..9).for_each(remove);
+    assert_eq!(flows.len(), 55);
+    assert_eq!(install(mine(56)), Err(InstallError::Full(64)), "their slots rest");
+    host::wait_for(|| install(mine(56)).is_ok())?;
+    remove(3);
+    assert_eq!(flows.len(), 56, "a handle of before ends nothing");
+    scene.close(host);
+    Ok(())
+}
+
+/// A table that is full of random flows: the program finds each where the switch has put it, and counts it
+/// for no other.
+fn found(host: &mut Host, hook: Hook) -> Result<(), Failed> {
+    const FLOWS: u32 = 512;
+    let scene = Scene::new(host, hook)?;
+    let lane = Lane::load(FLOWS, None)?;
+    lane.set_epoch(1);
+    lane.keep_open(OPEN);
+    let [from, to] = [scene.links[0].index, scene.links[1].index];
+    lane.set_device(to, true)?;
+    let [eth_src, eth_dst] = scene.macs.map(MacAddr);
+    let verdict = FlowVerdict { egress: FlowEgress::Transmit(to), ..scene.verdict(0) };
+    let source = RandomState::new();
+    let flows = (0..FLOWS).map(|number| {
+        let random = |what: u32| source.hash_one((number, what));
+        let address = |what| -> IpAddr {
+            let bits = u128::from(random(what)) << 64 | u128::from(random(what + 1));
+            match number % 2 {
+                0 => Ipv4Addr::from_bits(bits as u32).into(),
+                _ => Ipv6Addr::from_bits(bits).into(),
+            }
+        };
+        let (src, dst, ports) = (address(0), address(2), random(4));
+        let [source, target] = [ports as u16, (ports >> 16) as u16];
+        let ends = Ends { eth_src, eth_dst, src, dst };
+        let (protocol, frame) = match number % 4 {
+            0 | 1 => (UDP, build::udp(ends, source, target, b"found")),
+            _ => {
+                let header = tcp::Repr {
+                    source_port: source,
+                    destination_port: target,
+                    sequence: 1,
+                    acknowledgement: 1,
+                    flags: build::TcpFlags::ACK,
+                    window: 1000,
+                };
+                (TCP, build::tcp_segment(ends, header, b"found"))
+            }
+        };
+        (FlowId::new(from, protocol, (src, source), (dst, target)), frame)
+    });
+    let flows: Vec<_> = flows
+        .map(|(id, frame)| Ok((lane.flows().install(&id, &verdict)?, id, frame)))
+        .collect::<Result<_, InstallError>>()?;
+    lane.let_go();
+    for (slot, id, frame) in flows {
+        let outcome = lane.try_frame(hook, from, &frame)?;
+        assert_eq!(outcome, Outcome::Redirected { flow: id, egress: to });
+        let Progress { frames, bytes, .. } = lane.flows().progress(slot);
+        assert_eq!((frames, bytes), (1, frame.len() as u64));
+        lane.flows().remove(&id, slot);
+        assert_eq!(lane.try_frame(hook, from, &frame)?, Outcome::Kept, "it is gone");
+    }
     scene.close(host);
     Ok(())
 }

@@ -32,12 +32,8 @@ pub struct Kernel {
     pub progress_ns: f64,
     /// Taking one away.
     pub remove_ns: f64,
-    /// Bytes that the maps take while they are empty.
-    pub empty_bytes: u64,
-    /// Bytes that they take with all connections.
-    pub full_bytes: u64,
-    /// Bytes that this process needs besides to find them.
-    pub index_bytes: u64,
+    /// Bytes that the maps take, however many verdicts there are.
+    pub map_bytes: u64,
 }
 
 /// Gives the kernel so many connections, and takes them away again.
@@ -48,19 +44,15 @@ pub fn kernel(connections: u32) -> Result<Kernel, KernelError> {
     let progress = Progress::new(3);
     let count = connections.saturating_mul(2);
     let lane = Lane::load(count, None)?;
-    let (empty_bytes, resident) = (map_bytes(), resident_bytes());
     progress.step("writing verdicts");
     let begun = Instant::now();
     let slots: Vec<Slot> = (0..count)
         .map(|number| lane.flows().install(&flow(number), &verdict(number)))
         .collect::<Result<_, _>>()?;
     let install_ns = each(begun, count);
-    let vector = u64::from(count) * size_of::<Slot>() as u64;
-    let full_bytes = map_bytes();
-    let index_bytes = resident_bytes().saturating_sub(resident + vector);
     progress.step("reading counters");
     let begun = Instant::now();
-    let frames: u64 = slots.iter().map(|&slot| lane.flows().progress(slot).frames).sum();
+    let frames: u32 = slots.iter().map(|&slot| lane.flows().progress(slot).frames).sum();
     assert_eq!(frames, 0, "no frame came by");
     let progress_ns = each(begun, count);
     progress.step("taking verdicts away");
@@ -68,15 +60,7 @@ pub fn kernel(connections: u32) -> Result<Kernel, KernelError> {
     (0..count).zip(slots).for_each(|(number, slot)| lane.flows().remove(&flow(number), slot));
     let remove_ns = each(begun, count);
     assert!(lane.flows().is_empty(), "each was there");
-    Ok(Kernel {
-        connections,
-        install_ns,
-        progress_ns,
-        remove_ns,
-        empty_bytes,
-        full_bytes,
-        index_bytes,
-    })
+    Ok(Kernel { connections, install_ns, progress_ns, remove_ns, map_bytes: map_bytes() })
 }
 
 /// Why the kernel's half could not be measured.
@@ -136,12 +120,4 @@ fn map_bytes() -> u64 {
         }
     }
     maps.values().sum()
-}
-
-/// Bytes of this process that are in memory.
-fn resident_bytes() -> u64 {
-    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use firedoor_bench::flows::{self, Flood, Kernel, Options, Report};
+use firedoor_bench::flows::{self, Flood, Options, Report};
 
 use crate::args::BenchFlowsArgs;
 use crate::output::{Bytes, Count, NO, Output, YES};
@@ -53,7 +53,6 @@ fn kernel(args: &BenchFlowsArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
         out.json(&report)?;
         return Ok(YES);
     }
-    let Kernel { empty_bytes, full_bytes, index_bytes, .. } = report;
     writeln!(out, "{} connections, each with two verdicts", Count(report.connections.into()))?;
     for (what, ns) in [
         ("install", report.install_ns),
@@ -62,15 +61,8 @@ fn kernel(args: &BenchFlowsArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     ] {
         writeln!(out, "{what:<16} {ns:>8.1} ns a verdict")?;
     }
-    let each = (full_bytes + index_bytes) as f64 / f64::from(report.connections.max(1));
-    writeln!(
-        out,
-        "{:<16} {} empty, {} full",
-        "in the kernel",
-        Bytes(empty_bytes),
-        Bytes(full_bytes)
-    )?;
-    writeln!(out, "{:<16} {}", "to find them", Bytes(index_bytes))?;
+    let each = report.map_bytes as f64 / f64::from(report.connections.max(1));
+    writeln!(out, "{:<16} {}", "in the kernel", Bytes(report.map_bytes))?;
     writeln!(out, "{:<16} {each:>8.1} bytes", "a connection")?;
     Ok(YES)
 }
