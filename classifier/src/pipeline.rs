@@ -236,7 +236,27 @@ impl Pipeline {
 
     /// Whether a connection that was [`Established`] is so still.
     pub fn is_established(&self, id: ConnectionId, original: &FlowKey) -> bool {
-        self.connections.is_established(id, original)
+        self.connections.still_established(id, original).is_some()
+    }
+
+    /// Judges a connection that was [`Established`] again, by the policy in force, as its next frame would
+    /// be: for connections whose frames do not pass here. `None` if policy refuses it, if its like need
+    /// judging frame by frame now, or if it would go elsewhere; its next frame says which.
+    pub fn renew(
+        &mut self,
+        id: ConnectionId,
+        original: &FlowKey,
+        now: Nanos,
+    ) -> Option<Established> {
+        let established = self.connections.still_established(id, original)?;
+        self.receivers.clear();
+        let verdict = self.judge_again(&Headers::of_key(*original), now);
+        if verdict.action != Action::Forward(established.output) {
+            return None;
+        }
+        let commit = self.commit(established.output, original, &verdict);
+        self.connections.refresh(id, commit);
+        self.connections.still_established(id, original)
     }
 
     /// Takes over a connection that was established before this pipeline was there. `original` is the

@@ -45,6 +45,27 @@ struct {
 	__type(value, struct intake);
 } express_intakes SEC(".maps");
 
+// Receive queues of a port, as a power of two.
+#define QUEUE_BITS 6
+
+// The sockets of the switch lane, by the tag of their port and their queue. No port has tag 0: there is
+// the socket that receives what is punted.
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 1024 << QUEUE_BITS);
+	__type(key, __u32);
+	__type(value, __u32);
+} express_sockets SEC(".maps");
+
+// Whether the switch lives and receives what is punted. Its end takes the socket out of the map, and with
+// it went all that was on the long way: no flow needs to be held for that any more.
+static __always_inline int is_received(void)
+{
+	__u32 punted = 0;
+
+	return !!bpf_map_lookup_elem(&express_sockets, &punted);
+}
+
 // Sends the frame to the switch, under its port's tag. `flow` is what it belongs to, if known, and
 // `frames` what it becomes.
 static __always_inline int punt(struct __sk_buff *skb, const struct control *control,
@@ -107,6 +128,8 @@ int express(struct __sk_buff *skb)
 	if (!flow)
 		return punt(skb, control, NULL, frames);
 	way = way_of(flow, &headers, frames);
+	if (way != SHORT_WAY && !headers.special && !is_received())
+		way = SHORT_WAY;
 	if (way == NO_WAY)
 		return TC_ACT_SHOT;
 	if (way == LONG_WAY || !fits(skb, &headers, flow))
@@ -122,9 +145,6 @@ int express(struct __sk_buff *skb)
 	return bpf_redirect_peer(flow->egress, 0);
 }
 
-// Receive queues of a port, as a power of two.
-#define QUEUE_BITS 6
-
 // The interfaces that take frames which were redirected in XDP, by their own index.
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
@@ -132,14 +152,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } express_devices SEC(".maps");
-
-// The sockets of the switch lane, by the tag of their port and their queue.
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, 1024 << QUEUE_BITS);
-	__type(key, __u32);
-	__type(value, __u32);
-} express_sockets SEC(".maps");
 
 // Most bytes that are summed at once.
 #define SUMMED 256

@@ -294,8 +294,8 @@ static __always_inline int same(const union flow_key *a, const union flow_key *b
 	return !difference;
 }
 
-// The flow's entry, if the bucket of that number says where it is, and its verdict is of that epoch and
-// for these very addresses. `first` is the cell where it should be.
+// The flow's entry, if the bucket of that number says where it is, and its verdict is of that epoch, or
+// of the next, and for these very addresses. `first` is the cell where it should be.
 static __always_inline struct flow *find_in(__u32 number, __u32 first, __u32 tag,
 					    const union flow_key *key, __u64 epoch)
 {
@@ -311,7 +311,7 @@ static __always_inline struct flow *find_in(__u32 number, __u32 first, __u32 tag
 
 		// The index may be of an entry that was replaced a moment ago: the entry itself says
 		// whose it is.
-		if (flow && READ_ONCE(flow->epoch) == epoch && same(&flow->key, key))
+		if (flow && READ_ONCE(flow->epoch) >= epoch && same(&flow->key, key))
 			return flow;
 	}
 	return NULL;

@@ -1,8 +1,9 @@
 //! The engine: umem, workers and ports as one thing that a snapshot is installed into.
 //!
 //! Installing a snapshot is: detach the ports that are gone, swap the policy in one step, wait until
-//! every worker judges by it, attach the ports that are new. Whatever fails before the swap leaves
-//! the old policy in force; a port that cannot be attached is reported and the others go on.
+//! every worker judges by it and has judged by it what the kernel forwards, make all other verdicts of
+//! the kernel stale, attach the ports that are new. Whatever fails before the swap leaves the old policy
+//! in force; a port that cannot be attached is reported and the others go on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -228,6 +229,7 @@ impl Engine {
         };
         engine.members.set_capacity(settings.express_flows);
         engine.put_in_force(&policy);
+        engine.members.set_epoch(policy.epoch());
         engine.start_workers(settings.workers.max(1), &policy)?;
         engine.members.prepare();
         Ok(engine)
@@ -242,7 +244,7 @@ impl Engine {
         if snapshot.epoch > self.policy.epoch() {
             let policy = build(snapshot)?;
             self.put_in_force(&policy);
-            self.await_epoch(policy.snapshot().epoch)?;
+            self.enforce(policy.epoch())?;
         }
         Ok(())
     }
@@ -266,6 +268,7 @@ impl Engine {
             // All of them, because a frame may come in at another worker than the one it belongs to.
             self.workers.iter().for_each(|_| _ = done.recv_timeout(PATIENCE));
         }
+        self.members.set_epoch(policy.epoch());
         self.hand_out(queues);
         self.members.keep_links();
         flows
@@ -342,18 +345,25 @@ impl Engine {
         let policy = build(snapshot)?;
         self.detach_gone(policy.snapshot());
         self.put_in_force(&policy);
-        self.await_epoch(policy.snapshot().epoch)?;
+        self.enforce(policy.epoch())?;
         let queues = self.reconcile_ports(policy.snapshot());
         self.hand_out(queues);
         Ok(())
     }
 
-    /// The kernel's verdicts go first: from here on what they allowed is judged by the workers.
     fn put_in_force(&mut self, policy: &Arc<Policy>) {
-        self.members.set_epoch(policy.snapshot().epoch);
         self.recent.truncate(RECENT - 1);
         self.recent.push_front(Arc::clone(policy));
         self.policy.install(Arc::clone(policy));
+    }
+
+    /// Waits for the workers, and then has the kernel forward by verdicts of this epoch alone. What they
+    /// have judged again goes on all the while.
+    fn enforce(&self, epoch: u64) -> Result<(), EngineError> {
+        let taken = self.await_epoch(epoch);
+        // Whatever a stuck worker has left as it was is stale.
+        self.members.set_epoch(epoch);
+        taken
     }
 
     fn await_epoch(&self, epoch: u64) -> Result<(), EngineError> {
@@ -547,6 +557,9 @@ impl Engine {
     /// goes on until then, and what is pinned beyond.
     pub fn halt(mut self) {
         let remains = self.end_workers();
+        if let Some(lane) = self.members.loaded() {
+            lane.abandon();
+        }
         std::mem::forget((remains, self));
     }
 

@@ -121,7 +121,8 @@ pub struct Worker {
     senders: Vec<Option<usize>>,
     batch: Vec<Frame>,
     policy: Arc<PolicyCell>,
-    /// Epoch this worker judges by, for the installer to wait on.
+    /// Epoch by which this worker judges, and has judged all connections that the kernel forwards: for the
+    /// installer to wait on.
     epoch: Arc<AtomicU64>,
     commands: Receiver<Command>,
     clock: Clock,
@@ -228,7 +229,8 @@ impl Worker {
     }
 
     /// One turn: every port once, but that quiet ones wait while others have frames. Returns how
-    /// many frames it moved: 0 only if every port was asked and none had one.
+    /// many frames it moved: 0 only if every port was asked and none had one, and nothing else is to be
+    /// done at once.
     pub fn turn(&mut self, now: Nanos) -> usize {
         self.take_policy(now);
         let mut moved = self.receive(now, Queue::is_due);
@@ -237,6 +239,7 @@ impl Worker {
         }
         moved += self.path.take_parcels(now);
         self.deliver();
+        moved += self.renew(now);
         self.path.mirror.notify();
         self.turns = self.turns.wrapping_add(1);
         if now.0 >= self.ticked.0 + TICK_UNDER_LOAD {
@@ -303,7 +306,7 @@ impl Worker {
     /// and once this worker has said that it judges by the new policy, the port's number can be
     /// another workload's.
     fn take_policy(&mut self, now: Nanos) {
-        if self.policy.epoch() == self.epoch.load(Ordering::Relaxed) {
+        if self.policy.epoch() == self.path.pipeline.policy().epoch() {
             return;
         }
         let Some(policy) = self.policy.load() else { return };
@@ -312,12 +315,24 @@ impl Worker {
             self.deliver();
         }
         let snapshot = policy.snapshot();
-        let epoch = snapshot.epoch;
         let settings = &snapshot.settings;
         self.path.mirror.configure(settings.mirror_per_sec, settings.mirror_snaplen);
         self.path.renew_fragments(settings);
         self.path.pipeline.set_policy(policy);
-        self.epoch.store(epoch, Ordering::Release);
+        self.path.begin_renewal(now);
+    }
+
+    /// Judges some of the connections again that the kernel forwards, and says when all were. Returns
+    /// whether there was anything to do.
+    fn renew(&mut self, now: Nanos) -> usize {
+        let epoch = self.path.pipeline.policy().epoch();
+        if self.epoch.load(Ordering::Relaxed) == epoch {
+            return 0;
+        }
+        if !self.path.renew_offload(now) {
+            self.epoch.store(epoch, Ordering::Release);
+        }
+        1
     }
 
     /// Sleeps until there is something to do.

@@ -698,9 +698,9 @@ impl Connections {
         if holds { self.as_established(id) } else { None }
     }
 
-    /// Whether a connection that began so lives still, and is established still.
-    pub fn is_established(&self, id: ConnectionId, original: &FlowKey) -> bool {
-        self.as_established(id.0).is_some_and(|established| established.original == *original)
+    /// A connection that began so, if it lives still, and is established still, under whatever policy.
+    pub fn still_established(&self, id: ConnectionId, original: &FlowKey) -> Option<Established> {
+        self.as_established(id.0).filter(|established| established.original == *original)
     }
 
     fn as_established(&self, id: u32) -> Option<Established> {

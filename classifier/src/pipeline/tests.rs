@@ -595,3 +595,29 @@ fn a_connection_is_adopted_only_if_policy_sends_its_first_frame_there() {
     let stranger = build::tcp(ends(WEB, API), 40_001, 8080, TcpFlags::ACK);
     assert_eq!(switch.refused(WEB, &stranger), Some(DropReason::TcpNotSyn));
 }
+
+/// A connection whose frames do not pass here is judged under a new policy as its next frame would be.
+#[test]
+fn a_connection_is_renewed_only_if_policy_still_sends_it_there() {
+    let mut switch = Switch::new(snapshot());
+    let key = headers(WEB, &syn(ends(WEB, API), 8080)).key;
+    let adopted = switch.pipeline.adopt(&key, PortId(API), [1, 1], switch.now).expect("allowed");
+    let renew =
+        |switch: &mut Switch| switch.pipeline.renew(adopted.id, &adopted.original, switch.now);
+    switch.change(|_| {});
+    assert_eq!(renew(&mut switch), Some(adopted));
+    let data = build::tcp(ends(API, WEB), 8080, 40_000, TcpFlags::ACK);
+    let upcalls = switch.pipeline.stats().upcalls;
+    assert_eq!(switch.reached(API, &data), [WEB]);
+    assert_eq!(switch.pipeline.stats().upcalls, upcalls, "it is current");
+    let elsewhere = FlowKey { src_port: 40_001, ..adopted.original };
+    assert_eq!(switch.pipeline.renew(adopted.id, &elsewhere, switch.now), None, "another one");
+
+    switch.change(|snapshot| snapshot.mode = Mode::Audit);
+    assert!(renew(&mut switch).is_some(), "allowed in any mode");
+    switch.change(|snapshot| snapshot.rules.clear());
+    assert_eq!(renew(&mut switch), None, "each frame is recorded from now on");
+    switch.change(|snapshot| snapshot.mode = Mode::Enforce);
+    assert_eq!(renew(&mut switch), None, "refused");
+    assert_eq!(switch.refused(API, &data), Some(DropReason::DefaultDeny), "as its next frame is");
+}

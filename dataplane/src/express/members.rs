@@ -88,13 +88,14 @@ impl Members {
         }
     }
 
-    /// Takes over the lane of a process that has ended without closing it, under the epoch in force.
-    /// Its flows are to be judged again, each, and removed or kept; the door stays open as long as
-    /// that process has left it.
+    /// Takes over the lane of a process that has ended without closing it, under the epoch that this has
+    /// put in force. Its flows are to be judged again, each, and removed or kept; then
+    /// [`set_epoch`](Self::set_epoch) is to be called. The door stays open as long as that process has
+    /// left it.
     pub fn resume(&self) -> Vec<Inherited> {
         let Some(pins) = &self.pins else { return Vec::new() };
         let mut state = self.state.lock();
-        match Lane::resume(pins, self.epoch.load(Ordering::SeqCst)) {
+        match Lane::resume(pins) {
             Some((lane, inherited)) => {
                 state.lane = Some(Arc::new(lane));
                 inherited
@@ -160,7 +161,7 @@ impl Members {
         self.loaded().map_or(0, |lane| count(&lane))
     }
 
-    /// Puts an epoch in force: verdicts of another are not used from now on.
+    /// Puts an epoch in force: verdicts of earlier ones are not used from now on.
     pub fn set_epoch(&self, epoch: u64) {
         let state = self.state.lock();
         self.epoch.store(epoch, Ordering::SeqCst);

@@ -11,8 +11,9 @@
 //!
 //! Invariants:
 //! - A verdict is used only for the very flow it was reached for: the entry names it in full.
-//! - A verdict of another epoch than the one in force is no verdict. Raising the epoch is one store
-//!   to memory that the program reads ([`Lane::set_epoch`]).
+//! - A verdict of an earlier epoch than the one in force is no verdict. Raising the epoch is one store
+//!   to memory that the program reads ([`Lane::set_epoch`]). Verdicts of the next one hold already:
+//!   while it is put in force, each worker judges again what the kernel forwards for it.
 //! - A frame does not overtake an earlier one of its flow: a flow is held on the long way until all
 //!   of it that was punted has left the switch.
 //! - The door is open only while the switch says so ([`Lane::keep_open`]): a program that outlives it
@@ -109,6 +110,13 @@ pub enum ExpressError {
         #[source]
         source: io::Error,
     },
+    /// The device pair's socket cannot be put where the program looks for it.
+    #[error("the express lane's program is not told of its socket")]
+    Receiver {
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// No file descriptor is left.
     #[error("no file descriptor is left for the express lane")]
     Descriptor {
@@ -171,10 +179,10 @@ impl Lane {
     }
 
     /// Takes over what another process has left in `pins`: its maps, as large as they are, and the
-    /// flows in them. Its program goes on with these alone, under `epoch`: verdicts of another are
-    /// stale from here on, and no other frame goes anywhere, until its port is opened. `None` if
+    /// flows in them. Its program goes on with these alone, and no other frame goes anywhere, until its
+    /// port is opened. No flow is held: what was on the long way has ended with that process. `None` if
     /// there is nothing, or nothing of use.
-    pub fn resume(pins: &Path, epoch: u64) -> Option<(Self, Vec<Inherited>)> {
+    pub fn resume(pins: &Path) -> Option<(Self, Vec<Inherited>)> {
         if !pins.exists() {
             return None;
         }
@@ -183,9 +191,9 @@ impl Lane {
                 return Ok(None);
             }
             let program = Arc::new(Program::load(1, Some(pins))?);
-            program.set_epoch(epoch);
             program.forget_ports()?;
             let (flows, inherited) = FlowTable::resume(Arc::clone(&program));
+            flows.let_go();
             Ok(Some((Self::of(program, flows, None), inherited)))
         });
         resumed.unwrap_or_else(|error| {
@@ -262,7 +270,7 @@ impl Lane {
         self.kernel.program.refused()
     }
 
-    /// Puts an epoch in force: verdicts of another are not used from now on.
+    /// Puts an epoch in force: verdicts of earlier ones are not used from now on.
     pub fn set_epoch(&self, epoch: u64) {
         self.kernel.program.set_epoch(epoch);
     }
@@ -304,6 +312,11 @@ impl Lane {
         if let Err(error) = self.kernel.program.unpin() {
             tracing::warn!(%error, "the express lane's pins are not removed");
         }
+    }
+
+    /// Nothing that is punted is received any more: flows that were held for it go on without.
+    pub fn abandon(&self) {
+        self.kernel.program.remove_receiver();
     }
 
     /// Shuts the door: everything is dropped.

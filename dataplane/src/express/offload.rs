@@ -32,6 +32,9 @@ const ROUND: Nanos = Nanos::from_secs(1);
 /// Most connections looked at by one call of [`Offload::tick`].
 const PER_TICK: usize = 4096;
 
+/// Most connections judged again by one call of [`Offload::renew_some`].
+const PER_TURN: usize = 256;
+
 /// How long a flow is held before its count of frames under way is taken to be wrong, because some were
 /// lost. Its frames are told from those of before by one of eight marks, so none may be under way for
 /// eight times as long.
@@ -55,6 +58,8 @@ pub struct Offload {
     /// The next pair to look at, and when the round began.
     next: usize,
     round: Nanos,
+    /// The next pair to judge again, while a new policy is in force under which not all were.
+    renewing: Option<usize>,
 }
 
 /// A connection whose verdicts the kernel has.
@@ -133,6 +138,20 @@ impl Path {
     pub(crate) fn tick_offload(&mut self, now: Nanos) -> bool {
         let (offload, pipeline, counts) = self.offloading();
         offload.tick(pipeline, &counts, now)
+    }
+
+    /// A new policy is in force: [`renew_offload`](Self::renew_offload) is to be called until all of the
+    /// connections that the kernel forwards were judged again.
+    pub(crate) fn begin_renewal(&mut self, now: Nanos) {
+        self.refresh_offload(now);
+        self.offload.renewing = Some(0);
+    }
+
+    /// Judges some of these connections again. Those that policy still allows never leave the kernel;
+    /// the others' next frames are misses. Returns whether there are more.
+    pub(crate) fn renew_offload(&mut self, now: Nanos) -> bool {
+        let (offload, pipeline, counts) = self.offloading();
+        offload.renew_some(pipeline, &counts, now)
     }
 
     fn offloading(&mut self) -> (&mut Offload, &mut Pipeline, Counts<'_>) {
@@ -217,14 +236,12 @@ impl Offload {
             return;
         };
         if let Some(at) = found.or_else(|| self.find_either(&established)) {
-            let epoch = pipeline.policy().epoch();
             let same = |pair: &Pair| {
                 pair.id == established.id
                     && pair.original == established.original
                     && pair.reply_side.ingress == established.output
-                    && pair.epoch == epoch
             };
-            if self.pair(at).is_some_and(same) {
+            if self.pair(at).is_some_and(same) && self.renew(at, &established, pipeline) {
                 return self.go_on(headers, &established, at, pipeline, now);
             }
             self.end(at, pipeline, counts, now);
@@ -258,6 +275,41 @@ impl Offload {
         }
         self.next = if end == self.pairs.len() { 0 } else { end };
         self.next != 0
+    }
+
+    fn renew_some(&mut self, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) -> bool {
+        let Some(from) = self.renewing else { return false };
+        let end = (from + PER_TURN).min(self.pairs.len());
+        for at in from..end {
+            let Some(pair) = self.pair(at) else { continue };
+            let (id, original) = (pair.id, pair.original);
+            let renewed = pipeline.renew(id, &original, now);
+            if !renewed.is_some_and(|established| self.renew(at, &established, pipeline)) {
+                self.end(at, pipeline, counts, now);
+            }
+        }
+        self.renewing = (end < self.pairs.len()).then_some(end);
+        self.renewing.is_some()
+    }
+
+    /// Says that a pair's verdicts are those of the policy in force. Returns false if it keeps their
+    /// connection from the kernel.
+    fn renew(&mut self, at: usize, established: &Established, pipeline: &Pipeline) -> bool {
+        let Some(Some(pair)) = self.pairs.get_mut(at) else { return false };
+        let policy = pipeline.policy();
+        if pair.epoch == policy.epoch() {
+            return true;
+        }
+        if Kept::of(policy, &established.original, established.output).is_some() {
+            return false;
+        }
+        pair.epoch = policy.epoch();
+        if let Some(lane) = &self.lane {
+            let slots = [pair.original_side.slot, pair.reply_side.slot].into_iter().flatten();
+            let rule = rule_number(established.cause);
+            slots.for_each(|slot| lane.flows().renew(slot, rule, pair.epoch));
+        }
+        true
     }
 
     /// The port of an interface.
@@ -406,16 +458,12 @@ impl Offload {
             return false;
         };
         let Some(lane) = self.lane.as_ref().filter(|_| from.reaches(to)) else { return false };
-        let rule = match judged.cause {
-            Cause::Rule(rule) => rule.0,
-            Cause::Default | Cause::Switch => u32::MAX,
-        };
         let verdict = FlowVerdict {
             eth_dst: key.eth_dst.0,
             eth_src: key.eth_src.0,
             egress: to.egress,
             max_frame: to.max_frame,
-            rule,
+            rule: rule_number(judged.cause),
             epoch: judged.epoch,
             is_reply: flow.is_reply,
             tcp_flags: key.tcp_flags,
@@ -491,6 +539,14 @@ impl Counts<'_> {
             cells.tx_frames.add(frames);
             cells.tx_bytes.add(bytes);
         }
+    }
+}
+
+/// What the kernel's entry says of the rule.
+fn rule_number(cause: Cause) -> u32 {
+    match cause {
+        Cause::Rule(rule) => rule.0,
+        Cause::Default | Cause::Switch => u32::MAX,
     }
 }
 

@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -372,9 +372,12 @@ impl Kernel {
             Some(punt) => punt,
             none => none.insert(Punt::open(umem, &link.name, fill.saturating_mul(4), pool)?),
         };
+        let wakeup = punt.port.duplicate().map_err(|source| ExpressError::Descriptor { source })?;
+        let received = self.program.set_receiver(wakeup.as_fd());
+        received.map_err(|source| ExpressError::Receiver { source })?;
         self.program.set_punt(punt.ifindex());
         punt.add(tag, link.index);
-        punt.port.duplicate().map_err(|source| ExpressError::Descriptor { source })
+        Ok(wakeup)
     }
 
     /// A port stops to use the device pair, which goes with the last.

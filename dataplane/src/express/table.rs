@@ -120,8 +120,9 @@ impl FlowTable {
     }
 
     /// Gives the kernel a verdict. It replaces the flow's older one. Its first frames still go the
-    /// long way, until those before them have left the switch. A flow that has this very verdict
-    /// already keeps it, and what came of it so far. Cost: some stores to memory, no system call.
+    /// long way, until those before them have left the switch. A flow of which the kernel does the same
+    /// already, by whatever policy, goes on without them, and keeps what came of it so far. Cost: some
+    /// stores to memory, no system call.
     ///
     /// # Errors
     /// If there is no room.
@@ -130,11 +131,10 @@ impl FlowTable {
         let index = self.index();
         if let Some(old) = index.find(id) {
             if let Some(cell) = self.cell(old)
-                && cell.read() == Some((*id, *verdict))
+                && let Some((_, earlier)) = cell.read()
+                && earlier.does_as(verdict)
             {
-                if cell.is_held() {
-                    cell.restart(next_mark(cell.mark()));
-                }
+                cell.renew(verdict.rule, verdict.epoch);
                 return Ok(Slot(old));
             }
             self.rest(&mut slots, id, old);
@@ -149,6 +149,13 @@ impl FlowTable {
             return Err(full);
         }
         Ok(Slot(slot))
+    }
+
+    /// Says that a flow's verdict is that of another policy, too: by that rule of that epoch.
+    pub fn renew(&self, slot: Slot, rule: u32, epoch: u64) {
+        if let Some(cell) = self.cell(slot.0) {
+            cell.renew(rule, epoch);
+        }
     }
 
     /// Takes a verdict from the kernel: the flow's next frame is a miss. Does nothing if another

@@ -13,7 +13,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -184,6 +184,13 @@ pub struct FlowVerdict {
     pub tcp_flags: u8,
 }
 
+impl FlowVerdict {
+    /// Whether the program does the same with a flow by either, once both are in force.
+    pub(crate) fn does_as(&self, other: &Self) -> bool {
+        *self == Self { rule: self.rule, epoch: self.epoch, ..*other }
+    }
+}
+
 /// What came of a flow since its verdict was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -332,6 +339,12 @@ impl Slot {
         for cell in [&self.punted, &self.passed] {
             cell.store(0, Ordering::Relaxed);
         }
+        self.epoch.store(epoch, Ordering::SeqCst);
+    }
+
+    /// The verdict is that rule's of that epoch from now on, and else the same. It was not closed.
+    pub(crate) fn renew(&self, rule: u32, epoch: u64) {
+        self.rule.store(rule, Ordering::Relaxed);
         self.epoch.store(epoch, Ordering::SeqCst);
     }
 
@@ -489,6 +502,9 @@ impl Intake {
 
 /// Receive queues of a port of the switch lane, as a power of two (`QUEUE_BITS`).
 const QUEUE_BITS: u32 = 6;
+
+/// Where the socket is among those of the switch lane that receives what is punted.
+const PUNTED: u32 = 0;
 
 /// The programs, loaded, with their maps.
 pub(crate) struct Program {
@@ -653,7 +669,18 @@ impl Program {
         self.control().punt.store(ifindex, Ordering::Release);
     }
 
-    /// Epoch of the policy in force: verdicts of another are stale from now on.
+    /// What is punted is received by that AF_XDP socket, as long as it is open.
+    pub(crate) fn set_receiver(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.sockets.lock().set(PUNTED, socket.as_raw_fd(), 0).map_err(kernel_error)
+    }
+
+    /// Nobody receives what is punted: no flow is held for it from now on.
+    pub(crate) fn remove_receiver(&self) {
+        // If there was none, that is what was wanted.
+        let _ = self.sockets.lock().unset(PUNTED);
+    }
+
+    /// Epoch of the policy in force: verdicts of earlier ones are stale from now on.
     pub(crate) fn set_epoch(&self, epoch: u64) {
         self.control().epoch.store(epoch, Ordering::SeqCst);
     }

@@ -14,6 +14,7 @@ mod fixture;
 mod fragments;
 mod policy;
 mod restart;
+mod storm;
 mod traffic;
 mod verdicts;
 mod workers;
@@ -35,6 +36,7 @@ fn main() {
         policy::TESTS,
         express::TESTS,
         restart::TESTS,
+        storm::TESTS,
         failure::TESTS,
         cost::TESTS,
         compare::TESTS,

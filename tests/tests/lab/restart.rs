@@ -3,13 +3,11 @@
 
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use firedoor_api::dataplane::Flow;
 use firedoor_classifier::snapshot::Lane;
 use firedoor_lab::netns::Netns;
 use firedoor_lab::probe::{Outcome, Responder, Service};
@@ -17,19 +15,15 @@ use libtest_mimic::Failed;
 
 use crate::express::{ECHO, connect, connections, up};
 use crate::failure::{dataplane_pid, kill_hard, supervisor_pid};
-use crate::fixture::{
-    Counted, Fixture, Stream, allow, container, echoes, ensure, pair, printed, start_in, v4,
-    wait_for, wait_for_listener,
-};
-use crate::{Shown, Test, fixture};
+use crate::fixture::{Counted, Fixture, Stream, echoes, ensure, pair, printed, v4, wait_for};
+use crate::{Shown, Test};
 
-const UDP: u16 = 7;
+pub(crate) const UDP: u16 = 7;
 
 pub(crate) const TESTS: &[Test] = &[
     ("express_flows_outlive_the_data_plane_and_are_judged_again", &[], outlive),
     ("express_flows_stop_when_no_data_plane_returns", &[], fail_closed),
     ("an_upgrade_takes_over_without_losing_an_express_frame", &[], upgrade),
-    ("streams_live_through_kills_upgrades_and_changes_of_policy", &["iperf3", "ethtool"], storm),
     ("a_switch_that_stops_leaves_nothing_pinned", &[], nothing_pinned),
 ];
 
@@ -157,7 +151,7 @@ fn outlive() -> Shown {
 }
 
 /// Upgrades a lab's switch to the same version.
-fn upgrade_once(lab: &Fixture) -> Result<serde_json::Value, Failed> {
+pub(crate) fn upgrade_once(lab: &Fixture) -> Result<serde_json::Value, Failed> {
     let before = dataplane_pid(lab)?;
     let said = printed("firedoor upgrade", &lab.firedoor(&["upgrade", "--json"])?)?;
     let report: serde_json::Value = serde_json::from_str(&said)?;
@@ -185,96 +179,6 @@ fn upgrade() -> Shown {
     ensure!(heard == Outcome::Reachable, "afterwards, a new conversation heard {heard:?}");
     // The supervisor starts it again from the new program.
     kill_and_await(&lab)
-}
-
-/// How long the storm lasts, in seconds: at least 10. `FIREDOOR_STORM_SECS` asks for more.
-const STORM: u64 = 12;
-
-/// Eight TCP streams and a conversation in datagrams, while a neighbour floods what it may not send,
-/// and the switch is killed, upgraded and told other policies.
-fn storm() -> Shown {
-    let secs = std::env::var("FIREDOOR_STORM_SECS").ok().and_then(|secs| secs.parse().ok());
-    let secs: u64 = secs.unwrap_or(STORM);
-    let workloads = container("c", 3) + &container("d", 4) + &pair(&allow("a", "b", "any"));
-    let fourth = allow("d", "b", "tcp/7");
-    let lab = Fixture::up(&format!("{workloads}{fourth}"))?;
-    let offloads = |workload| lab.run(workload, "ethtool", &["-k", "eth0"]);
-    let before = offloads("a")? + &offloads("b")?;
-    let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
-    let mut cut = fixture::connect(&lab.netns("d")?, SocketAddr::new(v4(2), 7))?;
-    // Enough for the kernel to have it.
-    ensure!((0..20).all(|_| echoes(&mut cut)), "no echo for the fourth flow");
-    let floods: Vec<Stream> = (9..12)
-        .map(|port| Stream::start(&lab.netns("c")?, &lab.netns("b")?, v4(2), port))
-        .collect::<Result<_, _>>()?;
-    let _server = start_in(&lab.netns("b")?, "iperf3", &["-s", "-1"])?;
-    wait_for_listener(&lab.netns("b")?, 5201)?;
-    let streams = streams(&lab, secs)?;
-    let moving = wait_for(Duration::from_secs(5), || {
-        let is_stream = |flow: &&Flow| flow.dst_port == Some(5201) && flow.frames > 100;
-        Ok(connections(&lab, 6)?.iter().filter(is_stream).count() >= 8)
-    })?;
-    ensure!(moving, "the streams do not begin: {:#?}", connections(&lab, 6)?);
-
-    let start = Instant::now();
-    let dialogue = Dialogue::start(&lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
-    while start.elapsed() < Duration::from_secs(secs / 2) {
-        kill_and_await(&lab)?;
-        thread::sleep(Duration::from_millis(300));
-        upgrade_once(&lab)?;
-    }
-    let counted = dialogue.end()?;
-    println!("through kills and upgrades: {counted:?}");
-    ensure!(counted.came > counted.sent / 2, "most were lost: {counted:?}");
-
-    ensure!(echoes(&mut cut), "the fourth flow has ended before its time");
-    let other = allow("c", "d", "tcp/81");
-    lab.apply(&format!("{workloads}{fourth}{other}"))?;
-    ensure!(echoes(&mut cut), "a policy that does not concern it has ended the fourth flow");
-    lab.apply(&workloads)?;
-    ensure!(!echoes(&mut cut), "the fourth flow goes on without its rule");
-    // By now the kernel forwards the streams again.
-    kill_and_await(&lab)?;
-    ensure!(!echoes(&mut cut), "the fourth flow comes back");
-
-    let said = streams.join().map_err(|_| "the streams' thread panicked")??;
-    none_was_lost(&said)?;
-    for flood in floods {
-        let counted = flood.end()?;
-        ensure!(counted.sent > 1_000 && counted.came == 0, "denied datagrams passed: {counted:?}");
-    }
-    let after = offloads("a")? + &offloads("b")?;
-    ensure!(before == after, "offloads have changed:\n{after}");
-    for feature in ["tcp-segmentation-offload: on", "tx-checksumming: on"] {
-        ensure!(after.matches(feature).count() == 2, "{after}");
-    }
-    Ok(())
-}
-
-/// Starts eight streams from `a` to `b`; what iperf3 says of them in the end.
-fn streams(lab: &Fixture, secs: u64) -> Result<JoinHandle<std::io::Result<String>>, Failed> {
-    let mut client = Command::new("iperf3");
-    let (to, secs) = (v4(2).to_string(), secs.to_string());
-    // So paced, they leave the processors time for the rest, and even a debug build of the switch can
-    // take them all while a new policy makes them misses.
-    client.args(["-c", &to, "-P", "8", "-b", "10M", "-t", &secs, "-i", "1", "-J"]);
-    let client = lab.netns("a")?.run(|| client.stdout(Stdio::piped()).spawn())??;
-    Ok(thread::spawn(move || {
-        let output = client.wait_with_output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }))
-}
-
-/// None of the streams was reset, and each moved to the end.
-fn none_was_lost(said: &str) -> Shown {
-    let report: serde_json::Value = serde_json::from_str(said)?;
-    ensure!(report["error"].is_null(), "{}", report["error"]);
-    let streams = report["end"]["streams"].as_array().ok_or("iperf3 counted no stream")?;
-    let moved = |stream: &&serde_json::Value| stream["receiver"]["bytes"].as_u64() > Some(1 << 20);
-    ensure!(streams.iter().filter(moved).count() == 8, "{}", report["end"]);
-    println!("received: {}", report["end"]["sum_received"]);
-    println!("sent again: {}", report["end"]["sum_sent"]["retransmits"]);
-    Ok(())
 }
 
 fn fail_closed() -> Shown {

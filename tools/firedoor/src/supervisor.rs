@@ -29,10 +29,10 @@ use signal_hook::iterator::Signals;
 
 use crate::huge_pages;
 
-/// The first, and the longest, wait before a role is started again.
+/// A role that ends is started again at once. If it goes on ending: the first, and the longest, wait.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A role that lived this long was well: the next wait is the first one again.
-const WELL: Duration = Duration::from_secs(10);
+/// A role that lived this long, of a switch that was up, was well: it is started again at once.
+const WELL: Duration = Duration::from_secs(1);
 /// How often a role may end, before the switch was ever up, until that is given up.
 const ATTEMPTS: u32 = 5;
 /// How long a role may take to stop.
@@ -291,15 +291,18 @@ impl Role {
             if self.is_replaced {
                 return self.start();
             }
-            self.failures = if self.started.elapsed() < WELL { self.failures + 1 } else { 1 };
+            let was_well = is_up && self.started.elapsed() >= WELL;
+            self.failures = if was_well { 0 } else { self.failures + 1 };
             if !is_up && self.failures >= ATTEMPTS {
                 bail!(
                     "{} ended {ATTEMPTS} times before the switch was up; its log, above, says why",
                     self.name
                 );
             }
-            let doublings = (self.failures - 1).min(16);
-            let wait = (BACKOFF.0 * 2u32.pow(doublings)).min(BACKOFF.1);
+            let wait = match self.failures {
+                0 | 1 => Duration::ZERO,
+                more => (BACKOFF.0 * 2u32.pow((more - 2).min(16))).min(BACKOFF.1),
+            };
             tracing::warn!(
                 "{} ended ({}); starting it again in {:.1} s",
                 self.name,
