@@ -150,7 +150,7 @@ impl Pipeline {
             self.refusals.push(vlan.err());
             headers.key.vlan = vlan.unwrap_or(headers.key.vlan);
         }
-        self.connections.prepare(&*burst, &mut self.hints);
+        self.connections.prepare(burst, &mut self.hints);
         self.connections.prepare_to_observe(&self.hints);
     }
 

@@ -3,7 +3,7 @@
 //! A lookup needs [`Identity`] alone, which is one cache line. A frame that passes writes
 //! [`Activity`], another one. [`Record`] is for what happens less often than by the frame.
 
-use super::key::{FrameKey, Key, SPARE, Upper, has_upper};
+use super::key::{FrameKey, Key, SPARE, TURNED, Upper, has_upper};
 use super::tcp::{Segment, Step, Tcp, TcpState, Windows};
 use super::timers::{Class, Stamp};
 use super::{Commit, ConnectionId, ConnectionInfo, Credit, Hit, Side};
@@ -39,6 +39,9 @@ pub(super) enum State {
 }
 
 impl State {
+    /// States that are not TCP's.
+    const BEFORE_TCP: u8 = 6;
+
     /// All, in the order of their codes.
     pub(super) const ALL: [Self; 17] = [
         Self::Free,
@@ -63,8 +66,8 @@ impl State {
     /// Codes are below this power of two.
     pub(super) const CODES: usize = 32;
 
-    /// The lowest code of a TCP state.
-    const FIRST_OF_TCP: u8 = 6;
+    /// The bit of a code that says TCP.
+    const OF_TCP: u8 = 0x10;
 
     /// Five bits that stand for it.
     const fn code(self) -> u8 {
@@ -75,7 +78,7 @@ impl State {
             Self::Icmp => 3,
             Self::OtherSingle => 4,
             Self::OtherBoth => 5,
-            Self::Tcp(state) => Self::FIRST_OF_TCP + state as u8,
+            Self::Tcp(state) => Self::OF_TCP | state as u8,
         }
     }
 
@@ -85,8 +88,10 @@ impl State {
         (self.code() as u64) << SPARE | free
     }
 
-    fn of_code(code: u8) -> Self {
-        Self::ALL.get(usize::from(code)).copied().unwrap_or(Self::Free)
+    /// The state of a code, free for what is none.
+    pub(super) fn of_code(code: u8) -> Self {
+        let gap = if code & Self::OF_TCP == 0 { 0 } else { Self::OF_TCP - Self::BEFORE_TCP };
+        Self::ALL.get(usize::from(code - gap)).copied().unwrap_or(Self::Free)
     }
 
     const fn name(self) -> &'static str {
@@ -200,7 +205,7 @@ impl Station {
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Identity {
-    /// [`Key::endpoints`], and in bits that these leave: [`CODE`], [`FREE`], [`TURNED`].
+    /// The first frame's [`FrameKey::endpoints`], and in bits that these leave: [`CODE`], [`FREE`].
     endpoints: [u64; 2],
     /// [`Key::upper`], if the endpoints say that there is one.
     upper: Upper,
@@ -220,9 +225,6 @@ const FREE: u64 = 0x40 << SPARE;
 
 /// Endpoints that no connection has.
 pub(super) const NOBODYS: [u64; 2] = [0, FREE];
-
-/// The first frame's [`FrameKey::turned`].
-const TURNED: u64 = 0x80 << SPARE;
 
 /// What every frame that passes changes: one cache line.
 #[derive(Clone, Copy)]
@@ -294,11 +296,10 @@ impl Entry {
             protocol::ICMP | protocol::ICMPV6 => (Tcp::default(), State::Icmp),
             _ => (Tcp::default(), State::OtherSingle),
         };
-        let FrameKey { key: Key { endpoints: [first, second], upper }, turned } = frame;
-        let turned = if turned { TURNED } else { 0 };
+        let [first, second] = frame.endpoints();
         let identity = Identity {
-            endpoints: [first, second | state.bits() | turned],
-            upper: upper.unwrap_or_default(),
+            endpoints: [first, second | state.bits()],
+            upper: frame.key.upper.unwrap_or_default(),
             stations: [
                 Station::new(headers.key.eth_src, headers.key.ingress),
                 Station::new(commit.reply_mac, commit.output),
@@ -364,8 +365,8 @@ impl Identity {
         self.code() == State::Free.code()
     }
 
-    /// Whether this is the entry of a key. `upper` counts only if the endpoints say that there is one.
-    /// A free slot has no key.
+    /// Whether this is the entry of a key, or of a frame's. `upper` counts only if the endpoints say that
+    /// there is one. A free slot has no key.
     #[inline]
     pub(super) fn has_key(&self, [first, second]: [u64; 2], upper: &Upper) -> bool {
         let [own_first, own_second] = self.endpoints;
@@ -382,7 +383,7 @@ impl Identity {
 
     #[inline]
     pub(super) const fn is_tcp(&self) -> bool {
-        self.code() >= State::FIRST_OF_TCP
+        self.code() & State::OF_TCP != 0
     }
 
     pub(super) fn state(&self) -> State {
@@ -421,10 +422,11 @@ impl Identity {
         original.port()
     }
 
-    /// The side that a frame turned like this is from.
+    /// The side that a frame with these [endpoints](FrameKey::endpoints) is from.
     #[inline]
-    pub(super) const fn side(&self, turned: bool) -> Side {
-        if turned == self.turned() { Side::Original } else { Side::Reply }
+    pub(super) const fn side(&self, [_, second]: [u64; 2]) -> Side {
+        let [_, own_second] = self.endpoints;
+        if (own_second ^ second) & TURNED == 0 { Side::Original } else { Side::Reply }
     }
 
     /// Whether a frame of `side` comes by that side's port and between the two MAC addresses.
@@ -566,9 +568,11 @@ mod tests {
     #[test]
     fn codes_number_the_states() {
         for (code, state) in State::ALL.into_iter().enumerate() {
-            assert_eq!(usize::from(state.code()), code);
+            let is_tcp = matches!(state, State::Tcp(_));
+            assert_eq!(code >= usize::from(State::BEFORE_TCP), is_tcp);
+            assert_eq!(state.code() & State::OF_TCP != 0, is_tcp);
             assert_eq!(State::of_code(state.code()), state);
+            assert!(usize::from(state.code()) < State::CODES);
         }
-        assert!(State::ALL.len() <= State::CODES);
     }
 }

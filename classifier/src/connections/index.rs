@@ -1,15 +1,16 @@
 //! From a key's hash to the numbers of the entries that may have it.
 //!
-//! - A **bucket** is one cache line: the numbers of twelve entries, and seven bits of each one's hash
+//! - A **bucket** is one cache line: the numbers of twelve entries, and eight bits of each one's hash
 //!   to tell them apart, which are compared at once. So a lookup touches the one bucket and, nearly
 //!   always, the one entry.
 //! - An entry whose bucket is full goes to the next one that is not. A full bucket counts those that
 //!   it has turned away, so a lookup knows where to stop, and a removal leaves nothing behind.
 //! - A **row** of buckets is laid out for a bound of entries and never grows: at the bound its buckets
-//!   hold seven each. Memory is taken in pieces of [`PIECE`] buckets as hashes fall on them, or [set
-//!   aside](Index::set_aside) before, so no insertion waits for more than one piece. A bound that is
-//!   raised adds a row, as large as all before it at least, and lookups that find nothing in one go on
-//!   to the next.
+//!   hold seven each. All of it is taken when the bound is set, nine bytes for each entry, so no insertion
+//!   waits for memory and a lookup is one step from its bucket. A bound that is raised adds a row, as
+//!   large as all before it at least, and lookups that find nothing in one go on to the next.
+
+use std::num::NonZeroU32;
 
 use wide::u8x16;
 
@@ -20,9 +21,6 @@ const SLOTS: usize = 12;
 
 /// Entries per bucket, on average, when there are as many as the bound allows.
 const PER_BUCKET: usize = 7;
-
-/// Buckets of a piece: 16 KiB.
-const PIECE: usize = 256;
 
 /// The tag of an empty slot.
 const EMPTY: u8 = 0;
@@ -47,6 +45,11 @@ impl Bucket {
     fn matches(&self, tag: u8) -> Matches {
         let tags = u8x16::new(self.head.to_le_bytes());
         Matches(tags.simd_eq(u8x16::splat(tag)).to_bitmask() & ((1 << SLOTS) - 1))
+    }
+
+    #[inline]
+    fn id(&self, slot: usize) -> u32 {
+        self.ids.get(slot).copied().unwrap_or(NIL)
     }
 
     fn has_turned_away(&self) -> bool {
@@ -79,9 +82,9 @@ impl Iterator for Matches {
     #[inline]
     fn next(&mut self) -> Option<usize> {
         let Self(bits) = self;
-        let slot = (*bits != 0).then_some(bits.trailing_zeros() as usize);
-        *bits &= bits.wrapping_sub(1);
-        slot
+        let slot = NonZeroU32::new(*bits)?.trailing_zeros() as usize;
+        *bits &= *bits - 1;
+        Some(slot)
     }
 }
 
@@ -94,8 +97,7 @@ pub(super) struct Index {
 
 /// A hash table of entry numbers.
 struct Row {
-    pieces: Box<[Option<Box<[Bucket; PIECE]>>]>,
-    buckets: usize,
+    buckets: Box<[Bucket]>,
     /// Most entries.
     bound: usize,
     len: usize,
@@ -126,28 +128,42 @@ impl Index {
         found
     }
 
-    /// The number of an entry that a hash may stand for, most often the only one, or [`NIL`]. `others`
-    /// is called with more of them, if they are as near.
+    /// The number of an entry that a hash may stand for, most often the only one, or [`NIL`].
     #[inline(always)]
-    pub(super) fn candidate(&self, hash: u32, others: impl FnMut(u32)) -> u32 {
-        let Some(bucket) = self.row.bucket(self.row.home(hash)) else { return NIL };
-        let id_in = |slot: usize| bucket.ids.get(slot).copied().unwrap_or(NIL);
+    pub(super) fn candidate(&self, hash: u32) -> u32 {
+        let Some(bucket) = self.row.buckets.get(self.row.home(hash)) else { return NIL };
+        let slot = bucket.matches(tag_of(hash)).next();
+        slot.map_or_else(|| self.candidate_beyond(bucket, hash), |slot| bucket.id(slot))
+    }
+
+    /// Likewise. `second` is called with the next one, if there is one as near.
+    #[inline(always)]
+    pub(super) fn candidates(&self, hash: u32, second: impl FnOnce(u32)) -> u32 {
+        let Some(bucket) = self.row.buckets.get(self.row.home(hash)) else { return NIL };
         let mut matches = bucket.matches(tag_of(hash));
         let Some(slot) = matches.next() else { return self.candidate_beyond(bucket, hash) };
-        matches.map(id_in).for_each(others);
-        id_in(slot)
+        if let Some(slot) = matches.next() {
+            second(bucket.id(slot));
+        }
+        bucket.id(slot)
     }
 
     /// Likewise, if there is none in the `bucket` that the hash belongs to.
+    #[inline]
     fn candidate_beyond(&self, bucket: &Bucket, hash: u32) -> u32 {
         let ends_here = !bucket.has_turned_away() && self.added.is_empty();
-        if ends_here { NIL } else { self.find(hash, |_| true).unwrap_or(NIL) }
+        if ends_here { NIL } else { self.candidate_elsewhere(hash) }
+    }
+
+    #[cold]
+    fn candidate_elsewhere(&self, hash: u32) -> u32 {
+        self.find(hash, |_| true).unwrap_or(NIL)
     }
 
     /// Reads a word of the bucket that a hash belongs to, so that it is at hand afterwards.
     #[inline]
     pub(super) fn touch(&self, hash: u32) -> u32 {
-        self.row.bucket(self.row.home(hash)).map_or(0, |bucket| bucket.head as u32)
+        self.row.buckets.get(self.row.home(hash)).map_or(0, |bucket| bucket.head as u32)
     }
 
     /// Adds an entry that is not in the index.
@@ -171,16 +187,6 @@ impl Index {
         self.rows().map(Row::memory).sum()
     }
 
-    /// Takes all memory that it may need.
-    pub(super) fn set_aside(&mut self) {
-        for row in std::iter::once(&mut self.row).chain(&mut self.added) {
-            row.pieces
-                .iter_mut()
-                .filter(|piece| piece.is_none())
-                .for_each(|piece| *piece = new_piece());
-        }
-    }
-
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.rows().map(|row| row.len).sum()
@@ -194,38 +200,19 @@ impl Index {
 
 impl Row {
     fn new(bound: usize) -> Self {
-        let buckets = bound.div_ceil(PER_BUCKET).max(1);
-        Self {
-            pieces: vec![None; buckets.div_ceil(PIECE)].into_boxed_slice(),
-            buckets,
-            bound,
-            len: 0,
-        }
+        let buckets = vec![Bucket::NEW; bound.div_ceil(PER_BUCKET).max(1)];
+        Self { buckets: buckets.into_boxed_slice(), bound, len: 0 }
     }
 
     /// Where what has this hash belongs: the hash as a fraction of all buckets.
     #[inline]
     fn home(&self, hash: u32) -> usize {
-        ((u64::from(hash) * self.buckets as u64) >> 32) as usize
+        ((u64::from(hash) * self.buckets.len() as u64) >> 32) as usize
     }
 
     #[inline]
     const fn after(&self, at: usize) -> usize {
-        if at + 1 < self.buckets { at + 1 } else { 0 }
-    }
-
-    #[inline]
-    fn bucket(&self, at: usize) -> Option<&Bucket> {
-        self.pieces.get(at / PIECE)?.as_ref().map(|piece| &piece[at % PIECE])
-    }
-
-    /// A bucket to write to.
-    fn bucket_mut(&mut self, at: usize) -> Option<&mut Bucket> {
-        let piece = self.pieces.get_mut(at / PIECE)?;
-        if piece.is_none() {
-            *piece = new_piece();
-        }
-        piece.as_mut().map(|piece| &mut piece[at % PIECE])
+        if at + 1 < self.buckets.len() { at + 1 } else { 0 }
     }
 
     #[inline(always)]
@@ -233,7 +220,7 @@ impl Row {
         let home = self.home(hash);
         let mut at = home;
         loop {
-            let bucket = self.bucket(at)?;
+            let bucket = self.buckets.get(at)?;
             for slot in bucket.matches(tag_of(hash)) {
                 let &id = bucket.ids.get(slot)?;
                 if is_it(id) {
@@ -249,8 +236,8 @@ impl Row {
 
     fn insert(&mut self, hash: u32, id: u32) {
         let mut at = self.home(hash);
-        for _ in 0..self.buckets {
-            let Some(bucket) = self.bucket_mut(at) else { return };
+        for _ in 0..self.buckets.len() {
+            let Some(bucket) = self.buckets.get_mut(at) else { return };
             if let Some(slot) = bucket.matches(EMPTY).next() {
                 bucket.set(slot, tag_of(hash), id);
                 self.len += 1;
@@ -266,7 +253,7 @@ impl Row {
         let home = self.home(hash);
         let mut at = home;
         let slot = loop {
-            let Some(bucket) = self.bucket(at) else { return false };
+            let Some(bucket) = self.buckets.get(at) else { return false };
             if let Some(slot) = bucket.slot_of(id) {
                 break slot;
             }
@@ -275,13 +262,13 @@ impl Row {
                 return false;
             }
         };
-        if let Some(bucket) = self.bucket_mut(at) {
+        if let Some(bucket) = self.buckets.get_mut(at) {
             bucket.set(slot, EMPTY, 0);
             self.len -= 1;
         }
         let mut passed = home;
         while passed != at {
-            if let Some(bucket) = self.bucket_mut(passed) {
+            if let Some(bucket) = self.buckets.get_mut(passed) {
                 bucket.head -= ONE_TURNED_AWAY;
             }
             passed = self.after(passed);
@@ -290,20 +277,16 @@ impl Row {
     }
 
     fn memory(&self) -> usize {
-        let pieces = self.pieces.iter().flatten().count();
-        pieces * size_of::<[Bucket; PIECE]>() + size_of_val(&*self.pieces)
+        size_of_val(&*self.buckets)
     }
 }
 
-fn new_piece() -> Option<Box<[Bucket; PIECE]>> {
-    vec![Bucket::NEW; PIECE].try_into().ok()
-}
-
-/// The lowest bits of the hash, which place it nowhere as long as there are less than 2²⁵ buckets; never
+/// The lowest byte of the hash, which places it nowhere as long as there are less than 2²⁴ buckets; never
 /// [`EMPTY`].
 #[inline]
 const fn tag_of(hash: u32) -> u8 {
-    hash as u8 | 0x80
+    let tag = hash as u8;
+    tag + (tag == EMPTY) as u8
 }
 
 #[cfg(test)]
@@ -340,7 +323,8 @@ mod tests {
                 prop_assert_eq!(found.is_some(), members.contains(&id));
                 let has_like = members.iter().any(|&member| hash_of(member) == hash_of(id));
                 let mut others = 0;
-                let candidate = index.candidate(hash_of(id), |_| others += 1);
+                let candidate = index.candidates(hash_of(id), |_| others += 1);
+                prop_assert_eq!(index.candidate(hash_of(id)), candidate);
                 prop_assert!(candidate != NIL || !has_like && others == 0);
             }
             for id in 0..300 {
@@ -349,8 +333,8 @@ mod tests {
             }
             prop_assert_eq!(index.len(), members.len());
             members.iter().for_each(|&id| index.remove(hash_of(id), id));
-            let mut pieces = index.rows().flat_map(|row| row.pieces.iter().flatten());
-            prop_assert!(pieces.all(|piece| piece.iter().all(|bucket| bucket.head == 0)));
+            let mut buckets = index.rows().flat_map(|row| &row.buckets);
+            prop_assert!(buckets.all(|bucket| bucket.head == 0));
         }
     }
 

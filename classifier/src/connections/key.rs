@@ -5,8 +5,8 @@
 //! it, as [`FrameKey::turned`]; a frame is from the original side iff it was turned as the
 //! connection's first frame was.
 //!
-//! - Protocols with ports: the lower (address, port) stands first.
-//! - Protocols without: the lower address stands first, ports are zero.
+//! - Nearly all protocols: the lower port stands first, of equal ones that with the lower address,
+//!   whose last 32 bits come first in this. Protocols without ports have zero for both.
 //! - ICMP queries (RFC 792, RFC 4443 §4): the one who asks stands first, whatever its address.
 //!   Requests from *A* to *B* and the replies from *B* to *A* are one conversation; requests from
 //!   *B* to *A* under the same identifier are another one, and are judged on their own.
@@ -30,8 +30,8 @@ const QUERIES: [(u8, u8, u8); 3] = [
 /// stands in two words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key {
-    /// Of each endpoint, from the lowest bit: the port, and the lower 32 bits of the address. Above
-    /// them the first has the VLAN, and the second the [spare](SPARE) byte and the protocol.
+    /// Of each endpoint, from the lowest bit: the lower 32 bits of the address, and the port. Above
+    /// them the first has the VLAN, and the second the protocol and the [spare](SPARE) byte.
     ///
     /// ICMP queries have the identifier for the first port, and the request's `type << 8` for the
     /// second.
@@ -45,7 +45,10 @@ pub(super) struct Key {
 pub(super) type Upper = [u64; 3];
 
 /// Where a byte stands in the second endpoint, of which a key uses [`IPV6`] alone.
-pub(super) const SPARE: u32 = 48;
+pub(super) const SPARE: u32 = 56;
+
+/// In the second of a [frame's endpoints](FrameKey::endpoints): the frame is turned.
+pub(super) const TURNED: u64 = 0x80 << SPARE;
 
 /// Marks the endpoints of keys that have [`Key::upper`].
 const IPV6: u64 = 0x20 << SPARE;
@@ -85,14 +88,22 @@ impl FrameKey {
     pub(super) fn of_plain_frame(headers: &Headers) -> Option<Self> {
         let &FlowKey { vlan, protocol, ether_type, src, dst, src_port, dst_port, .. } =
             &headers.key;
-        if !may_have_key(&headers.kind) || ether_type != ether_type::IPV4 || !has_ports(protocol) {
+        let is_plain = matches!(headers.kind, Kind::Plain);
+        if !is_plain || ether_type != ether_type::IPV4 || !has_ports(protocol) {
             return None;
         }
         let (source, destination) = (endpoint(src, src_port), endpoint(dst, dst_port));
-        let first = source.min(destination) | u64::from(vlan) << 48;
-        let second = source.max(destination) | u64::from(protocol) << 56;
-        let key = Key { endpoints: [first, second], upper: None };
-        Some(Self { key, turned: source > destination })
+        let turned = destination.wrapping_sub(source) & TURNED != 0;
+        let [first, second] = in_order([source, destination], turned);
+        let endpoints = [first | u64::from(vlan) << 48, second | u64::from(protocol) << 48];
+        Some(Self { key: Key { endpoints, upper: None }, turned })
+    }
+
+    /// The key's endpoints, marked if the frame is [`TURNED`].
+    #[inline(always)]
+    pub(super) const fn endpoints(&self) -> [u64; 2] {
+        let [first, second] = self.key.endpoints;
+        [first, second | if self.turned { TURNED } else { 0 }]
     }
 
     /// The key of a packet that an ICMP error quotes, as if it had been seen in `vlan`.
@@ -108,12 +119,15 @@ impl FrameKey {
                 let (request, is_reply) = query(protocol, dst_port)?;
                 (in_order([src_port, u16::from(request) << 8], is_reply), is_reply)
             }
-            _ if has_ports(protocol) => ([src_port, dst_port], (src, src_port) > (dst, dst_port)),
-            _ => ([0; 2], src > dst),
+            _ => {
+                let ports = if has_ports(protocol) { [src_port, dst_port] } else { [0; 2] };
+                let [from, to] = ports;
+                (ports, (endpoint(src, from), src) > (endpoint(dst, to), dst))
+            }
         };
         let [from, to] = ports;
         let [first, second] = in_order([endpoint(src, from), endpoint(dst, to)], turned);
-        let endpoints = [first | u64::from(vlan) << 48, second | u64::from(protocol) << 56];
+        let endpoints = [first | u64::from(vlan) << 48, second | u64::from(protocol) << 48];
         let key = if direction.is_ipv4() {
             Key { endpoints, upper: None }
         } else {
@@ -138,7 +152,9 @@ const fn may_have_key(kind: &Kind) -> bool {
 
 #[inline]
 const fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, TCP | UDP | SCTP)
+    // No branch between the two that are mixed.
+    const COMMON: u64 = 1 << TCP | 1 << UDP;
+    protocol < 64 && COMMON >> protocol & 1 != 0 || protocol == SCTP
 }
 
 impl Direction {
@@ -155,7 +171,7 @@ impl Key {
 
     pub(super) const fn protocol(&self) -> u8 {
         let [_, second] = self.endpoints;
-        (second >> 56) as u8
+        (second >> 48) as u8
     }
 
     /// The same conversation in any VLAN.
@@ -172,9 +188,10 @@ impl Key {
             [join(first, middle & !0xffff_ffff), join(second, middle << 32)]
         });
         let [first, second] = self.endpoints;
-        let address = |upper, endpoint: u64| upper | u128::from((endpoint >> 16) as u32);
+        let address = |upper, endpoint: u64| upper | u128::from(endpoint as u32);
+        let port = |endpoint: u64| (endpoint >> 32) as u16;
         let [src, dst] = in_order([address(upper[0], first), address(upper[1], second)], turned);
-        let [src_port, dst_port] = in_order([first as u16, second as u16], turned);
+        let [src_port, dst_port] = in_order([port(first), port(second)], turned);
         Direction { src, dst, src_port, dst_port }
     }
 }
@@ -191,9 +208,10 @@ const fn upper([first, second]: [u128; 2]) -> Upper {
     [(first >> 64) as u64, (second >> 64) as u64, middle]
 }
 
-/// A port, and the lower 32 bits of its address above.
+/// The lower 32 bits of an address, and a port above.
+#[inline(always)]
 const fn endpoint(address: u128, port: u16) -> u64 {
-    (address as u32 as u64) << 16 | port as u64
+    (port as u64) << 32 | address as u32 as u64
 }
 
 /// Two in this order, or the other if `turned`.
@@ -222,7 +240,8 @@ const fn join(high: u64, low: u64) -> u128 {
 /// parts of all hashes with probability at most 2/*N*. For where one half of a word differs, what their
 /// sums differ by has that difference times the other half's coefficient in it, which is any of 2⁶⁴
 /// with the same probability; a difference of two halves ends in less than 32 zeros, and the hash is
-/// the upper half of the sum.
+/// the upper half of the sum. (The whole word stands for its lower half here: if the upper halves
+/// are the same that is no difference, and if not, theirs decides.)
 /// Cost: a multiplication of 64 bits for each word, two for IPv4 and five for IPv6.
 /// Source: Thorup, *High Speed Hashing for Integers and Strings*, arXiv:1504.06804, on vectors.
 pub(super) struct Hasher {
@@ -240,7 +259,7 @@ impl Hasher {
     #[inline]
     pub(super) fn hash(&self, key: &Key) -> u32 {
         let product = |[p, q]: [u64; 2], word: u64| {
-            p.wrapping_add(word >> 32).wrapping_mul(q.wrapping_add(word & 0xffff_ffff))
+            p.wrapping_add(word >> 32).wrapping_mul(q.wrapping_add(word))
         };
         let [first, second, upper @ ..] = &self.coefficients;
         let [a, b] = key.endpoints;

@@ -44,10 +44,10 @@
 //! **What it costs.** A lookup touches two cache lines: one bucket of the [`index`], and the part of
 //! the [`entry`] that frames are compared with; letting the frame pass touches a third. Batches
 //! overlap these waits: see [`Hints`]. What is compared stands in whole words, and nothing is branched
-//! on that changes from frame to frame, so a hit of a batch takes some 160 instructions. An entry takes
+//! on that changes from frame to frame, so a hit of a batch takes some 130 instructions. An entry takes
 //! 148 bytes and nine in the index: less than 160 in all when full. Lookups allocate nothing and change
 //! nothing; frames change one entry, and its neighbours by age once a second. Nothing pauses for growth,
-//! for the index is laid out for the bound and memory comes in pieces, or for expiry, which looks at
+//! for the index is laid out when the bound is set and entries never move, or for expiry, which looks at
 //! what has timed out ([`timers`]).
 //!
 //! Invariants: an entry is found by its key's one hash and stands in one list exactly once;
@@ -248,20 +248,17 @@ pub struct Hints {
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub struct Hint {
-    /// The frame's [`key::Key::endpoints`].
+    /// [`FrameKey::endpoints`].
     endpoints: [u64; 2],
     /// Its [`key::Key::upper`], if it has any.
     upper: Upper,
     hash: u32,
-    /// [`FrameKey::turned`].
-    turned: bool,
     /// The entry that had the frame's key then.
     id: u32,
 }
 
 impl Hint {
-    const NONE: Self =
-        Self { endpoints: entry::NOBODYS, upper: [0; 3], hash: 0, turned: false, id: entry::NIL };
+    const NONE: Self = Self { endpoints: entry::NOBODYS, upper: [0; 3], hash: 0, id: entry::NIL };
 
     /// Whether the table seemed to have the frame's connection then: hashes were compared, not keys.
     pub const fn is_found(&self) -> bool {
@@ -276,8 +273,9 @@ impl Hints {
     }
 
     /// The hint for the frame that stood at this place of the batch.
+    #[inline(always)]
     pub fn get(&self, at: usize) -> Option<&Hint> {
-        self.hints.get(..self.len)?.get(at)
+        self.hints.get(at).filter(|_| at < self.len)
     }
 
     /// Frames that there are hints for.
@@ -391,7 +389,7 @@ impl Connections {
     #[inline(always)]
     fn lookup_key(&self, headers: &Headers, frame: &FrameKey, epoch: u64, now: Nanos) -> Lookup {
         match self.table.find_key(&frame.key, self.table.hash(&frame.key)) {
-            Some(found) => self.judge(headers, frame.turned, found, epoch, now),
+            Some(found) => self.judge(headers, frame.endpoints(), found, epoch, now),
             None => Lookup::Miss,
         }
     }
@@ -401,46 +399,65 @@ impl Connections {
     ///
     /// Every step is taken for all frames before the next one, and loads nothing that depends on
     /// another frame, so that the processor waits for many cache lines at once.
-    pub fn prepare<'a>(&self, frames: impl IntoIterator<Item = &'a Headers>, hints: &mut Hints) {
-        let is_large = self.table.is_large();
-        let mut free = hints.hints.iter_mut();
-        for headers in frames {
-            let Some(hint) = free.next() else { break };
-            match FrameKey::of_plain_frame(headers) {
-                Some(frame) => self.describe(hint, &frame),
-                None => self.describe_other(hint, headers),
-            }
-            if !is_large {
-                hint.id = self.table.candidate(hint.hash);
-            }
-        }
-        hints.len = BATCH - free.len();
-        if is_large {
+    pub fn prepare(&self, frames: &[Headers], hints: &mut Hints) {
+        hints.len = frames.len().min(BATCH);
+        if self.table.is_large() {
             let hints = hints.hints.get_mut(..hints.len).unwrap_or_default();
-            touch(hints, |hint| self.table.touch_bucket(hint.hash));
-            for hint in &mut *hints {
-                hint.id = self.table.candidate(hint.hash);
-            }
-            touch(hints, |hint| self.table.touch_identity(hint.id));
+            self.prepare_far(frames, hints);
+        } else {
+            self.prepare_near(frames, &mut hints.hints);
         }
     }
 
-    /// Notes what a frame is looked for by.
-    #[inline]
-    fn describe(&self, hint: &mut Hint, &FrameKey { key, turned }: &FrameKey) {
-        (hint.endpoints, hint.turned) = (key.endpoints, turned);
-        hint.hash = self.table.hash(&key);
-        if let Some(upper) = key.upper {
-            hint.upper = upper;
+    /// [`Connections::prepare`], where nothing waits for memory.
+    fn prepare_near(&self, frames: &[Headers], hints: &mut [Hint]) {
+        for (headers, hint) in frames.iter().zip(hints) {
+            let hash = self.describe(hint, headers);
+            hint.id = self.table.candidate(hash);
         }
+    }
+
+    /// [`Connections::prepare`], where everything does.
+    fn prepare_far(&self, frames: &[Headers], hints: &mut [Hint]) {
+        for (headers, hint) in frames.iter().zip(&mut *hints) {
+            self.describe(hint, headers);
+        }
+        touch(hints, |hint| self.table.touch_bucket(hint.hash));
+        // Each frame's second candidate, of those that have one.
+        let (mut seconds, mut count) = ([entry::NIL; BATCH], 0);
+        for hint in &mut *hints {
+            hint.id = self.table.candidates(hint.hash, |second| {
+                if let Some(place) = seconds.get_mut(count) {
+                    *place = second;
+                    count += 1;
+                }
+            });
+        }
+        touch(hints, |hint| self.table.touch_identity(hint.id));
+        let seconds = seconds.get(..count).unwrap_or_default();
+        touch(seconds, |&id| self.table.touch_identity(id));
+    }
+
+    /// Notes what a frame is looked for by. Returns the hash.
+    #[inline(always)]
+    fn describe(&self, hint: &mut Hint, headers: &Headers) -> u32 {
+        let Some(frame) = FrameKey::of_plain_frame(headers) else {
+            return self.describe_other(hint, headers);
+        };
+        hint.endpoints = frame.endpoints();
+        hint.hash = self.table.hash(&frame.key);
+        hint.hash
     }
 
     /// Likewise, of a frame that is not as most are.
-    fn describe_other(&self, hint: &mut Hint, headers: &Headers) {
-        match FrameKey::of_frame(headers) {
-            Some(frame) => self.describe(hint, &frame),
-            None => *hint = Hint::NONE,
-        }
+    fn describe_other(&self, hint: &mut Hint, headers: &Headers) -> u32 {
+        *hint = FrameKey::of_frame(headers).map_or(Hint::NONE, |frame| Hint {
+            endpoints: frame.endpoints(),
+            upper: frame.key.upper.unwrap_or_default(),
+            hash: self.table.hash(&frame.key),
+            id: entry::NIL,
+        });
+        hint.hash
     }
 
     /// Has at hand what [`Connections::observe`] will change, and what a TCP lookup reads, of frames
@@ -465,7 +482,7 @@ impl Connections {
     #[inline]
     pub fn lookup_hinted(&self, headers: &Headers, hint: &Hint, epoch: u64, now: Nanos) -> Lookup {
         match self.table.with_key(hint.id, hint.endpoints, &hint.upper) {
-            Some(identity) => self.judge(headers, hint.turned, (hint.id, identity), epoch, now),
+            Some(identity) => self.judge(headers, hint.endpoints, (hint.id, identity), epoch, now),
             None => self.lookup_again(headers, hint, epoch, now),
         }
     }
@@ -473,7 +490,7 @@ impl Connections {
     /// [`Connections::lookup_hinted`], if the hint names another frame's entry, or none.
     fn lookup_again(&self, headers: &Headers, hint: &Hint, epoch: u64, now: Nanos) -> Lookup {
         match self.table.find(hint.endpoints, &hint.upper, hint.hash) {
-            Some(found) => self.judge(headers, hint.turned, found, epoch, now),
+            Some(found) => self.judge(headers, hint.endpoints, found, epoch, now),
             None => Lookup::Miss,
         }
     }
@@ -482,12 +499,12 @@ impl Connections {
     fn judge(
         &self,
         headers: &Headers,
-        turned: bool,
+        endpoints: [u64; 2],
         (id, identity): (u32, &Identity),
         epoch: u64,
         now: Nanos,
     ) -> Lookup {
-        let side = identity.side(turned);
+        let side = identity.side(endpoints);
         if self.table.has_expired(identity, now) || !identity.binds(side, &headers.key) {
             return Lookup::Miss;
         }
@@ -533,7 +550,7 @@ impl Connections {
         let Some(frame) = FrameKey::of_embedded(embedded, vlan) else { return Lookup::Miss };
         match self.table.find_key(&frame.key, self.table.hash(&frame.key)) {
             Some((id, identity)) if !self.table.has_expired(identity, now) => {
-                let sender = identity.side(frame.turned);
+                let sender = identity.side(frame.endpoints());
                 if self.may_be_under_way(id, identity, sender, embedded) {
                     hit(identity, id, sender.other(), epoch)
                 } else {
@@ -664,7 +681,7 @@ impl Connections {
     pub fn established(&self, headers: &Headers, epoch: u64, now: Nanos) -> Option<Established> {
         let frame = FrameKey::of_frame(headers)?;
         let found = self.table.find_key(&frame.key, self.table.hash(&frame.key))?;
-        self.established_of(headers, frame.turned, found, epoch, now)
+        self.established_of(headers, frame.endpoints(), found, epoch, now)
     }
 
     /// [`Connections::established`] of a frame that [`Connections::prepare`] was shown.
@@ -681,18 +698,18 @@ impl Connections {
             Some(identity) => (hint.id, identity),
             None => self.table.find(hint.endpoints, &hint.upper, hint.hash)?,
         };
-        self.established_of(headers, hint.turned, found, epoch, now)
+        self.established_of(headers, hint.endpoints, found, epoch, now)
     }
 
     fn established_of(
         &self,
         headers: &Headers,
-        turned: bool,
+        endpoints: [u64; 2],
         (id, identity): (u32, &Identity),
         epoch: u64,
         now: Nanos,
     ) -> Option<Established> {
-        let holds = identity.binds(identity.side(turned), &headers.key)
+        let holds = identity.binds(identity.side(endpoints), &headers.key)
             && identity.is_of_epoch(epoch)
             && !self.table.has_expired(identity, now);
         if holds { self.as_established(id) } else { None }
@@ -881,8 +898,8 @@ impl Connections {
 
 /// Has a word read for each frame, and waits for none before it asks for the next.
 #[inline]
-fn touch(hints: &[Hint], word: impl Fn(&Hint) -> u32) {
-    black_box(hints.iter().fold(0, |touched, hint| touched ^ word(hint)));
+fn touch<T>(frames: &[T], word: impl Fn(&T) -> u32) {
+    black_box(frames.iter().fold(0, |touched, frame| touched ^ word(frame)));
 }
 
 fn hit(identity: &Identity, id: u32, side: Side, epoch: u64) -> Lookup {

@@ -4,8 +4,6 @@
 //! exactly once, and its payer's list of its class has it exactly once. Every method that is public
 //! here keeps that.
 
-use std::hint::black_box;
-
 use super::entry::{Activity, Entry, Identity, Record, State};
 use super::index::Index;
 use super::key::{Hasher, Key, Upper};
@@ -67,7 +65,6 @@ impl Table {
     /// See [`Slab::set_aside`].
     pub(super) fn set_aside(&mut self, count: u32) {
         self.slab.set_aside(count);
-        self.index.set_aside();
     }
 
     /// Number of slots, free ones included.
@@ -118,12 +115,16 @@ impl Table {
         self.slab.identity(id).filter(|identity| identity.has_key(endpoints, upper))
     }
 
-    /// An entry that a hash may stand for, or [`NIL`](super::entry::NIL). Others as near are touched.
+    /// An entry that a hash may stand for, or [`NIL`](super::entry::NIL).
     #[inline(always)]
     pub(super) fn candidate(&self, hash: u32) -> u32 {
-        self.index.candidate(hash, |id| {
-            black_box(self.touch_identity(id));
-        })
+        self.index.candidate(hash)
+    }
+
+    /// Likewise. `second` is called with the next one, if there is one as near.
+    #[inline(always)]
+    pub(super) fn candidates(&self, hash: u32, second: impl FnOnce(u32)) -> u32 {
+        self.index.candidates(hash, second)
     }
 
     /// Reads a word of the bucket of a hash.

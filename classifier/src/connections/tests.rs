@@ -482,7 +482,7 @@ fn udp_is_established_at_once_and_tcp_between_its_handshake_and_both_ends() {
     let ask = |table: &Connections, headers: &Headers| {
         let (mut hints, found) = (Hints::new(), table.established(headers, 1, secs(0)));
         for prepared in [table, &empty] {
-            prepared.prepare([headers], &mut hints);
+            prepared.prepare(std::slice::from_ref(headers), &mut hints);
             let hint = hints.get(0).unwrap();
             assert_eq!(table.established_hinted(headers, hint, 1, secs(0)), found);
         }

@@ -130,8 +130,8 @@ pub(super) struct Patience([u32; State::CODES]);
 impl Patience {
     pub(super) fn new(timeouts: &Timeouts) -> Self {
         let mut patience = [0; State::CODES];
-        for (units, state) in patience.iter_mut().zip(State::ALL) {
-            *units = stamps(state.class().timeout(timeouts));
+        for (code, units) in (0..).zip(&mut patience) {
+            *units = stamps(State::of_code(code).class().timeout(timeouts));
         }
         Self(patience)
     }
