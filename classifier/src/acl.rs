@@ -44,7 +44,8 @@
 //! # What a change costs
 //!
 //! [`Acl::insert`] and [`Acl::remove`] read the rule's sets to find its selectors, and touch one block
-//! of one group. A set that no rule named before also moves each of its tags to another class. Other
+//! of one group. A set that no rule named before also moves each of its tags to another class. What
+//! such changes leave behind is tidied up once it is more than half. Other
 //! pairs' programs stay as they are: the ACL remembers the last changes' selectors, and a [`Memo`]
 //! finds a pair out anew only if a change since was about both of its classes.
 //!
@@ -285,6 +286,7 @@ impl Acl {
         let pair = (self.from.add(&rule.from), self.to.add(&rule.to));
         self.put(number, order, rule, pair);
         self.note_change(pair);
+        self.tidy();
         RuleId(number)
     }
 
@@ -301,8 +303,28 @@ impl Acl {
         let is_before = |other: u32| ranks[other as usize].order < order;
         self.groups.remove(pair, number, is_before);
         self.free.push(number);
+        self.from.release(pair.0);
+        self.to.release(pair.1);
         self.note_change(pair);
+        self.tidy();
         true
+    }
+
+    /// Forgets selectors and classes that changes have left without use, once there are more of them
+    /// than of others: so a change costs no more by it, on average, and rules that come and go take no
+    /// more memory than those that are there.
+    fn tidy(&mut self) {
+        if !self.from.is_untidy() && !self.to.is_untidy() {
+            return;
+        }
+        let (from, to) = (self.from.tidy(), self.to.tidy());
+        for &RuleId(number) in self.in_order.values() {
+            let rule = &mut self.rules[number as usize];
+            (rule.from, rule.to) = (from[rule.from as usize], to[rule.to as usize]);
+        }
+        self.groups.renumber(&from, &to);
+        // Whatever a memo knows, it knows by the numbers of before.
+        self.changes.clear();
     }
 
     /// Whether there is a rule of this number.

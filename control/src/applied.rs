@@ -120,6 +120,9 @@ impl Applied {
     /// where the config has a workload of that name; what was taken out is in again if the config
     /// has it.
     pub fn with_config(&self, path: String, text: String) -> (Self, Vec<String>) {
+        if self.added.is_empty() && self.removed.is_empty() {
+            return (Self::of(path, text), Vec::new());
+        }
         let names = workload_names(&text);
         let (replaced, added): (Vec<_>, Vec<_>) =
             self.added.iter().cloned().partition(|added| names.contains(&added.name));

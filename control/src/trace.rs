@@ -1,17 +1,18 @@
-//! One hypothetical frame, step by step: the first of a new conversation.
+//! One hypothetical frame, step by step: the first of a new conversation, or the question for the other
+//! end's MAC address that comes before it.
 //!
 //! The frame is built, extracted and judged by the very code that the data plane runs; only what
 //! each step consulted is told in words. It meets empty tables, as a first frame does. The steps
 //! have the names of the path of a frame (docs/design.md).
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use firedoor_classifier::acl::{Considered, Conversation, Opening, Outcome};
 use firedoor_classifier::build::{self, Ends, TcpFlags};
-use firedoor_classifier::classify::admit;
-use firedoor_classifier::extract::{Headers, extract};
+use firedoor_classifier::classify::{admit, is_conversation};
+use firedoor_classifier::extract::{Headers, Kind, extract};
 use firedoor_classifier::policy::Owner;
 use firedoor_classifier::snapshot::{
     Direction, Mode, PortId, RuleAction, Service, VlanMode, Workload,
@@ -40,12 +41,37 @@ pub struct Question<'q> {
     pub from: &'q str,
     /// Likewise.
     pub to: &'q str,
-    /// What it begins.
-    pub service: &'q Service,
+    /// What it is.
+    pub what: What,
     /// True for IPv4, false for IPv6; `None` takes IPv4 if both ends have it.
     pub v4: Option<bool>,
     /// How it begins.
     pub begins: Beginning,
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The first of a conversation.
+    Service(Service),
+    /// One of this ethertype, which is neither IP's nor ARP's.
+    EtherType(u16),
+    /// The question who has the other end's IPv4 address.
+    Arp,
+    /// Likewise for IPv6: a neighbour solicitation.
+    Nd,
+}
+
+impl What {
+    /// As the command line has it.
+    fn text(self) -> String {
+        match self {
+            Self::Service(service) => service::text(&service),
+            Self::EtherType(number) => format!("ethertype/{}", condition::ether_type_text(number)),
+            Self::Arp => "arp".to_owned(),
+            Self::Nd => "nd".to_owned(),
+        }
+    }
 }
 
 /// What rules may ask of a first frame besides its ends and service.
@@ -107,12 +133,12 @@ pub struct Trace {
     pub from: String,
     /// Whom it is for.
     pub to: String,
-    /// What it begins, as `tcp/8080`.
+    /// What it begins or is, as `tcp/8080`, `ethertype/0x88b5`, `arp` or `nd`.
     pub service: String,
-    /// Source address.
-    pub src: IpAddr,
-    /// Destination address.
-    pub dst: IpAddr,
+    /// Source address, if it has one.
+    pub src: Option<IpAddr>,
+    /// Destination address, or that which is asked for; if it has one.
+    pub dst: Option<IpAddr>,
     /// Whether it leaves by a port.
     pub forwarded: bool,
     /// Slug of the reason it was dropped for, or would have been.
@@ -161,7 +187,7 @@ pub struct RulePart {
 /// If there is no such frame.
 pub fn trace(policy: &Arc<Policy>, question: &Question<'_>) -> Result<Trace, TraceError> {
     let route = Route::find(policy, question)?;
-    let frame = frame(&route, question.service, question.begins)?;
+    let frame = frame(&route, question.what, question.begins)?;
     let mut story = Story { policy, route: &route, steps: Vec::new() };
     story.receive(&frame);
     let headers = match extract(&frame, route.ingress.port) {
@@ -175,8 +201,14 @@ pub fn trace(policy: &Arc<Policy>, question: &Question<'_>) -> Result<Trace, Tra
 
     let mut pipeline = Pipeline::new(Arc::clone(policy));
     let verdict = pipeline.judge(&headers, frame.len(), Nanos::default());
-    story.tell("Connections::lookup", ["no connection yet: this is a first frame".into()]);
-    story.tell("FlowCache::lookup", ["nothing cached for it".into()]);
+    if is_conversation(&headers) {
+        let connection = match headers.kind {
+            Kind::NonIp => "none: only IP has connections",
+            _ => "no connection yet: this is a first frame",
+        };
+        story.tell("Connections::lookup", [connection.into()]);
+        story.tell("FlowCache::lookup", ["nothing cached for it".into()]);
+    }
     let rules = story.upcall(&headers, &verdict);
     let receivers = match verdict.action {
         Action::Forward(port) => vec![port],
@@ -194,6 +226,7 @@ struct Route<'p> {
     ingress: &'p Workload,
     from: String,
     to: String,
+    /// Without addresses, unspecified ones.
     ends: Ends,
     /// VLAN tag on the ingress port's wire.
     tag: Option<u16>,
@@ -257,10 +290,13 @@ impl<'p> Route<'p> {
         let from = Named::find(policy, question.from)?;
         let to = Named::find(policy, question.to)?;
         let (ingress, egress) = (from.via(policy, to)?, to.via(policy, from)?);
-        let (src, dst) = family(from, to, question).ok_or_else(|| TraceError::NoFamily {
-            from: question.from.to_owned(),
-            to: question.to.to_owned(),
-        })?;
+        let (src, dst) = match question.what {
+            What::EtherType(_) => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()),
+            _ => family(from, to, question).ok_or_else(|| TraceError::NoFamily {
+                from: question.from.to_owned(),
+                to: question.to.to_owned(),
+            })?,
+        };
         let vlan = shared_vlan(ingress, egress);
         let tag = match &ingress.vlan {
             VlanMode::Access(_) => None,
@@ -279,10 +315,10 @@ impl<'p> Route<'p> {
 
 /// A pair of addresses of one family that the service can be spoken in.
 fn family(from: Named<'_>, to: Named<'_>, question: &Question<'_>) -> Option<(IpAddr, IpAddr)> {
-    let only = match *question.service {
-        Service::Icmp { protocol: ICMP, .. } => Some(true),
-        Service::Icmp { .. } => Some(false),
-        _ => None,
+    let only = match question.what {
+        What::Arp | What::Service(Service::Icmp { protocol: ICMP, .. }) => Some(true),
+        What::Nd | What::Service(Service::Icmp { .. }) => Some(false),
+        What::EtherType(_) | What::Service(_) => None,
     };
     let both = |v4| Some((from.address(v4)?, to.address(v4)?));
     let wanted = |v4: &bool| [only, question.v4].into_iter().flatten().all(|one| one == *v4);
@@ -300,11 +336,27 @@ fn shared_vlan(a: &Workload, b: &Workload) -> Option<u16> {
     vlans(a).into_iter().find(|vlan| others.contains(vlan))
 }
 
+/// The frame that is followed.
+fn frame(route: &Route<'_>, what: What, begins: Beginning) -> Result<Vec<u8>, TraceError> {
+    let Ends { eth_src, eth_dst, src, dst } = route.ends;
+    let frame = match (what, src, dst) {
+        (What::Service(service), ..) => first_frame(route.ends, &service, begins)?,
+        (What::Arp, IpAddr::V4(src), IpAddr::V4(dst)) => build::arp_request(eth_src, src, dst),
+        (What::Nd, IpAddr::V6(src), IpAddr::V6(dst)) => {
+            build::neighbor_solicitation(eth_src, src, dst)
+        }
+        (What::EtherType(number), ..) => build::ethernet(eth_src, eth_dst, number, b"firedoor"),
+        (What::Arp | What::Nd, ..) => {
+            return Err(TraceError::NoFamily { from: route.from.clone(), to: route.to.clone() });
+        }
+    };
+    Ok(build::tagged(frame, route.tag.as_slice()))
+}
+
 /// The first frame of a conversation.
-fn frame(route: &Route<'_>, service: &Service, begins: Beginning) -> Result<Vec<u8>, TraceError> {
-    let ends = route.ends;
+fn first_frame(ends: Ends, service: &Service, begins: Beginning) -> Result<Vec<u8>, TraceError> {
     let Beginning { source_port, flags } = begins;
-    let frame = match *service {
+    Ok(match *service {
         Service::Ports { protocol: TCP, first, .. } => build::tcp(ends, source_port, first, flags),
         Service::Ports { protocol: UDP, first, .. } => build::udp(ends, source_port, first, &[]),
         Service::Ports { protocol: SCTP, first, .. } => build::sctp(ends, source_port, first, &[]),
@@ -321,8 +373,7 @@ fn frame(route: &Route<'_>, service: &Service, begins: Beginning) -> Result<Vec<
         Service::Protocol(protocol) | Service::Ports { protocol, .. } => {
             build::ip(ends, protocol, b"firedoor")
         }
-    };
-    Ok(build::tagged(frame, route.tag.as_slice()))
+    })
 }
 
 /// The steps, as they are told.
@@ -346,10 +397,18 @@ impl Story<'_> {
 
     fn extract(&mut self, headers: &Headers) {
         let key = &headers.key;
-        let service = service::conversation_text(key.protocol, key.dst_port);
-        let addresses = format!("{service} from {} to {}", key.src_addr(), key.dst_addr());
+        let Ends { src, dst, .. } = self.route.ends;
+        let what = match headers.kind {
+            Kind::NonIp => format!("ethertype {}", condition::ether_type_text(key.ether_type)),
+            Kind::Arp { .. } => format!("arp: {src} asks who has {dst}"),
+            Kind::Nd(_) => format!("neighbour solicitation: {src} asks who has {dst}"),
+            _ => {
+                let service = service::conversation_text(key.protocol, key.dst_port);
+                format!("{service} from {src} to {dst}")
+            }
+        };
         let macs = format!("{} to {}", key.eth_src, key.eth_dst);
-        self.tell("extract", [addresses, macs]);
+        self.tell("extract", [what, macs]);
     }
 
     /// What the slow path consulted, and every rule's part if it asked the ACL.
@@ -368,9 +427,12 @@ impl Story<'_> {
         }
         let key = &headers.key;
         let from = self.tag_of(policy.owner(key.src).0, self.route.ingress);
-        let to = policy.fixed(key.eth_dst).and_then(|port| policy.port(port));
+        let receiver = policy.fixed(key.eth_dst).and_then(|port| policy.port(port));
         facts.push(format!("source tag {}: {}", from.0, policy.name_of(from)));
-        facts.push(match to {
+        facts.push(match receiver {
+            _ if !is_conversation(headers) => "a question for a MAC address: it goes to whoever \
+                has the address, else to the routers of the VLAN, whatever rules say"
+                .into(),
             Some(to) => format!("destination MAC is {}'s, port {}", to.name, to.port),
             None => "destination MAC is not known: to the routers of the VLAN".into(),
         });
@@ -381,9 +443,14 @@ impl Story<'_> {
             self.tell("upcall", facts);
             return Vec::new();
         }
-        let to = match policy.owner(key.dst).0 {
-            Owner::Workload(_, tag) | Owner::Outside(tag) => tag,
-            Owner::Unspecified => policy.snapshot().world,
+        if !is_conversation(headers) {
+            self.tell("upcall", facts);
+            return Vec::new();
+        }
+        let to = match (policy.owner(key.dst).0, receiver) {
+            (_, Some(receiver)) if headers.kind == Kind::NonIp => receiver.tag,
+            (Owner::Workload(_, tag) | Owner::Outside(tag), _) => tag,
+            (Owner::Unspecified, _) => policy.snapshot().world,
         };
         facts.push(format!("destination tag {}: {}", to.0, policy.name_of(to)));
         let conversation = Conversation {
@@ -451,12 +518,13 @@ impl Story<'_> {
 
     fn end(self, question: &Question<'_>, verdict: &Verdict, rules: Vec<RulePart>) -> Trace {
         let Ends { src, dst, .. } = self.route.ends;
+        let has_addresses = !matches!(question.what, What::EtherType(_));
         Trace {
             from: self.route.from.clone(),
             to: self.route.to.clone(),
-            service: service::text(question.service),
-            src,
-            dst,
+            service: question.what.text(),
+            src: has_addresses.then_some(src),
+            dst: has_addresses.then_some(dst),
             forwarded: verdict.is_forwarded(),
             reason: verdict.denied().map(DropReason::slug),
             cause: self.policy.rule_name(verdict.cause).to_owned(),

@@ -10,7 +10,7 @@ use firedoor_classifier::snapshot::{Service, Services};
 use firedoor_control::compile::compile;
 use firedoor_control::connectivity::{Allowed, Pair, connectivity};
 use firedoor_control::service;
-use firedoor_control::trace::{Beginning, Question, TraceError, trace};
+use firedoor_control::trace::{Beginning, Question, TraceError, What, trace};
 use jiff::civil::date;
 
 const CONFIGS: [&str; 3] = ["three-tier", "two-vms", "dual-stack"];
@@ -188,7 +188,8 @@ fn a_followed_frame_meets_what_the_policy_says() {
                 let service = &services[0];
                 for v4 in [true, false] {
                     let begins = Beginning::default();
-                    let question = Question { from, to, service, v4: Some(v4), begins };
+                    let what = What::Service(*service);
+                    let question = Question { from, to, what, v4: Some(v4), begins };
                     let followed_frame = match trace(&policy, &question) {
                         Ok(trace) => trace,
                         Err(TraceError::NoFamily { .. } | TraceError::NoRouter { .. }) => continue,
@@ -223,5 +224,40 @@ fn holds(allowed: &str, probe: &Service) -> bool {
     match service::parse(allowed).expect("these configs allow what a config can say") {
         Services::Any => true,
         Services::Only(services) => services.iter().any(|s| s.matches(protocol, dst_port)),
+    }
+}
+
+#[test]
+fn frames_without_a_service_are_followed_too() {
+    let workload = |name: &str, n: u8| {
+        format!(
+            "[[workload]]\nname = \"{name}\"\nkind = \"container\"\nlabels = {{ app = \"{name}\" }}\n\
+             ip = [\"10.0.0.{n}/24\", \"fd00::{n}/64\"]\n"
+        )
+    };
+    let text = format!(
+        "[switch]\nname = \"test\"\n{}{}[[rule]]\nname = \"field-bus\"\nfrom = {{ app = \"web\" }}\n\
+         to = {{ app = \"api\" }}\nethertype = \"0x88b5\"\naction = \"allow\"\n",
+        workload("web", 1),
+        workload("api", 2),
+    );
+    let compiled = compile("test.toml", &text, None, date(2026, 6, 1)).expect("it compiles");
+    let policy = Arc::new(Policy::build(compiled.snapshot).expect("a compiled snapshot"));
+    let follow = |from, to, what| {
+        let question = Question { from, to, what, v4: None, begins: Beginning::default() };
+        let trace = trace(&policy, &question).expect("there is such a frame");
+        (trace.service, trace.src.is_some(), trace.forwarded, trace.reason, trace.cause)
+    };
+    let of_bus = What::EtherType(0x88b5);
+    let bus = "ethertype/0x88b5".to_owned();
+    assert_eq!(follow("web", "api", of_bus), (bus.clone(), false, true, None, "field-bus".into()));
+    let denied = (bus, false, false, Some("default-deny"), "default".into());
+    assert_eq!(follow("api", "web", of_bus), denied);
+    let (_, _, forwarded, reason, _) = follow("web", "api", What::EtherType(0x88cc));
+    assert_eq!((forwarded, reason), (false, Some("unknown-ethertype")));
+    // Whatever rules say: who is asked for a MAC address gives nothing else away.
+    for (what, text) in [(What::Arp, "arp"), (What::Nd, "nd")] {
+        let found = (text.to_owned(), true, true, None, "switch".into());
+        assert_eq!(follow("api", "web", what), found);
     }
 }

@@ -1,8 +1,6 @@
 //! A large policy, from the text of a config to a policy that judges: 100,000 rules and 10,000 groups in
 //! a release build, a fiftieth of that in a debug build.
 
-use std::fmt::Write;
-
 use firedoor_api::dataplane::Request;
 use firedoor_api::{Decoder, encode};
 use firedoor_classifier::acl::{Conversation, Memo, Opening};
@@ -15,56 +13,19 @@ use firedoor_control::intent::MAX_TEXT;
 use firedoor_control::lint::lint;
 use jiff::civil::date;
 
-const SCALE: usize = if cfg!(debug_assertions) { 50 } else { 1 };
-const RULES: usize = 100_000 / SCALE;
-const GROUPS: usize = 10_000 / SCALE;
-const WORKLOADS: usize = 1_000 / SCALE;
+#[path = "../../tools/bench/src/policy/scale.rs"]
+mod scale;
+
+use scale::Scale;
+
+const PART: usize = if cfg!(debug_assertions) { 50 } else { 1 };
+const RULES: usize = 100_000 / PART;
+const GROUPS: usize = 10_000 / PART;
+const WORKLOADS: usize = 1_000 / PART;
 const APPS: usize = 20;
 
 fn config() -> String {
-    let mut text = String::from(
-        "[switch]\nname = \"scale\"\n\n[[workload]]\nname = \"uplink\"\nkind = \"external\"\n\
-         ifname = \"eth1\"\nrouter = true\n",
-    );
-    for n in 0..WORKLOADS {
-        let app = n % APPS;
-        writeln!(
-            text,
-            "\n[[workload]]\nname = \"w{n}\"\nkind = \"container\"\nlabels = {{ app = \"a{app}\" }}\n\
-             ip = \"10.{}.{}.1/8\"",
-            n >> 8,
-            n & 255
-        )
-        .expect("a string takes everything");
-    }
-    for n in 0..GROUPS {
-        let (high, low) = (n >> 8, n & 255);
-        writeln!(
-            text,
-            "\n[[group]]\nname = \"g{n}\"\ncidr = [\"100.{}.{low}.0/24\", \"2001:db8:{n:x}::/48\"]\n\
-             except = \"100.{}.{low}.128/25\"",
-            64 + high,
-            64 + high
-        )
-        .expect("a string takes everything");
-    }
-    for n in 0..RULES {
-        let (group, app, port) = (n % GROUPS, n % APPS, port(n));
-        writeln!(
-            text,
-            "\n[[rule]]\nname = \"r{n}\"\nfrom = {{ group = \"g{group}\" }}\nto = {{ app = \"a{app}\" }}\n\
-             service = \"tcp/{port}\"\naction = \"allow\"\nowner = \"team-{app}\""
-        )
-        .expect("a string takes everything");
-    }
-    text
-}
-
-/// Rules after which the same come again.
-const PERIOD: usize = 60_000;
-
-fn port(rule: usize) -> u16 {
-    1 + (rule % PERIOD) as u16
+    Scale { rules: RULES, groups: GROUPS, workloads: WORKLOADS, apps: APPS }.config()
 }
 
 #[test]
@@ -88,13 +49,13 @@ fn a_hundred_thousand_rules_become_a_policy() {
                 from,
                 to,
                 protocol: 6,
-                dst_port: port(rule),
+                dst_port: Scale::port(rule),
                 opening: Opening::COMMON,
             };
             let judgement = policy.acl().judge(&conversation, &mut Memo::default());
             assert_eq!(judgement.action == RuleAction::Allow, allowed, "rule {rule}, host {host}");
             if allowed {
-                assert_eq!(policy.rule_name(judgement.cause), format!("r{}", rule % PERIOD));
+                assert_eq!(policy.rule_name(judgement.cause), format!("r{}", rule % Scale::PERIOD));
             }
         }
     }
@@ -105,7 +66,7 @@ fn among_a_hundred_thousand_rules_the_shadowed_ones_are_found() {
     let findings = lint("scale.toml", &config(), date(2026, 6, 1));
     let findings = findings.unwrap_or_else(|errors| panic!("{errors}"));
     assert!(findings.iter().all(|finding| finding.code == "shadowed"), "{:?}", findings.first());
-    assert_eq!(findings.len(), RULES.saturating_sub(PERIOD));
+    assert_eq!(findings.len(), RULES.saturating_sub(Scale::PERIOD));
 }
 
 /// A snapshot as it arrives at the data plane.

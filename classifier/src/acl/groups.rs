@@ -159,24 +159,39 @@ impl Groups {
     }
 
     fn create(&mut self, from: u32, to: u32, first: Lane) -> u32 {
+        let lane = &[first];
+        let has_terms = first.terms != Terms::NONE;
+        let terms = if has_terms { vec![TermBlock::of(lane)] } else { Vec::new() };
+        let (blocks, with_terms) = (vec![Block::of(lane)], terms.len());
+        self.seat(Group { from, to, at: 0, blocks, terms, len: 1, with_terms })
+    }
+
+    /// Gives a group its number, and lets it be found.
+    fn seat(&mut self, group: Group) -> u32 {
+        let (from, to) = (group.from, group.to);
         let number = self.free.pop().unwrap_or(self.groups.len() as u32);
         if self.by_source.len() <= from as usize {
             self.by_source.resize(from as usize + 1, Vec::new());
         }
         let partners = &mut self.by_source[from as usize];
-        let at = partners.len() as u32;
+        let group = Group { at: partners.len() as u32, ..group };
         partners.push((to, number));
         self.by_pair.insert((from, to), number);
-        let lane = &[first];
-        let has_terms = first.terms != Terms::NONE;
-        let terms = if has_terms { vec![TermBlock::of(lane)] } else { Vec::new() };
-        let (blocks, with_terms) = (vec![Block::of(lane)], terms.len());
-        let group = Group { from, to, at, blocks, terms, len: 1, with_terms };
         match self.groups.get_mut(number as usize) {
             Some(freed) => *freed = group,
             None => self.groups.push(group),
         }
         number
+    }
+
+    /// Goes over to other numbers of selectors: those at the place of the old ones. Groups are numbered
+    /// anew, too.
+    pub(super) fn renumber(&mut self, from: &[u32], to: &[u32]) {
+        let groups = std::mem::take(self).groups;
+        for group in groups.into_iter().filter(|group| !group.blocks.is_empty()) {
+            let (from, to) = (from[group.from as usize], to[group.to as usize]);
+            self.seat(Group { from, to, ..group });
+        }
     }
 
     /// Takes a rule out of its group; see [`Groups::insert`].

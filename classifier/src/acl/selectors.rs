@@ -7,6 +7,9 @@
 //!
 //! With prefixes as tags, the class of an address is the longest prefix that a rule names on this
 //! side, and its selectors are the prefixes around that one.
+//!
+//! Selectors that no rule names any more, and classes that no tag is in, are left where they are until
+//! there are more of them than of others. Then all are numbered anew.
 
 use hashbrown::{HashMap, HashTable};
 
@@ -20,6 +23,10 @@ pub(super) const ANY: u32 = 0;
 pub(super) struct Selectors {
     /// The tags of each selector; of [`ANY`], none.
     sets: Vec<Box<[Tag]>>,
+    /// How many rules name each.
+    uses: Vec<u32>,
+    /// Selectors but [`ANY`] that none names.
+    unused: usize,
     by_set: HashTable<u32>,
     /// The selectors of each class, ascending.
     classes: Vec<Box<[u32]>>,
@@ -32,19 +39,37 @@ impl Selectors {
     /// The class of a tag that no set has.
     const OTHERS: u32 = 0;
 
+    /// What there may be of no use before it is worth an effort.
+    const SLACK: usize = if cfg!(test) { 0 } else { 1_024 };
+
     /// The selectors of all these sets, and the number of each set's.
     pub(super) fn new<'a>(sets: impl Iterator<Item = &'a TagSet>) -> (Self, Vec<u32>) {
         let mut selectors = Self {
             sets: vec![Box::default()],
+            uses: vec![0],
+            unused: 0,
             by_set: HashTable::new(),
             classes: Vec::new(),
             by_selectors: HashMap::new(),
             of_tag: Vec::new(),
         };
-        selectors.class(&[ANY]);
-        let numbers = sets.map(|set| selectors.intern(set).0).collect();
+        let mut number = |set: &TagSet| {
+            let (number, _) = selectors.intern(set);
+            selectors.uses[number as usize] += 1;
+            number
+        };
+        let numbers = sets.map(&mut number).collect();
+        selectors.classify();
+        (selectors, numbers)
+    }
+
+    /// Finds every tag's class.
+    fn classify(&mut self) {
+        self.classes.clear();
+        self.by_selectors.clear();
+        self.class(&[ANY]);
         let mut lists: Vec<Vec<u32>> = Vec::new();
-        for (number, set) in selectors.sets.iter().enumerate() {
+        for (number, set) in self.sets.iter().enumerate() {
             for &Tag(tag) in set {
                 if lists.len() <= tag as usize {
                     lists.resize(tag as usize + 1, vec![ANY]);
@@ -52,8 +77,7 @@ impl Selectors {
                 lists[tag as usize].push(number as u32);
             }
         }
-        selectors.of_tag = lists.iter().map(|list| selectors.class(list)).collect();
-        (selectors, numbers)
+        self.of_tag = lists.iter().map(|list| self.class(list)).collect();
     }
 
     /// The number of this set's selector, which is new if nobody named the set before. Cost: compares
@@ -63,7 +87,41 @@ impl Selectors {
         if is_new {
             self.reclassify(number);
         }
+        let uses = &mut self.uses[number as usize];
+        self.unused -= usize::from(!is_new && number != ANY && *uses == 0);
+        *uses += 1;
         number
+    }
+
+    /// One rule less names a selector.
+    pub(super) fn release(&mut self, number: u32) {
+        let uses = &mut self.uses[number as usize];
+        *uses -= 1;
+        self.unused += usize::from(number != ANY && *uses == 0);
+    }
+
+    /// Whether more is of no use than is.
+    pub(super) fn is_untidy(&self) -> bool {
+        2 * self.unused > self.sets.len() + Self::SLACK
+            || self.classes.len() > 2 * self.of_tag.len() + 1 + Self::SLACK
+    }
+
+    /// Forgets what is of no use. Returns the new number of each selector that some rule names.
+    pub(super) fn tidy(&mut self) -> Vec<u32> {
+        let mut numbers = vec![ANY; self.sets.len()];
+        let (sets, uses) = (std::mem::take(&mut self.sets), std::mem::take(&mut self.uses));
+        self.by_set.clear();
+        for ((set, uses), number) in sets.into_iter().zip(uses).zip(&mut numbers) {
+            // The first, of all tags, stays the first.
+            if uses > 0 || self.sets.is_empty() {
+                *number = self.sets.len() as u32;
+                self.uses.push(uses);
+                self.push(set);
+            }
+        }
+        self.unused = 0;
+        self.classify();
+        numbers
     }
 
     /// Every tag of a new selector moves to the class that has it too.
@@ -94,9 +152,21 @@ impl Selectors {
             return (number, false);
         }
         let number = sets.len() as u32;
-        sets.push(tags.clone().into_boxed_slice());
-        by_set.insert_unique(hash(tags), number, |&number| hash(&sets[number as usize]));
+        self.uses.push(0);
+        self.push(tags.clone().into_boxed_slice());
         (number, true)
+    }
+
+    /// Adds a selector, by its tags.
+    fn push(&mut self, tags: Box<[Tag]>) {
+        let Self { sets, by_set, .. } = self;
+        let number = sets.len() as u32;
+        let is_any = number == ANY;
+        sets.push(tags);
+        if !is_any {
+            let hash_of = |number: u32| hash(&sets[number as usize]);
+            by_set.insert_unique(hash_of(number), number, |&number| hash_of(number));
+        }
     }
 
     /// The class of these selectors.
@@ -132,6 +202,7 @@ impl Selectors {
         let classes: usize = self.classes.iter().map(|class| size_of_val(&**class)).sum();
         let list = size_of::<Box<[u32]>>();
         sets + self.sets.capacity() * list
+            + self.uses.capacity() * size_of::<u32>()
             + self.by_set.capacity() * size_of::<u32>()
             + 2 * (classes + self.classes.capacity() * list)
             + self.of_tag.capacity() * size_of::<u32>()

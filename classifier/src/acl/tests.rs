@@ -380,3 +380,29 @@ fn the_memo_is_bounded() {
     assert!(memo.len() > 1_000);
     assert!(memo.len() <= Memo::MAX_PAIRS);
 }
+
+#[test]
+fn rules_that_come_and_go_leave_nothing_behind() {
+    const RULES: usize = 50;
+    let changes = if cfg!(debug_assertions) { 4_000 } else { 1_000_000 };
+    // As good as random, and never the same again.
+    let set = |seed: u64| {
+        let bits = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24;
+        TagSet::Only((0..40).filter(|tag| bits >> tag & 1 != 0).map(Tag).collect())
+    };
+    let mut acl = acl_of(Vec::new());
+    let mut live = VecDeque::new();
+    let (mut at_first, mut at_last) = (0, 0);
+    for change in 0..changes {
+        let one = rule("", RuleAction::Allow, 0, 0, tcp(80));
+        live.push_back(
+            acl.insert(&Rule { from: set(2 * change), to: set(2 * change + 1), ..one }, None),
+        );
+        if live.len() > RULES {
+            assert!(live.pop_front().is_some_and(|oldest| acl.remove(oldest)));
+        }
+        let most = if change < changes / 2 { &mut at_first } else { &mut at_last };
+        *most = acl.bytes().max(*most);
+    }
+    assert!(at_last <= at_first + at_first / 8, "{at_first} bytes, then {at_last}");
+}

@@ -108,7 +108,8 @@ pub(crate) struct TraceArgs {
     /// The workload, or the address outside the switch, that it sends to
     #[arg(long, value_name = "WORKLOAD|ADDRESS")]
     pub(crate) to: String,
-    /// The service, as tcp/8080, udp/53, icmp/echo, icmp6/echo or ip/47
+    /// The service, as tcp/8080, udp/53, icmp/echo, icmp6/echo or ip/47; ethertype/0x88b5 for a frame
+    /// that is not IP; arp or nd for the question who has the address
     pub(crate) service: String,
     /// Judge by this config instead of the running switch's policy
     #[arg(long, value_name = "CONFIG", conflicts_with = "switch")]
@@ -400,6 +401,7 @@ pub(crate) struct PolicyLintArgs {
 #[command(after_help = "Example: sudo firedoor bench compare --quick")]
 pub(crate) enum BenchCommand {
     Classify(BenchClassifyArgs),
+    Policy(BenchPolicyArgs),
     Flows(BenchFlowsArgs),
     Compare(BenchCompareArgs),
     Traffic(BenchTrafficArgs),
@@ -465,6 +467,19 @@ pub(crate) struct BenchClassifyArgs {
     /// Write the headers and the first rule that matches each, for other programs
     #[arg(long, value_name = "FILE")]
     pub(crate) write_trace: Option<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Takes a large policy from its text into force, and says how long each step takes.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: firedoor bench policy --rules 100000")]
+pub(crate) struct BenchPolicyArgs {
+    /// Rules; with each ten there is a group of addresses, and a workload up to a thousand
+    #[arg(long, value_name = "N", default_value_t = 100_000,
+        value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    pub(crate) rules: u32,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -57,6 +57,7 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Classify(args)) => commands::bench::classify::run(args, out),
         Command::Bench(BenchCommand::Flows(args)) => commands::bench::flows::run(args, out),
         Command::Bench(BenchCommand::Compare(args)) => commands::bench::compare::run(args, out),
+        Command::Bench(BenchCommand::Policy(args)) => commands::bench::policy::run(args, out),
         Command::Bench(BenchCommand::Replay(args)) => commands::bench::replay::run(args, out),
         Command::Bench(BenchCommand::Traffic(args)) => commands::bench::traffic::run(args, out),
         Command::Bench(BenchCommand::Tse(args)) => commands::bench::tse::run(args, out),
@@ -71,6 +72,7 @@ fn measures_in_process(command: &Command) -> bool {
     match command {
         BenchCommand::Classify(_)
         | BenchCommand::Flows(_)
+        | BenchCommand::Policy(_)
         | BenchCommand::Replay(_)
         | BenchCommand::Tse(_) => true,
         BenchCommand::Compare(_) | BenchCommand::Traffic(_) => false,

@@ -87,6 +87,11 @@ fn trace_exits_by_the_verdict() {
     );
     let by_address = trace("web", "fd00:10::20", "tcp/8080");
     assert_eq!(json(&by_address)["dst"], "fd00:10::20", "an address is meant as it is given");
+    let question = trace("web", "api", "arp");
+    assert_eq!((code(&question), &json(&question)["dst"]), (Some(0), &"10.10.0.20".into()));
+    let bus = trace("web", "api", "ethertype/0x88b5");
+    assert_eq!((code(&bus), &json(&bus)["reason"]), (Some(1), &"unknown-ethertype".into()));
+    assert_eq!(code(&trace("web", "api", "ethertype/ipv4")), Some(2));
     assert_eq!(code(&trace("web", "nobody", "tcp/1")), Some(2));
     assert_eq!(code(&trace("web", "api", "tcp/1-2")), Some(2));
 }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use firedoor_classifier::snapshot::{Mode, RuleAction, Service, Services};
+use firedoor_control::condition;
 use firedoor_control::service::{self, ServiceError};
-use firedoor_control::trace::{Beginning, Question, RulePart, Trace, trace};
+use firedoor_control::trace::{Beginning, Question, RulePart, Trace, What, trace};
 
 use super::source;
 use crate::args::{Family, TraceArgs};
@@ -16,12 +17,12 @@ use crate::output::{Cell, NO, Output, Table, Tone, YES};
 
 pub(crate) fn run(args: &TraceArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let policy = Arc::new(source::policy(args.config.as_deref(), &args.switch, out)?);
-    let service = one_service(&args.service)?;
+    let what = what(&args.service)?;
     let common = Beginning::default();
     let question = Question {
         from: &args.from,
         to: &args.to,
-        service: &service,
+        what,
         v4: args.family.map(|family| family == Family::V4),
         begins: Beginning {
             source_port: args.source_port.unwrap_or(common.source_port),
@@ -38,6 +39,22 @@ pub(crate) fn run(args: &TraceArgs, out: &mut Output) -> anyhow::Result<ExitCode
         out.warn("forwarded only because the switch is not in enforce mode");
     }
     Ok(if trace.forwarded { YES } else { NO })
+}
+
+/// What a single frame is.
+fn what(text: &str) -> anyhow::Result<What> {
+    match (text, text.strip_prefix("ethertype/")) {
+        ("arp", _) => Ok(What::Arp),
+        ("nd", _) => Ok(What::Nd),
+        (_, Some(number)) => match condition::ether_type(number) {
+            Ok(number) if condition::is_ip(number) => {
+                bail!("what a frame of {text} begins is a service: choose one, as tcp/8080")
+            }
+            Ok(number) => Ok(What::EtherType(number)),
+            Err(error) => bail!("{text:?} is not a frame: {error}: {}", error.help()),
+        },
+        (_, None) => Ok(What::Service(one_service(text)?)),
+    }
 }
 
 /// The service of a single frame.
@@ -59,7 +76,10 @@ fn one_service(text: &str) -> anyhow::Result<Service> {
 fn show(trace: &Trace, out: &mut Output) -> anyhow::Result<()> {
     let Trace { from, to, service, src, dst, .. } = trace;
     let title = out.paint(Tone::Strong, format_args!("{service} from {from} to {to}"));
-    writeln!(out, "{title}  {src} to {dst}\n")?;
+    match (src, dst) {
+        (Some(src), Some(dst)) => writeln!(out, "{title}  {src} to {dst}\n")?,
+        _ => writeln!(out, "{title}\n")?,
+    }
 
     let width = trace.steps.iter().map(|step| step.step.len()).max().unwrap_or_default();
     for (number, step) in (1..).zip(&trace.steps) {
