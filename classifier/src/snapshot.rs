@@ -89,7 +89,7 @@ pub struct Settings {
     pub max_connections: u32,
     /// Bound on those of them that frames of one port began.
     pub max_connections_per_port: u32,
-    /// Bound on directions of connections that the kernel forwards.
+    /// Bound on directions of connections that the kernel forwards. 0: it forwards nothing.
     pub express_flows: u32,
     /// Bound on flow cache entries per worker.
     pub max_flows: u32,

@@ -264,7 +264,7 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
         frames: frames(table).unwrap_or(default.frames),
         max_connections,
         express_flows: table
-            .number("express_flows", 2, 1 << 27)
+            .number("express_flows", 0, 1 << 27)
             .unwrap_or(max_connections.saturating_mul(2)),
         max_connections_per_port: table
             .number("max_connections_per_port", 1, max_connections)

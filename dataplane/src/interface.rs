@@ -45,8 +45,9 @@ impl Opener for Interfaces {
             match self.open_express(umem, lease, workload, pool) {
                 Ok(opened) => return Ok(opened),
                 Err(error) if is_missing(&error) => return Err(OpenFailure::Missing),
-                // Nobody asked for what the express lane does not carry.
-                Err(ExpressError::WrongKind { .. }) if workload.lane == Lane::Auto => {}
+                // Nobody asked for what the express lane does not carry, or for the lane at all.
+                Err(ExpressError::WrongKind { .. } | ExpressError::Off)
+                    if workload.lane == Lane::Auto => {}
                 Err(error) => notices
                     .push(format!("the switch lane carries it, because {}", with_sources(&error))),
             }

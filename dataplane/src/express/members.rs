@@ -64,7 +64,7 @@ pub struct Members {
     epoch: AtomicU64,
     /// Where the lane outlives the process, if it is to.
     pins: Option<PathBuf>,
-    /// Most flows that the kernel forwards.
+    /// Most flows that the kernel forwards. If it is none, there is no lane.
     capacity: AtomicU32,
     state: Mutex<State>,
 }
@@ -95,7 +95,8 @@ impl Members {
     pub fn resume(&self) -> Vec<Inherited> {
         let Some(pins) = &self.pins else { return Vec::new() };
         let mut state = self.state.lock();
-        match Lane::resume(pins) {
+        let is_wanted = self.capacity.load(Ordering::Relaxed) > 0;
+        match is_wanted.then(|| Lane::resume(pins)).flatten() {
             Some((lane, inherited)) => {
                 state.lane = Some(Arc::new(lane));
                 inherited
@@ -132,13 +133,16 @@ impl Members {
     /// The lane, which is loaded if this is the first time.
     ///
     /// # Errors
-    /// [`ExpressError::Load`].
+    /// [`ExpressError::Off`], [`ExpressError::Load`].
     pub fn lane(&self) -> Result<Arc<Lane>, ExpressError> {
         let mut state = self.state.lock();
         if let Some(lane) = &state.lane {
             return Ok(Arc::clone(lane));
         }
         let capacity = self.capacity.load(Ordering::Relaxed);
+        if capacity == 0 {
+            return Err(ExpressError::Off);
+        }
         let lane = Arc::new(Lane::load(capacity, self.pins.as_deref())?);
         lane.set_epoch(self.epoch.load(Ordering::SeqCst));
         lane.keep_open(FIRST);

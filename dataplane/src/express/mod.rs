@@ -77,6 +77,9 @@ pub(crate) struct Kernel {
 /// Why the express lane, or a port of it, cannot be had.
 #[derive(Debug, Error)]
 pub enum ExpressError {
+    /// Nobody wants the kernel to forward.
+    #[error("`express_flows` is 0")]
+    Off,
     /// The kernel does not take the program.
     #[error(
         "the kernel does not take the express lane's program; it needs Linux 5.12 with BPF, and \

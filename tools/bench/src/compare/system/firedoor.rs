@@ -24,6 +24,9 @@ const DEFAULT_CONNECTIONS: usize = 1 << 18;
 pub(super) struct Firedoor {
     name: &'static str,
     about: &'static str,
+    is_usual: bool,
+    /// Lines of the config's `[switch]` table.
+    settings: &'static str,
     /// As the config names it.
     lane: &'static str,
     /// Whether hosts are told to take frames that XDP redirects to them, as `firedoor lab` tells its
@@ -34,13 +37,27 @@ pub(super) struct Firedoor {
 pub(super) static SWITCH_LANE: Firedoor = Firedoor {
     name: "firedoor",
     about: "Firedoor's switch lane, one worker",
+    is_usual: true,
+    settings: "",
     lane: "switch",
     redirects: true,
+};
+
+/// What it costs to forward a frame that XDP does not redirect.
+pub(super) static SOCKETS: Firedoor = Firedoor {
+    name: "firedoor-sockets",
+    about: "Firedoor's switch lane, one worker; each frame passes its AF_XDP sockets",
+    is_usual: false,
+    settings: "express_flows = 0\n",
+    lane: "switch",
+    redirects: false,
 };
 
 pub(super) static EXPRESS_LANE: Firedoor = Firedoor {
     name: "firedoor-express",
     about: "Firedoor's express lane, one worker",
+    is_usual: true,
+    settings: "",
     lane: "express",
     redirects: false,
 };
@@ -58,6 +75,10 @@ impl System for Firedoor {
         Ok(env!("CARGO_PKG_VERSION").to_owned())
     }
 
+    fn is_usual(&self) -> bool {
+        self.is_usual
+    }
+
     fn takes_policy(&self) -> bool {
         true
     }
@@ -71,7 +92,7 @@ impl System for Firedoor {
             true => (2 * site.connections).next_power_of_two(),
             false => DEFAULT_CONNECTIONS,
         };
-        let settings = format!("max_connections = {connections}\n");
+        let settings = format!("max_connections = {connections}\n{}", self.settings);
         if self.redirects {
             site.topology.receive_redirected()?;
         }

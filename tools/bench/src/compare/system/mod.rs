@@ -29,6 +29,11 @@ pub trait System: Sync {
     /// What is missing, if it cannot run here.
     fn version(&self) -> Result<String, Missing>;
 
+    /// Whether it is measured unless others are asked for by name.
+    fn is_usual(&self) -> bool {
+        true
+    }
+
     /// Whether it judges by rules. One that does not is measured without.
     fn takes_policy(&self) -> bool {
         false
@@ -110,7 +115,7 @@ fn need(programs: &[(&'static str, &'static str)]) -> Result<(), Missing> {
 }
 
 /// Every system, in the order of the tables: what people use today, the floors, and Firedoor.
-pub static ALL: [&dyn System; 9] = [
+pub static ALL: [&dyn System; 10] = [
     &bridge::BRIDGE,
     &bridge::BRIDGE_NFT,
     &open_vswitch::OPEN_VSWITCH,
@@ -119,6 +124,7 @@ pub static ALL: [&dyn System; 9] = [
     &in_kernel::XDP,
     &in_kernel::TCX,
     &firedoor::SWITCH_LANE,
+    &firedoor::SOCKETS,
     &firedoor::EXPRESS_LANE,
 ];
 

@@ -91,7 +91,10 @@ fn systems(args: &BenchCompareArgs) -> anyhow::Result<Vec<&'static dyn System>> 
         }
         names.extend(systems.iter().map(|system| system.name()));
     }
-    let wanted = |system: &&dyn System| names.is_empty() || names.contains(&system.name());
+    let wanted = |system: &&dyn System| match names.is_empty() {
+        true => system.is_usual(),
+        false => names.contains(&system.name()),
+    };
     Ok(system::ALL.into_iter().filter(wanted).collect())
 }
 
