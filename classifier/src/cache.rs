@@ -259,6 +259,9 @@ impl FlowCache {
                 .map_or((None, 0), |(mask, hash)| (Some(mask), hash));
             count += 1;
         }
+        if probes[..count].iter().all(|(mask, _)| mask.is_none()) {
+            return hints.0.fill(None);
+        }
         for (hint, &(mask, hash)) in hints.0.iter_mut().zip(&probes[..count]) {
             *hint = mask.and_then(|mask| {
                 let position = self.candidates(hash).next()?;

@@ -67,6 +67,13 @@ impl Sum {
         Self(self.0 + lanes.iter().sum::<u64>() + pairs + odd)
     }
 
+    /// Adds the sixteen bytes of an address, as in [`FlowKey`](crate::FlowKey).
+    #[must_use]
+    pub fn address(self, address: u128) -> Self {
+        let halves = [(address >> 64) as u64, address as u64].map(u64::to_be);
+        Self(halves.into_iter().fold(self.0, |sum, half| sum + (half >> 32) + (half & 0xffff_ffff)))
+    }
+
     /// Adds one word.
     #[must_use]
     pub fn word(self, word: u16) -> Self {
@@ -99,11 +106,7 @@ impl Sum {
 /// IPv4-mapped addresses have the sum of the IPv4 ones: the word 0xffff that mapping adds is a zero
 /// to ones' complement.
 pub fn pseudo_header(src: u128, dst: u128, protocol: u8, len: u16) -> Sum {
-    Sum::default()
-        .bytes(&src.to_be_bytes())
-        .bytes(&dst.to_be_bytes())
-        .word(u16::from(protocol))
-        .word(len)
+    Sum::default().address(src).address(dst).word(u16::from(protocol)).word(len)
 }
 
 /// The checksum of a TCP, UDP, ICMP or ICMPv6 `message` between two addresses of one family, whose
@@ -212,6 +215,13 @@ mod tests {
         let mut completed = frame.to_vec();
         let changed = complete_partial(&mut completed, &headers);
         (changed, completed)
+    }
+
+    #[test]
+    fn an_address_is_its_bytes() {
+        let address = 0xfd00_1234_89ab_cdef_ffff_0000_0a0b_0c0d_u128;
+        let bytes = Sum::default().bytes(&address.to_be_bytes());
+        assert_eq!(Sum::default().address(address).folded(), bytes.folded());
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct WorkerCounters {
     pub sent: Counter,
     /// Frames received.
     pub received: Counter,
+    /// Frames that the kernel received in its stead, as last credited: up to a second late.
+    pub received_by_kernel: Counter,
     /// Partial checksums completed.
     pub checksums_completed: Counter,
     /// Denied frames given to the mirror.
@@ -77,6 +79,7 @@ impl Default for WorkerCounters {
             would_drops: std::array::from_fn(|_| Counter::default()),
             sent: Counter::default(),
             received: Counter::default(),
+            received_by_kernel: Counter::default(),
             checksums_completed: Counter::default(),
             mirrored: Counter::default(),
             mirror_lost: Counter::default(),

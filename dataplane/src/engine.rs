@@ -651,8 +651,9 @@ impl Engine {
         for counters in self.workers.iter().map(|worker| &worker.counters) {
             let pipeline = counters.pipeline();
             status.connections += counters.connections.get();
-            status.received += counters.received.get();
-            status.received_by.push(counters.received.get());
+            let received = counters.received.get();
+            status.received += received + counters.received_by_kernel.get();
+            status.received_by.push(received);
             status.sent += counters.sent.get();
             status.connection_hits += pipeline.connection_hits;
             status.cache_hits += pipeline.cache_hits;

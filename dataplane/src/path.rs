@@ -1,7 +1,7 @@
 //! The path of a frame, in eight steps.
 //!
 //! 1. [`Port::receive`](crate::port::Port::receive): rx ring to a batch of frames.
-//! 2. [`extract`]: bytes to headers; malformed, to a drop reason. [Fragments](crate::fragments) are
+//! 2. [`extract`](firedoor_classifier::extract::extract): bytes to headers; malformed, to a drop reason. [Fragments](crate::fragments) are
 //!    put in order, behind the first of their packet.
 //! 3. [`Connections::lookup`](firedoor_classifier::connections::Connections::lookup): the exact
 //!    entry, either direction.
@@ -19,7 +19,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use firedoor_classifier::checksum::complete_partial;
-use firedoor_classifier::extract::{Headers, Kind, extract};
+use firedoor_classifier::extract::{Headers, Kind, extract_into};
 use firedoor_classifier::reply::{MAX_REPLY, refuse};
 use firedoor_classifier::snapshot::Mode;
 use firedoor_classifier::verdict::{Action, DropGroup, Verdict};
@@ -67,7 +67,7 @@ pub struct Path {
 #[derive(Debug, Default)]
 pub struct Burst {
     frames: Vec<Frame>,
-    /// Those of the frame at the same position.
+    /// Those of the frame at the same position. Beyond them are old ones, to be written over.
     headers: Vec<Headers>,
     /// Who judges it; nobody's, if there is one worker.
     owners: Vec<u16>,
@@ -112,20 +112,17 @@ impl Path {
 
     /// Step 2: reads the headers. `errand` is why the frame was handed over, if it was.
     fn read(&mut self, ingress: PortId, frame: Frame, errand: Option<Errand>, now: Nanos) {
-        let extracted = extract(self.pool.umem().bytes(&frame), ingress);
-        // Borrowed, not moved: headers are larger than what it takes to read them.
-        let headers = match &extracted {
-            Ok(headers) => headers,
-            Err(reason) => {
-                let key = FlowKey { ingress, ..FlowKey::default() };
-                self.record_denial(&frame, &key, &Verdict::drop(*reason), now);
-                return self.pool.give(frame);
-            }
-        };
-        if headers.fragment.is_some() && errand != Some(Errand::JudgeInOrder) {
-            return self.order(frame, headers, now);
+        let headers = self.burst.next();
+        if let Err(reason) = extract_into(self.pool.umem().bytes(&frame), ingress, headers) {
+            let key = FlowKey { ingress, ..FlowKey::default() };
+            self.record_denial(&frame, &key, &Verdict::drop(reason), now);
+            return self.pool.give(frame);
         }
-        self.burst.push(frame, headers);
+        if headers.fragment.is_some() && errand != Some(Errand::JudgeInOrder) {
+            let headers = *headers;
+            return self.order(frame, &headers, now);
+        }
+        self.burst.frames.push(frame);
     }
 
     /// Steps 3 to 6 for the frames that wait, one after the other. They are prepared together: so
@@ -134,13 +131,14 @@ impl Path {
     /// Those that another worker judges go there.
     fn judge_burst(&mut self, origin: Origin, now: Nanos) {
         let Burst { mut frames, mut headers, mut owners } = std::mem::take(&mut self.burst);
+        let burst = &mut headers[..frames.len()];
         self.refresh_offload(now);
-        self.pipeline.find_connections(&mut headers);
-        self.find_owners(&headers, origin, &mut owners);
+        self.pipeline.find_connections(burst);
+        self.find_owners(burst, origin, &mut owners);
         let me = self.peers.me();
         let owner_of = |at: usize| owners.get(at).copied().unwrap_or(me);
-        self.pipeline.find_flows(&headers, |at| owner_of(at) == me);
-        for (at, (frame, headers)) in frames.drain(..).zip(&headers).enumerate() {
+        self.pipeline.find_flows(burst, |at| owner_of(at) == me);
+        for (at, (frame, headers)) in frames.drain(..).zip(&*burst).enumerate() {
             let owner = owner_of(at);
             if owner == me {
                 self.judge(frame, headers, at, now);
@@ -150,7 +148,6 @@ impl Path {
                 self.hand(owner, Parcel { frame, port: headers.key.ingress, errand });
             }
         }
-        headers.clear();
         owners.clear();
         self.burst = Burst { frames, headers, owners };
     }
@@ -379,8 +376,18 @@ impl Path {
 
 impl Burst {
     pub(crate) fn push(&mut self, frame: Frame, headers: &Headers) {
+        *self.next() = *headers;
         self.frames.push(frame);
-        self.headers.push(*headers);
+    }
+
+    /// Where the next frame's headers go: into their place, since they are larger than what it takes to
+    /// read them.
+    fn next(&mut self) -> &mut Headers {
+        let at = self.frames.len();
+        if at == self.headers.len() {
+            self.headers.push(Headers::of_key(FlowKey::default()));
+        }
+        &mut self.headers[at]
     }
 
     fn is_full(&self) -> bool {

@@ -12,8 +12,15 @@ const PORT: PortId = PortId(3);
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x10);
 const OTHER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x20);
 
+/// Also in place of others, of which nothing is left.
 fn headers(frame: &[u8]) -> Headers {
-    extract(frame, PORT).unwrap_or_else(|reason| panic!("{reason:?}: {frame:02x?}"))
+    let headers = extract(frame, PORT).unwrap_or_else(|reason| panic!("{reason:?}: {frame:02x?}"));
+    for (name, other) in one_of_each() {
+        let mut place = extract(&other, PORT).unwrap_or(headers);
+        assert_eq!(extract_into(frame, PORT, &mut place), Ok(()));
+        assert_eq!(place, headers, "in place of {name}");
+    }
+    headers
 }
 
 fn reason(frame: &[u8]) -> Option<DropReason> {

@@ -74,7 +74,7 @@ pub struct Status {
     pub epoch: u64,
     /// Workers.
     pub workers: u16,
-    /// Of the frames received, those that each worker did.
+    /// Of the frames received, those that each worker did; the rest the kernel forwarded.
     pub received_by: Vec<u64>,
     /// Live connections.
     pub connections: u64,

@@ -519,7 +519,7 @@ impl Offload {
 impl Counts<'_> {
     /// Counts frames that the kernel dropped to empty the long way.
     fn add_drained(&self, flow: &Flow, frames: u64) {
-        self.counters.received.add(frames);
+        self.counters.received_by_kernel.add(frames);
         self.counters.dropped_many(DropReason::LaneChange, frames);
         if let Some(cells) = self.outbox.cells(flow.ingress) {
             cells.rx_frames.add(frames);
@@ -529,7 +529,7 @@ impl Counts<'_> {
 
     /// Counts frames as received and sent, whoever did it.
     fn add(&self, flow: &Flow, frames: u64, bytes: u64) {
-        self.counters.received.add(frames);
+        self.counters.received_by_kernel.add(frames);
         self.counters.sent.add(frames);
         if let Some(cells) = self.outbox.cells(flow.ingress) {
             cells.rx_frames.add(frames);

@@ -54,7 +54,7 @@ pub(crate) const TESTS: [(&str, Test); 19] = [
 ];
 
 /// How long the door stays open: longer than any test.
-pub(crate) const OPEN: Duration = Duration::from_secs(600);
+const OPEN: Duration = Duration::from_secs(600);
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -178,7 +178,7 @@ impl Scene {
     }
 }
 
-pub(crate) fn open(
+fn open(
     host: &mut Host,
     lane: &Lane,
     tag: u16,
