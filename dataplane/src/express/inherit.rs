@@ -99,9 +99,7 @@ impl Path {
             }
         }
     }
-}
 
-impl Path {
     /// Whether a connection that nobody owns yet is to be this worker's.
     fn takes_over(&mut self, headers: &Headers) -> bool {
         let Self { pipeline, peers, .. } = self;

@@ -54,7 +54,7 @@ pub(crate) const TESTS: [(&str, Test); 19] = [
 ];
 
 /// How long the door stays open: longer than any test.
-const OPEN: Duration = Duration::from_secs(600);
+pub(crate) const OPEN: Duration = Duration::from_secs(600);
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -178,7 +178,7 @@ impl Scene {
     }
 }
 
-fn open(
+pub(crate) fn open(
     host: &mut Host,
     lane: &Lane,
     tag: u16,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod express;
+mod guest;
 mod host;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -35,6 +36,7 @@ fn main() {
     let trials = TESTS
         .iter()
         .chain(&express::TESTS)
+        .chain(&guest::TESTS)
         .map(|(name, test)| {
             Trial::test(*name, move || host::run(test)).with_ignored_flag(obstacle.is_some())
         })

@@ -149,7 +149,11 @@ fn state(lab: &Fixture, workload: &str) -> Result<Option<PortState>, Failed> {
 }
 
 pub(crate) fn kill_hard(pid: u32) -> Shown {
-    Ok(kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?)
+    send(pid, Signal::SIGKILL)
+}
+
+pub(crate) fn send(pid: u32, signal: Signal) -> Shown {
+    Ok(kill(Pid::from_raw(i32::try_from(pid)?), signal)?)
 }
 
 fn control_killed() -> Shown {

@@ -12,9 +12,10 @@ use firedoor_classifier::snapshot::Lane;
 use firedoor_lab::netns::Netns;
 use firedoor_lab::probe::{Outcome, Responder, Service};
 use libtest_mimic::Failed;
+use nix::sys::signal::Signal;
 
 use crate::express::{ECHO, connect, connections, up};
-use crate::failure::{dataplane_pid, kill_hard, supervisor_pid};
+use crate::failure::{dataplane_pid, kill_hard, send, supervisor_pid};
 use crate::fixture::{Counted, Fixture, Stream, echoes, ensure, pair, printed, v4, wait_for};
 use crate::{Shown, Test};
 
@@ -24,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("express_flows_outlive_the_data_plane_and_are_judged_again", &[], outlive),
     ("express_flows_stop_when_no_data_plane_returns", &[], fail_closed),
     ("an_upgrade_takes_over_without_losing_an_express_frame", &[], upgrade),
+    ("an_upgrade_to_a_program_that_fails_leaves_the_switch_as_it_was", &[], upgrade_fails),
     ("a_switch_that_stops_leaves_nothing_pinned", &[], nothing_pinned),
 ];
 
@@ -179,6 +181,36 @@ fn upgrade() -> Shown {
     ensure!(heard == Outcome::Reachable, "afterwards, a new conversation heard {heard:?}");
     // The supervisor starts it again from the new program.
     kill_and_await(&lab)
+}
+
+/// The program that is to take over ends at once, before it has touched anything.
+fn upgrade_fails() -> Shown {
+    let lab = up("")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
+    let mut connection = settled(&lab)?;
+    let dialogue = Dialogue::start(&lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
+    let before = (dataplane_pid(&lab)?, lab.epoch()?);
+    let directory = tempfile::tempdir()?;
+    // `firedoor upgrade` names its own program to the supervisor, in this way.
+    let asked = lab.run_dir().upgrade();
+    for program in [Path::new("/bin/false"), &directory.path().join("missing")] {
+        std::fs::write(&asked, program.as_os_str().as_encoded_bytes())?;
+        send(supervisor_pid(&lab)?, Signal::SIGUSR1)?;
+        let mut told = String::new();
+        wait_for(Duration::from_secs(5), || {
+            told = std::fs::read_to_string(&asked)?;
+            Ok(told.starts_with("failed: "))
+        })?;
+        println!("{told}");
+        ensure!(told.starts_with("failed: "), "{} was not refused: {told}", program.display());
+    }
+    ensure!(echoes(&mut connection), "the connection is gone");
+    ensure!(before == (dataplane_pid(&lab)?, lab.epoch()?), "another data plane runs");
+    let counted = dialogue.end()?;
+    ensure!(counted.came == counted.sent, "some were lost: {counted:?}");
+    let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
+    ensure!(heard == Outcome::Reachable, "afterwards, a new conversation heard {heard:?}");
+    upgrade_once(&lab).map(drop)
 }
 
 fn fail_closed() -> Shown {

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use firedoor_api::dataplane::Flow;
+use firedoor_classifier::snapshot::Lane;
 use firedoor_lab::netns::Netns;
 use firedoor_lab::probe::{Responder, Service};
 use libtest_mimic::Failed;
@@ -62,7 +63,10 @@ impl Traffic {
         let streams = spawn(&lab.netns("a")?, "iperf3", &streams)?;
         let pings = spawn(&lab.netns("a")?, "ping", &["-q", "-i", "0.02", "-w", &secs, &to])?;
         let moving = wait_for(Duration::from_secs(5), || {
-            let is_stream = |flow: &&Flow| flow.dst_port == Some(5201) && flow.frames > 100;
+            // What the kernel does not have yet ends with the switch that judged it.
+            let is_stream = |flow: &&Flow| {
+                flow.dst_port == Some(5201) && flow.frames > 100 && flow.lane == Lane::Express
+            };
             Ok(connections(lab, 6)?.iter().filter(is_stream).count() >= 8)
         })?;
         ensure!(moving, "the streams do not begin: {:#?}", connections(lab, 6)?);
@@ -169,7 +173,7 @@ fn storm() -> Shown {
     ensure!(storm.standstill <= pause, "TCP stood still");
     // A kill takes along what lies in the rings, and each costs some pings, which the kernel does not forward.
     ensure!(storm.segments <= calm.segments + 200, "TCP sent much again");
-    ensure!(storm.pings <= calm.pings + 50 * secs / 2, "most pings were lost");
+    ensure!(storm.pings <= calm.pings + 50 * secs * 3 / 4, "most pings were lost");
     for flood in floods {
         let counted = flood.end()?;
         ensure!(counted.sent > 1_000 && counted.came == 0, "denied datagrams passed: {counted:?}");

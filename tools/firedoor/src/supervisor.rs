@@ -35,6 +35,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const WELL: Duration = Duration::from_secs(1);
 /// How often a role may end, before the switch was ever up, until that is given up.
 const ATTEMPTS: u32 = 5;
+/// How long the data plane of another program may take until it has taken over.
+const TAKEOVER: Duration = Duration::from_secs(30);
 /// How long a role may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What the answer to `firedoor upgrade` begins with if it was not done. No path does.
@@ -150,8 +152,9 @@ impl Supervisor {
     /// Waits for a signal, or until there is something to do without one.
     fn next_signal(&self, is_up: bool) -> Option<i32> {
         let look = (!is_up).then_some(LOOK);
-        let waits = [self.dataplane.until_restart(), self.control.until_restart(), look];
-        match waits.into_iter().flatten().min() {
+        let dataplane = [self.dataplane.until_restart(), self.dataplane.until_given_up()];
+        let waits = dataplane.into_iter().chain([self.control.until_restart(), look]);
+        match waits.flatten().min() {
             Some(wait) => self.signals.recv_timeout(wait).ok(),
             // The thread that sends lives as long as the process.
             None => self.signals.recv().ok(),
@@ -180,7 +183,14 @@ struct Role {
     restart_at: Option<Instant>,
     /// It was told to end, to be started again from another program.
     is_replaced: bool,
-    successor: Option<(Program, Child)>,
+    successor: Option<Successor>,
+}
+
+/// The same role of another program, which has not taken over yet.
+struct Successor {
+    program: Program,
+    child: Child,
+    started: Instant,
 }
 
 /// The file that a role is started from. Not by path: that may name another version since.
@@ -249,23 +259,33 @@ impl Role {
             bail!("another upgrade is on its way");
         }
         let child = self.spawn(&program, &["--succeed"])?;
-        self.successor = Some((program, child));
+        self.successor = Some(Successor { program, child, started: Instant::now() });
         Ok(())
     }
 
     /// Once an upgrade has come to an end: the program that runs now, or why it does not.
     fn settle_successor(&mut self) -> Option<anyhow::Result<Program>> {
-        let (_, child) = self.successor.as_mut()?;
+        let name = self.name;
+        let Successor { child, started, .. } = self.successor.as_mut()?;
+        let is_late = started.elapsed() >= TAKEOVER;
         if let Ok(Some(status)) = child.try_wait() {
             self.successor = None;
-            let why =
-                format!("the new {} ended ({}); its log says why", self.name, describe(status));
-            return Some(Err(anyhow!(why)));
+            return Some(Err(anyhow!(
+                "the new {name} ended ({}); its log says why",
+                describe(status)
+            )));
         }
         if self.child.is_some() && self.ended().is_none() {
-            return None;
+            if !is_late {
+                return None;
+            }
+            self.end_successor();
+            let secs = TAKEOVER.as_secs();
+            return Some(Err(anyhow!(
+                "the new {name} has not taken over within {secs} s: it was ended"
+            )));
         }
-        let (program, child) = self.successor.take()?;
+        let Successor { program, child, .. } = self.successor.take()?;
         (self.program, self.child) = (program.clone(), Some(child));
         (self.started, self.restart_at) = (Instant::now(), None);
         Some(Ok(program))
@@ -273,6 +293,17 @@ impl Role {
 
     fn until_restart(&self) -> Option<Duration> {
         self.restart_at.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Until a successor has had its time.
+    fn until_given_up(&self) -> Option<Duration> {
+        self.successor.as_ref().map(|it| TAKEOVER.saturating_sub(it.started.elapsed()))
+    }
+
+    fn end_successor(&mut self) {
+        if let Some(Successor { mut child, .. }) = self.successor.take() {
+            let _ = child.kill().and_then(|()| child.wait());
+        }
     }
 
     fn signal(&self, signal: Signal) {
@@ -325,9 +356,7 @@ impl Role {
     /// Stops it: asked at first, killed if it takes too long.
     fn stop(&mut self, signals: &Receiver<i32>) {
         self.restart_at = None;
-        if let Some((_, mut child)) = self.successor.take() {
-            let _ = child.kill().and_then(|()| child.wait());
-        }
+        self.end_successor();
         self.signal(Signal::SIGTERM);
         let deadline = Instant::now() + PATIENCE;
         while self.child.is_some() && self.ended().is_none() {
