@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::report::Row;
+use super::goals::Goal;
+use super::report::Report;
 use super::scenario::Metric;
 use super::stats::Summary;
 
@@ -40,6 +41,13 @@ pub enum EarlierError {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Earlier {
     rows: Vec<EarlierRow>,
+    goals: Vec<EarlierGoal>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct EarlierGoal {
+    what: String,
+    seen: Option<Summary>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -84,6 +92,31 @@ pub struct Agreement {
     pub common: usize,
     /// Those of them that do not agree.
     pub disagree: Vec<Disagreement>,
+    /// What both saw of the goals.
+    pub goals: Vec<GoalAgreement>,
+}
+
+/// A goal that was measured then and now.
+#[derive(Clone, Debug, Serialize)]
+pub struct GoalAgreement {
+    /// The goal, as it was seen now.
+    pub goal: Goal,
+    /// What was seen then.
+    pub before: Summary,
+    /// What was seen now.
+    pub now: Summary,
+}
+
+impl GoalAgreement {
+    /// Whether both have values in common.
+    pub fn agrees(&self) -> bool {
+        self.now.agrees_with(&self.before)
+    }
+
+    /// What was seen then and what was seen now, each with its spread.
+    pub fn show(&self) -> [String; 2] {
+        [&self.before, &self.now].map(|seen| self.goal.show_range(seen))
+    }
 }
 
 /// A ratio that was another before.
@@ -105,9 +138,9 @@ pub struct Disagreement {
 
 impl Agreement {
     /// Compares what was found with what was found earlier.
-    pub fn between(rows: &[Row], earlier: &Earlier) -> Self {
-        let mut agreement = Self::default();
-        for row in rows {
+    pub fn between(report: &Report, earlier: &Earlier) -> Self {
+        let mut agreement = Self { goals: goals(&report.goals, earlier), ..Self::default() };
+        for row in &report.rows {
             for cell in &row.cells {
                 let Some(before) = earlier.ratios(&row.id, &cell.system) else { continue };
                 for (ours, metrics) in &cell.ratios {
@@ -133,27 +166,41 @@ impl Agreement {
     }
 }
 
+fn goals(goals: &[Goal], earlier: &Earlier) -> Vec<GoalAgreement> {
+    let both = goals.iter().filter_map(|goal| {
+        let before = earlier.goals.iter().find(|before| before.what == goal.what)?.seen.clone()?;
+        Some(GoalAgreement { goal: goal.clone(), before, now: goal.seen.clone()? })
+    });
+    both.collect()
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::compare::report::tests::example;
+
+    /// What a report is read back as.
+    pub(in crate::compare) fn earlier_of(report: &Report) -> Earlier {
+        let directory = tempfile::tempdir().unwrap();
+        let json = serde_json::to_string(report).unwrap();
+        fs::write(directory.path().join("report.json"), json).unwrap();
+        Earlier::read(directory.path()).unwrap()
+    }
 
     #[test]
     fn a_comparison_agrees_with_itself_and_not_with_what_was_twice_as_much() {
         let mut report = example();
-        let directory = tempfile::tempdir().unwrap();
-        let json = serde_json::to_string(&report).unwrap();
-        fs::write(directory.path().join("report.json"), json).unwrap();
-        let earlier = Earlier::read(directory.path()).unwrap();
-        let same = Agreement::between(&report.rows, &earlier);
+        let earlier = earlier_of(&report);
+        let same = Agreement::between(&report, &earlier);
         assert!(same.common > 50, "{}", same.common);
         assert!(same.disagree.is_empty());
+        assert!(same.goals.len() > 5 && same.goals.iter().all(GoalAgreement::agrees));
 
         let ratios = &mut report.rows[0].cells[0].ratios;
         let ratio = ratios.values_mut().next().and_then(|m| m.values_mut().next()).unwrap();
         ratio.min = ratio.max * 2.0;
         ratio.max = ratio.min;
-        let other = Agreement::between(&report.rows, &earlier);
+        let other = Agreement::between(&report, &earlier);
         assert_eq!((other.common, other.disagree.len()), (same.common, 1));
         assert_eq!(other.disagree[0].row, report.rows[0].id);
     }

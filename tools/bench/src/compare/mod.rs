@@ -17,6 +17,7 @@ pub mod goals;
 mod histogram;
 pub mod html;
 mod machine;
+pub mod markdown;
 mod measure;
 mod policy;
 pub mod report;
@@ -53,6 +54,8 @@ pub struct Options<'a> {
     pub systems: Vec<&'static dyn System>,
     /// How often each is measured.
     pub rounds: usize,
+    /// Whether what no [goal](goals) rests on is measured in the first round only.
+    pub sparing: bool,
     /// How long each measurement watches.
     pub window: Duration,
     /// The `firedoor` executable.
@@ -125,6 +128,7 @@ pub fn compare(
     let mut plan = Plan {
         scenarios: &options.scenarios,
         systems: &systems,
+        sparing: options.sparing,
         firedoor: &options.firedoor,
         manner,
         progress,
@@ -134,8 +138,8 @@ pub fn compare(
         notes: BTreeMap::new(),
     };
     progress(Progress::Begun {
-        measurements: plan.len() * options.rounds,
-        estimate: plan.estimate() * u32::try_from(options.rounds).unwrap_or(u32::MAX),
+        measurements: plan.len(options.rounds),
+        estimate: plan.estimate(options.rounds),
     });
     let rounds = (0..options.rounds).take_while(|_| plan.round().is_ok()).count();
     for (position, note) in plan.notes {
@@ -151,6 +155,7 @@ pub fn compare(
         machine,
         rounds,
         rounds_asked: options.rounds,
+        sparing: options.sparing,
         window_seconds: options.window.as_secs_f64(),
         seed: measure::SEED,
         unoptimised: cfg!(debug_assertions),

@@ -28,6 +28,8 @@ pub struct Report {
     pub rounds: usize,
     /// Rounds that were asked for.
     pub rounds_asked: usize,
+    /// Whether what no goal rests on was measured in the first round only.
+    pub sparing: bool,
     /// How long each measurement watched, in seconds.
     pub window_seconds: f64,
     /// Decides in which order the flows of a load take turns.
@@ -189,11 +191,11 @@ pub(super) fn conclusions(rows: &[Row], systems: &[SystemInfo]) -> (Vec<Sweep>, 
 pub(super) mod tests {
     use super::*;
 
-    /// A report of four systems in every scenario, one of which fails.
+    /// A report of five systems in every scenario, one of which fails.
     pub(in crate::compare) fn example() -> Report {
         let scenarios = crate::compare::scenario::all();
         let systems: Vec<&'static dyn System> =
-            ["bridge", "ovs-afxdp+ct", "firedoor", "firedoor-express"]
+            ["bridge", "ovs-afxdp+ct", "tcx", "firedoor", "firedoor-express"]
                 .iter()
                 .filter_map(|n| crate::compare::system::named(n).into_iter().next())
                 .collect();
@@ -229,6 +231,7 @@ pub(super) mod tests {
             machine: Machine::this(),
             rounds: 3,
             rounds_asked: 3,
+            sparing: true,
             window_seconds: 1.0,
             seed: 1,
             unoptimised: false,

@@ -3,7 +3,8 @@
 //! A round brings up each system in turn, over fresh wires, for each setting (number of rules,
 //! number of ports), and measures every scenario of that setting. Rounds repeat, so that whatever
 //! changes about the machine meanwhile changes for all. A system that fails leaves the reason in
-//! its cells and the others alone.
+//! its cells and the others alone. Where time is spared, scenarios that no goal rests on are measured in the
+//! first round only.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use super::Progress;
 use super::confine::Confined;
 use super::error::{BuildError, building};
+use super::goals;
 use super::histogram::Histogram;
-use super::measure::{Manner, Sample, measure, prime};
+use super::measure::{Manner, Sample, busy_processors, measure, prime};
 use super::policy::Policy;
-use super::scenario::{Metric, Scenario};
+use super::scenario::{Metric, Scenario, Traffic};
 use super::system::{Site, System, Up};
 use super::topology::Topology;
 
@@ -46,6 +48,16 @@ impl Findings {
 /// Scenarios of more connections than this are measured over wires of their own.
 const MANY_CONNECTIONS: usize = 100_000;
 
+/// A system that is up, and what is dropped after it.
+struct Visit {
+    up: Up,
+    topology: Topology,
+    /// Processors that were busy before it was there, if that is of interest.
+    bare: Option<f64>,
+    /// Where all that runs meanwhile has to stay.
+    confined: Option<Confined>,
+}
+
 /// Position of a scenario and of a system in the plan's lists.
 type At = (usize, usize);
 
@@ -53,6 +65,8 @@ type At = (usize, usize);
 pub(super) struct Plan<'a> {
     pub(super) scenarios: &'a [Scenario],
     pub(super) systems: &'a [&'static dyn System],
+    /// Whether what no goal rests on is measured in the first round only.
+    pub(super) sparing: bool,
     pub(super) firedoor: &'a Path,
     pub(super) manner: Manner<'a>,
     pub(super) progress: &'a dyn Fn(Progress<'_>),
@@ -66,25 +80,21 @@ pub(super) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Measurements of one round.
-    pub(super) fn len(&self) -> usize {
-        let measured = |scenario| {
-            let measured = |system: &&&dyn System| is_measured(self.scenarios, scenario, **system);
-            self.systems.iter().filter(measured).count()
-        };
-        self.scenarios.iter().map(measured).sum()
+    /// Measurements of so many rounds.
+    pub(super) fn len(&self, rounds: usize) -> usize {
+        let visits = (0..rounds).flat_map(|round| self.visits(round));
+        visits.map(|(_, scenarios)| scenarios.len()).sum()
     }
 
-    /// How long one round takes, about.
-    pub(super) fn estimate(&self) -> Duration {
-        let visits = self.visits();
+    /// How long so many rounds take, about.
+    pub(super) fn estimate(&self, rounds: usize) -> Duration {
         let visit = |(system, scenarios): &(usize, Vec<usize>)| {
             let ports = scenarios.iter().map(|&s| self.scenarios[s].ports).max().unwrap_or(2);
             let traffic = scenarios.iter().map(|&s| self.scenarios[s].traffic);
             let measured: Duration = traffic.map(|t| t.duration(self.manner.time)).sum();
             self.systems[*system].start_time(ports) + measured
         };
-        visits.iter().map(visit).sum()
+        (0..rounds).flat_map(|round| self.visits(round)).map(|it| visit(&it)).sum()
     }
 
     /// One round.
@@ -92,7 +102,7 @@ impl Plan<'_> {
     /// # Errors
     /// Only if someone asks to stop; other failures stay in the findings.
     pub(super) fn round(&mut self) -> Result<(), BuildError> {
-        for (system, mut scenarios) in self.visits() {
+        for (system, mut scenarios) in self.visits(self.rounds) {
             let planned = scenarios.len();
             scenarios.retain(|&scenario| !self.has_failed((scenario, system)));
             if !scenarios.is_empty() {
@@ -104,13 +114,12 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Which system is measured in which scenarios over the same wires, in order.
-    fn visits(&self) -> Vec<(usize, Vec<usize>)> {
+    /// Which system is measured in which scenarios over the same wires in a round, in order.
+    fn visits(&self, round: usize) -> Vec<(usize, Vec<usize>)> {
         let mut visits = Vec::new();
         for setting in settings(self.scenarios) {
             for (position, &system) in self.systems.iter().enumerate() {
-                let measured =
-                    |&at: &usize| is_measured(self.scenarios, &self.scenarios[at], system);
+                let measured = |&at: &usize| self.is_due(round, &self.scenarios[at], system);
                 let mut scenarios: Vec<usize> = setting.iter().copied().filter(measured).collect();
                 scenarios.sort_by_key(|&scenario| self.scenarios[scenario].traffic.trail());
                 if !scenarios.is_empty() {
@@ -119,6 +128,20 @@ impl Plan<'_> {
             }
         }
         visits
+    }
+
+    /// Whether a system is measured in a scenario in a round.
+    fn is_due(&self, round: usize, scenario: &Scenario, system: &dyn System) -> bool {
+        // What a system without policy shows without rules stands for all its family.
+        let judged = |other: &Scenario| {
+            goals::rest_on(system.name(), &other.id())
+                && match system.takes_policy() {
+                    true => other.id() == scenario.id(),
+                    false => other.family == scenario.family,
+                }
+        };
+        is_measured(self.scenarios, scenario, system)
+            && (round == 0 || !self.sparing || self.scenarios.iter().any(judged))
     }
 
     fn has_failed(&self, at: At) -> bool {
@@ -131,16 +154,17 @@ impl Plan<'_> {
         let name = self.systems[system].name();
         let (rounds, done) = (self.rounds, self.done);
         (self.progress)(Progress::Visit { rounds, done, system: name, scenarios: &ids });
-        let (topology, up, _confined) = match self.bring_up(system, scenarios) {
-            Ok(up) => up,
-            Err(error) if self.is_interrupted(&error) => return Err(BuildError::Interrupted),
-            Err(error) => {
-                for &scenario in scenarios {
-                    self.fail((scenario, system), &error);
+        let Visit { topology, up, bare, confined: _confined } =
+            match self.bring_up(system, scenarios) {
+                Ok(visit) => visit,
+                Err(error) if self.is_interrupted(&error) => return Err(BuildError::Interrupted),
+                Err(error) => {
+                    for &scenario in scenarios {
+                        self.fail((scenario, system), &error);
+                    }
+                    return Ok(());
                 }
-                return Ok(());
-            }
-        };
+            };
         if let Some(note) = &up.note {
             self.notes.insert(system, note.clone());
         }
@@ -149,6 +173,7 @@ impl Plan<'_> {
             (self.progress)(Progress::Measurement { system: name, scenario: id });
             match measure(traffic, &topology, &self.manner) {
                 Ok(sample) => {
+                    let sample = bare.map_or(sample.clone(), |bare| sample.beside(bare));
                     self.findings.entry((scenario, system)).or_default().add(&sample);
                 }
                 Err(error) if self.is_interrupted(&error) => return Err(BuildError::Interrupted),
@@ -159,13 +184,8 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// The system, up and carrying traffic; its wires, which are to be dropped later; and where all that
-    /// runs meanwhile has to stay.
-    fn bring_up(
-        &self,
-        system: usize,
-        scenarios: &[usize],
-    ) -> Result<(Topology, Up, Option<Confined>), BuildError> {
+    /// Brings a system up and lets it carry traffic.
+    fn bring_up(&self, system: usize, scenarios: &[usize]) -> Result<Visit, BuildError> {
         let scenarios = || scenarios.iter().map(|&scenario| &self.scenarios[scenario]);
         let one_core = scenarios().any(|scenario| scenario.one_core);
         let confined = one_core.then(Confined::to_one_core).transpose();
@@ -175,6 +195,8 @@ impl Plan<'_> {
         let connections = scenarios().map(Scenario::connections).max().unwrap_or(1);
         let directory = building("make a directory", tempfile::tempdir())?;
         let topology = Topology::build(ports)?;
+        let silent = scenarios().any(|scenario| scenario.traffic == Traffic::Silence);
+        let bare = silent.then(|| busy_processors(&self.manner)).transpose()?;
         let policy = match scenarios().any(Scenario::is_attacked) {
             true => Policy::for_attacks(),
             false => Policy::new(rules),
@@ -189,7 +211,7 @@ impl Plan<'_> {
         let mut up = self.systems[system].up(&site)?;
         prime(&topology, &self.manner)?;
         up.keep(directory);
-        Ok((topology, up, confined))
+        Ok(Visit { topology, up, bare, confined })
     }
 
     /// Whether an error comes of Ctrl-C, which reaches tools that run just then, too.

@@ -22,7 +22,7 @@ pub enum Metric {
     CpuNsPerKilobyte,
     /// Likewise, per connection.
     CpuNsPerConnection,
-    /// Frames that the generator offered, per second.
+    /// Frames that the generator offered, or an attacker, per second.
     Offered,
     /// Share of the offered frames that did not arrive, 0 to 1.
     Lost,
@@ -38,6 +38,12 @@ pub enum Metric {
     P999,
     /// Processors busy while nothing is sent, 0.01 for 1 % of one.
     IdleProcessors,
+    /// Of those, what the system added: less those that were busy on the same wires before it was there.
+    AddedProcessors,
+    /// Those that were busy before.
+    BareProcessors,
+    /// What the system's own processes ran, to the nanosecond.
+    OwnProcessors,
     /// Share of its own rate that the victim keeps while an attack goes on.
     Kept,
 }
@@ -58,6 +64,9 @@ impl Metric {
             Self::P99 => "p99",
             Self::P999 => "p99.9",
             Self::IdleProcessors => "busy processors",
+            Self::AddedProcessors => "added",
+            Self::BareProcessors => "without it",
+            Self::OwnProcessors => "its own",
             Self::Kept => "kept",
         }
     }
@@ -70,9 +79,9 @@ impl Metric {
             Self::ConnectionsPerSecond => scaled(value, "conn/s"),
             Self::CpuNsPerFrame | Self::CpuNsPerKilobyte | Self::CpuNsPerConnection => time(value),
             Self::P50 | Self::P90 | Self::P99 | Self::P999 => time(value),
-            Self::Lost | Self::Kept | Self::IdleProcessors => {
-                format!("{} %", digits(value * 100.0))
-            }
+            Self::Lost | Self::Kept => share(value),
+            Self::IdleProcessors | Self::AddedProcessors => share(value),
+            Self::BareProcessors | Self::OwnProcessors => share(value),
         }
     }
 
@@ -87,6 +96,11 @@ impl Metric {
                 | Self::Kept
         )
     }
+}
+
+/// A share of one, in percent.
+fn share(value: f64) -> String {
+    format!("{} %", digits(value * 100.0))
 }
 
 /// A value with the largest prefix that keeps it above one.
@@ -195,10 +209,15 @@ impl Traffic {
             Self::Udp(Load { rate: Some(_), .. }) => &[Metric::CpuNsPerFrame, Metric::Lost],
             Self::LossFree(_) => &[Metric::LossFree],
             Self::Tcp { .. } => &[Metric::BitsPerSecond, Metric::CpuNsPerKilobyte],
-            Self::Attack { .. } => &[Metric::Kept, Metric::FramesPerSecond],
+            Self::Attack { .. } => &[Metric::Kept, Metric::FramesPerSecond, Metric::Offered],
             Self::RoundTrips(_) => &[Metric::P50, Metric::P99, Metric::P90, Metric::P999],
             Self::Connections => &[Metric::ConnectionsPerSecond, Metric::CpuNsPerConnection],
-            Self::Silence => &[Metric::IdleProcessors],
+            Self::Silence => &[
+                Metric::IdleProcessors,
+                Metric::OwnProcessors,
+                Metric::AddedProcessors,
+                Metric::BareProcessors,
+            ],
         }
     }
 }
@@ -207,13 +226,13 @@ impl Traffic {
     /// How long a measurement of `window` takes with all that belongs to it, about.
     pub(super) fn duration(self, window: Duration) -> Duration {
         let more = match self {
-            // Each flow has to be there once, at less than a million frames a second.
-            Self::Udp(load) => 400 + u64::from(load.flows) / 800,
+            // Each flow has to be there some times, in ten seconds at most.
+            Self::Udp(load) => 1_200 + (u64::from(load.flows) / 100).min(9_000),
             Self::LossFree(_) => 12_000,
             Self::Tcp { .. } | Self::Connections => 600,
             Self::RoundTrips(_) => 250,
             Self::Attack { .. } => 3_000,
-            Self::Silence => 3_000,
+            Self::Silence => 6_500,
         };
         window + Duration::from_millis(more)
     }
@@ -260,6 +279,14 @@ impl Scenario {
     /// What it is called on the command line, alone: `udp-10k/1000`.
     pub fn id(&self) -> String {
         format!("{}/{}", self.family, self.rules)
+    }
+
+    /// What it is about, with its rules.
+    pub fn heading(&self) -> String {
+        match self.rules {
+            0 => format!("{}, no rules", self.title),
+            rules => format!("{}, {rules} rules", self.title),
+        }
     }
 
     /// Whether `name` means it, or it among others.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::report::Row;
+use super::report::{Cell, Row};
 use super::scenario::{Metric, Traffic};
 use super::stats::Summary;
 
@@ -77,27 +77,42 @@ pub(super) fn sweeps(rows: &[Row], systems: &[String]) -> Vec<Sweep> {
     by_rules.chain(by_flows).filter(|sweep| sweep.rows.len() > 2).collect()
 }
 
+/// Families of scenarios that differ in their number of flows only.
+const FLOWS: [&str; 3] = ["udp-1", "udp-10k", "udp-1m"];
+
+/// Whether a scenario belongs to the same sweep as another, both by their ids.
+pub(super) fn contains(axis: Axis, of: &str, scenario: &str) -> bool {
+    let (Some((family, rules)), Some((other, its_rules))) =
+        (of.split_once('/'), scenario.split_once('/'))
+    else {
+        return false;
+    };
+    match axis {
+        Axis::Rules => family == other,
+        Axis::Flows => rules == its_rules && FLOWS.contains(&other),
+    }
+}
+
 /// How many flows a scenario has, if it belongs to a sweep over them.
 fn flows(row: &Row) -> Option<usize> {
     match row.scenario.traffic {
-        Traffic::Udp(load) if ["udp-1", "udp-10k", "udp-1m"].contains(&row.scenario.family) => {
-            Some(load.flows as usize)
-        }
+        Traffic::Udp(load) if FLOWS.contains(&row.scenario.family) => Some(load.flows as usize),
         _ => None,
     }
 }
 
 fn sweep(title: String, axis: Axis, at: Vec<usize>, rows: &[&Row], systems: &[String]) -> Sweep {
     let metric = Metric::CpuNsPerFrame;
-    let lines = systems.iter().map(|system| line(system, metric, rows)).collect();
+    let lines = systems.iter().map(|system| line(system, axis, metric, rows)).collect();
     Sweep { title, axis, at, rows: rows.iter().map(|row| row.id.clone()).collect(), metric, lines }
 }
 
-fn line(system: &str, metric: Metric, rows: &[&Row]) -> Line {
+fn line(system: &str, axis: Axis, metric: Metric, rows: &[&Row]) -> Line {
     let cells = || rows.iter().map(|row| row.cells.iter().find(|cell| cell.system == system));
     let own = rows.iter().zip(cells()).filter_map(|(row, cell)| {
-        let cell = cell.filter(|cell| cell.rules == row.scenario.rules)?;
-        Some(cell.metrics.get(&metric)?.median)
+        // Without policy, a row's numbers are those of the first row of its family.
+        let is_own = |cell: &&Cell| axis == Axis::Flows || cell.rules == row.scenario.rules;
+        Some(cell.filter(is_own)?.metrics.get(&metric)?.median)
     });
     let own: Vec<f64> = own.filter(|median| median.is_finite()).collect();
     let (least, most) =
@@ -135,5 +150,7 @@ mod tests {
             |system: &str| rules.lines.iter().find(|line| line.system == system).unwrap().growth;
         assert_eq!(growth("bridge"), None, "it knows no rules");
         assert!(growth("firedoor").unwrap() > 1.0);
+        let flows = sweeps.iter().find(|sweep| sweep.axis == Axis::Flows).unwrap();
+        assert!(flows.lines.iter().all(|line| line.growth.unwrap() > 1.0), "flows it does know");
     }
 }

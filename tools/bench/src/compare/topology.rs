@@ -13,6 +13,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use firedoor_classifier::MacAddr;
 use firedoor_dataplane::link::{Netlink, VethEnd};
@@ -143,6 +144,11 @@ impl Topology {
     /// The receiver's namespace.
     pub fn receiver_netns(&self) -> &Netns {
         &self.inside[RECEIVER]
+    }
+
+    /// How long the processes of the system under test ran so far, those in its namespace.
+    pub fn ran_in_switch(&self) -> Duration {
+        processes_in(self.switch.name()).filter_map(|pid| ran(pid).ok()).sum()
     }
 
     /// Makes the hosts compute transport checksums themselves, for systems that neither keep the
@@ -277,15 +283,32 @@ fn is_alive(pid: u32) -> bool {
 
 /// Ends every process whose network namespace is this one, but for our own.
 fn end_processes_in(name: &str) {
-    let Some(namespace) = inode(&Path::new("/run/netns").join(name)) else { return };
-    let Ok(entries) = fs::read_dir("/proc") else { return };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    for pid in pids.filter(|pid| pid.cast_unsigned() != std::process::id()) {
-        if inode(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(namespace) {
-            // It may have ended by itself.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+    for pid in processes_in(name) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
+}
+
+/// The processes whose network namespace is this one, but for our own.
+fn processes_in(name: &str) -> impl Iterator<Item = i32> {
+    let namespace = inode(&Path::new("/run/netns").join(name));
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let others = pids.filter(|pid| pid.cast_unsigned() != std::process::id());
+    others.filter(move |pid| {
+        namespace.is_some() && inode(Path::new(&format!("/proc/{pid}/ns/net"))) == namespace
+    })
+}
+
+/// How long all threads of a process ran, as the scheduler knows it.
+fn ran(pid: i32) -> io::Result<Duration> {
+    let mut ran = Duration::ZERO;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let statistics = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let nanoseconds = statistics.split(' ').next().and_then(|first| first.parse().ok());
+        ran += Duration::from_nanos(nanoseconds.unwrap_or(0));
+    }
+    Ok(ran)
 }
 
 fn inode(path: &Path) -> Option<u64> {
@@ -308,6 +331,15 @@ mod tests {
         assert_eq!(distinct(|h| h.mac.to_string()), 200);
         assert_eq!(distinct(|h| h.ip.to_string()), 200);
         assert!(hosts.iter().all(|h| h.port.len() <= 15 && h.ifname.starts_with("fd")));
+    }
+
+    #[test]
+    fn the_scheduler_says_how_long_a_process_ran() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let before = ran(own).unwrap();
+        let start = std::time::Instant::now();
+        while start.elapsed() < Duration::from_millis(20) {}
+        assert!(ran(own).unwrap() > before);
     }
 
     #[test]

@@ -34,9 +34,11 @@ pub fn page(report: &Report) -> String {
 fn summary(report: &Report) -> String {
     let machine = &report.machine;
     let mut text = format!(
-        "<p>Medians of {} rounds of {} s each, with the least and the largest. All systems in turn, \
+        "<p>Medians of {} rounds of {} s each{}, with the least and the largest. All systems in turn, \
          again and again, on one machine. × is what a lane of Firedoor has over the other in the same round.</p>\n<dl>\n",
-        report.rounds, report.window_seconds
+        report.rounds,
+        report.window_seconds,
+        if report.sparing { " (of one round, what no goal rests on)" } else { "" },
     );
     let entries = [
         ("command", format!("<code>{}</code>", escape(&report.command))),
@@ -124,14 +126,15 @@ fn goals(report: &Report) -> String {
     for (goal, seen) in measured {
         let _ = writeln!(
             text,
-            "<tr><td>{}<td class=\"n\">{}<td class=\"n\"><b>{}</b><td class=\"n aside\">{} – {}<td class=\"{}\">{}",
+            "<tr><td>{}<td class=\"n\">{}<td class=\"n\"><b>{}</b><td class=\"n aside\">{} – {}<td class=\"n aside\">{}<td class=\"{}\">{}",
             escape(goal.what),
             goal.wanted(),
             goal.show(seen.median),
             goal.show(seen.min),
             goal.show(seen.max),
+            goal.kernels_own().unwrap_or_default(),
             if goal.met == Some(false) { "bad" } else { "" },
-            if goal.met == Some(true) { "met" } else { "not met" },
+            goal.verdict(),
         );
     }
     if text.is_empty() {
@@ -139,7 +142,7 @@ fn goals(report: &Report) -> String {
     }
     let mut text = format!(
         "<h2>Goals</h2>\n<table>\n<tr><th>goal<th class=\"n\">wanted<th class=\"n\">seen\
-         <th class=\"n\">least – most<th>\n{text}</table>\n"
+         <th class=\"n\">least – most<th class=\"n\">kernel's own<th>met\n{text}</table>\n"
     );
     let missing = report.goals.iter().filter(|goal| goal.seen.is_none());
     let missing: Vec<String> = missing.map(|goal| escape(goal.what)).collect();
@@ -182,14 +185,10 @@ fn sweep(report: &Report, sweep: &Sweep) -> String {
 /// One scenario: its plots and its numbers.
 fn section(report: &Report, row: &Row) -> String {
     let scenario = &row.scenario;
-    let rules = match scenario.rules {
-        0 => "no rules".to_owned(),
-        rules => format!("{rules} rules"),
-    };
     let mut text = format!(
-        "<section id=\"{0}\">\n<h2>{1}, {rules} <code>{0}</code></h2>\n<div class=\"plots\">\n",
+        "<section id=\"{0}\">\n<h2>{1} <code>{0}</code></h2>\n<div class=\"plots\">\n",
         escape(&row.id),
-        escape(scenario.title),
+        escape(&scenario.heading()),
     );
     for &metric in scenario.traffic.metrics().iter().take(COMPARED) {
         text += &bars(report, row, metric);

@@ -12,7 +12,7 @@ mod window;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::BuildError;
 use super::histogram::Histogram;
@@ -60,6 +60,17 @@ pub(super) struct Sample {
 }
 
 impl Sample {
+    /// Takes into account how many processors were busy before the system was there.
+    pub(super) fn beside(mut self, bare: f64) -> Self {
+        if let Some(busy) = self.values.get(&Metric::IdleProcessors) {
+            let added = busy - bare;
+            self.values.extend([(Metric::BareProcessors, bare), (Metric::AddedProcessors, added)]);
+        }
+        self
+    }
+}
+
+impl Sample {
     fn of<const N: usize>(values: [(Metric, f64); N]) -> Self {
         Self { values: values.into(), ..Self::default() }
     }
@@ -81,17 +92,28 @@ pub(super) fn measure(
         Traffic::Tcp { streams } => stream::measure(streams, topology, manner),
         Traffic::Connections => stream::measure_connections(topology, manner),
         Traffic::RoundTrips(waiting) => echo::measure(waiting, topology, manner),
-        Traffic::Silence => silence(manner),
+        Traffic::Silence => silence(topology, manner),
     }
+}
+
+/// Processors that are busy while nothing is sent, on average.
+///
+/// # Errors
+/// If the kernel does not say, or someone asks to stop.
+pub(super) fn busy_processors(manner: &Manner<'_>) -> Result<f64, BuildError> {
+    manner.wait(REST)?;
+    // A longer look averages out what else the machine does from time to time.
+    let patient = Manner { time: manner.time.max(Duration::from_secs(3)), ..*manner };
+    Ok(window::watch(&patient, || Ok(0))?.processors)
 }
 
 /// How long after the last traffic the machine is left to come to rest.
 const REST: Duration = Duration::from_millis(500);
 
-fn silence(manner: &Manner<'_>) -> Result<Sample, BuildError> {
-    manner.wait(REST)?;
-    // Processor time is counted in ticks of 10 ms: a short look would see none.
-    let patient = Manner { time: manner.time.max(Duration::from_secs(3)), ..*manner };
-    let window = window::watch(&patient, || Ok(0))?;
-    Ok(Sample::of([(Metric::IdleProcessors, window.processors)]))
+fn silence(topology: &Topology, manner: &Manner<'_>) -> Result<Sample, BuildError> {
+    let (before, start) = (topology.ran_in_switch(), Instant::now());
+    let busy = busy_processors(manner)?;
+    let ran = topology.ran_in_switch().saturating_sub(before);
+    let own = ran.as_secs_f64() / start.elapsed().as_secs_f64();
+    Ok(Sample::of([(Metric::IdleProcessors, busy), (Metric::OwnProcessors, own)]))
 }

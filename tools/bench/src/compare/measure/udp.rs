@@ -19,10 +19,11 @@ const SOURCE_PORT: u16 = 20_000;
 const DESTINATION_PORT: u16 = 30_000;
 /// Decides in which order flows take turns.
 pub(in crate::compare) const SEED: u64 = 0xf1ed_0042;
-/// How long frames flow at least before they are watched.
-const SETTLE: Duration = Duration::from_millis(300);
-/// How long they flow at most until every flow was there once.
-const SETTLE_LONGEST: Duration = Duration::from_secs(8);
+/// How long frames flow at least before they are watched: after that, no system's rate was seen to rise.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How often each flow has to be there, and how long frames flow at most until then.
+const SETTLE_FRAMES: u64 = 8;
+const SETTLE_LONGEST: Duration = Duration::from_secs(10);
 /// Length of one trial of a search.
 const TRIAL: Duration = Duration::from_millis(250);
 /// How long the last frames of a trial may be under way.
@@ -120,14 +121,15 @@ pub(super) fn start(generator: Generator) -> Result<Running, BuildError> {
     Ok(started?)
 }
 
-/// Waits until all is as it will be: every flow was there.
+/// Waits until all is as it will be: rates no longer rise after a start, and whoever remembers flows, or
+/// carries them another way once it knows them, knows them all.
 pub(super) fn settle(load: Load, sinks: &Sinks, manner: &Manner<'_>) -> Result<(), BuildError> {
     let start = Instant::now();
     let first = sinks.read()?.frames;
     loop {
         manner.wait(SETTLE)?;
         let seen = sinks.read()?.frames - first;
-        if seen >= u64::from(load.flows) || start.elapsed() >= SETTLE_LONGEST {
+        if seen >= SETTLE_FRAMES * u64::from(load.flows) || start.elapsed() >= SETTLE_LONGEST {
             return Ok(());
         }
     }

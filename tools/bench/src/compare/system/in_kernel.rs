@@ -25,6 +25,7 @@ pub(super) struct Redirect {
     name: &'static str,
     about: &'static str,
     hook: Hook,
+    is_usual: bool,
 }
 
 /// Where the program sees what comes.
@@ -32,20 +33,30 @@ pub(super) struct Redirect {
 enum Hook {
     /// Before the kernel makes an skb.
     Xdp,
-    /// As an skb.
-    Tcx,
+    /// As an skb. One of two programs hands it to the other host, one sends it by the other port.
+    Tcx(&'static str),
 }
 
 pub(super) static XDP: Redirect = Redirect {
     name: "xdp",
     about: "floor: an XDP program that redirects every frame to the other port",
     hook: Hook::Xdp,
+    is_usual: true,
 };
 
 pub(super) static TCX: Redirect = Redirect {
     name: "tcx",
-    about: "floor: a tcx program that redirects every packet to the other host",
-    hook: Hook::Tcx,
+    about: "floor: a tcx program that hands every packet to the other host (bpf_redirect_peer)",
+    hook: Hook::Tcx("floor_tcx"),
+    is_usual: true,
+};
+
+/// Slower than [`TCX`] in everything, which is what it is there to show.
+pub(super) static TCX_EGRESS: Redirect = Redirect {
+    name: "tcx-egress",
+    about: "floor: a tcx program that sends every packet by the other port (bpf_redirect)",
+    hook: Hook::Tcx("floor_tcx_egress"),
+    is_usual: false,
 };
 
 impl System for Redirect {
@@ -62,6 +73,10 @@ impl System for Redirect {
         Ok(format!("Linux {}", machine::kernel()))
     }
 
+    fn is_usual(&self) -> bool {
+        self.is_usual
+    }
+
     fn port_limit(&self) -> Option<(usize, &'static str)> {
         Some(TWO_PORTS)
     }
@@ -73,7 +88,7 @@ impl System for Redirect {
         }
         let attached = site.topology.switch.run(|| match self.hook {
             Hook::Xdp => attach_xdp(site.topology),
-            Hook::Tcx => attach_tcx(site.topology),
+            Hook::Tcx(program) => attach_tcx(program, site.topology),
         });
         Ok(Up::new(building("attach the program", attached?)?))
     }
@@ -110,14 +125,14 @@ fn attach_xdp(topology: &Topology) -> io::Result<Box<dyn Any + Send>> {
     Ok(Box::new((object, devices)))
 }
 
-fn attach_tcx(topology: &Topology) -> io::Result<Box<dyn Any + Send>> {
+fn attach_tcx(name: &str, topology: &Topology) -> io::Result<Box<dyn Any + Send>> {
     let [one, other] = indices(topology)?;
     let mut object = load()?;
     let map = object.take_map("peers").ok_or(io::ErrorKind::InvalidData)?;
     let mut peers = HashMap::<_, u32, u32>::try_from(map).map_err(told)?;
     peers.insert(one, other, 0).map_err(told)?;
     peers.insert(other, one, 0).map_err(told)?;
-    let program = object.program_mut("floor_tcx").ok_or(io::ErrorKind::InvalidData)?;
+    let program = object.program_mut(name).ok_or(io::ErrorKind::InvalidData)?;
     let program: &mut SchedClassifier = program.try_into().map_err(told)?;
     program.load().map_err(told)?;
     for host in &topology.hosts {

@@ -115,7 +115,7 @@ fn need(programs: &[(&'static str, &'static str)]) -> Result<(), Missing> {
 }
 
 /// Every system, in the order of the tables: what people use today, the floors, and Firedoor.
-pub static ALL: [&dyn System; 10] = [
+pub static ALL: [&dyn System; 11] = [
     &bridge::BRIDGE,
     &bridge::BRIDGE_NFT,
     &open_vswitch::OPEN_VSWITCH,
@@ -123,6 +123,7 @@ pub static ALL: [&dyn System; 10] = [
     &forwarder::Forwarder,
     &in_kernel::XDP,
     &in_kernel::TCX,
+    &in_kernel::TCX_EGRESS,
     &firedoor::SWITCH_LANE,
     &firedoor::SOCKETS,
     &firedoor::EXPRESS_LANE,

@@ -12,7 +12,7 @@ use firedoor_bench::compare::against::{Agreement, Earlier};
 use firedoor_bench::compare::report::{COMPARED, Cell as Measured, Row, lanes};
 use firedoor_bench::compare::scenario::{self, Metric, Scenario};
 use firedoor_bench::compare::system::{self, System};
-use firedoor_bench::compare::{Options, Progress, Report, Summary, compare, html};
+use firedoor_bench::compare::{Options, Progress, Report, Summary, compare, html, markdown};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::BenchCompareArgs;
@@ -39,6 +39,7 @@ pub(crate) fn run(args: &BenchCompareArgs, out: &mut Output) -> anyhow::Result<E
         scenarios,
         systems,
         rounds: args.rounds.unwrap_or(ROUNDS).into(),
+        sparing: !args.quick && args.only.is_empty() && args.rounds.is_none(),
         window: Duration::from_secs_f64(args.seconds.unwrap_or(WINDOW)),
         firedoor: std::env::current_exe().context("cannot find the firedoor executable")?,
         command: command_line(),
@@ -52,10 +53,11 @@ pub(crate) fn run(args: &BenchCompareArgs, out: &mut Output) -> anyhow::Result<E
     });
     bar.finish_and_clear();
     let report = report?;
-    let written = write(&report, &directory)?;
+    let agreement = earlier.as_ref().map(|earlier| Agreement::between(&report, earlier));
+    let written = write(&report, agreement.as_ref(), &directory)?;
     show(&report, out)?;
-    if let Some(earlier) = &earlier {
-        show_agreement(&Agreement::between(&report.rows, earlier), out)?;
+    if let Some(agreement) = &agreement {
+        show_agreement(agreement, out)?;
     }
     for path in written {
         writeln!(out, "written: {}", path.display())?;
@@ -209,10 +211,15 @@ impl Log {
 }
 
 /// Writes what a report is kept as.
-fn write(report: &Report, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn write(
+    report: &Report,
+    agreement: Option<&Agreement>,
+    directory: &Path,
+) -> anyhow::Result<Vec<PathBuf>> {
     let files = [
         ("report.json", serde_json::to_string_pretty(report)?),
         ("report.html", html::page(report)),
+        ("report.md", markdown::page(report, agreement)),
     ];
     let write = |(name, text): &(&str, String)| {
         let path = directory.join(name);
@@ -242,8 +249,9 @@ fn show(report: &Report, out: &mut Output) -> anyhow::Result<()> {
     writeln!(out)?;
     writeln!(
         out,
-        "×: what Firedoor's lane has over this system in the same round. Medians of {} rounds.",
-        report.rounds
+        "×: what Firedoor's lane has over this system in the same round. Medians of {} rounds{}.",
+        report.rounds,
+        if report.sparing { ", but for what no goal rests on, of one" } else { "" },
     )?;
     show_growth(report, out)?;
     show_goals(report, out)?;
@@ -313,20 +321,19 @@ fn show_growth(report: &Report, out: &mut Output) -> anyhow::Result<()> {
 
 /// What Firedoor is meant to reach, as far as it was measured.
 fn show_goals(report: &Report, out: &mut Output) -> anyhow::Result<()> {
-    let mut table = Table::new(["goal", ">wanted", ">seen", ">least", ">most", "met"]);
+    let columns = ["goal", ">wanted", ">seen", ">least", ">most", ">kernel's own", "met"];
+    let mut table = Table::new(columns);
     for goal in &report.goals {
         let Some(seen) = &goal.seen else { continue };
-        let met = match goal.met {
-            Some(true) => Cell::new(Tone::Good, "yes"),
-            _ => Cell::new(Tone::Warn, "no"),
-        };
+        let tone = if goal.met == Some(true) { Tone::Good } else { Tone::Warn };
         table.row([
             goal.what.into(),
             goal.wanted().into(),
             Cell::new(Tone::Strong, goal.show(seen.median)),
             Cell::new(Tone::Dim, goal.show(seen.min)),
             Cell::new(Tone::Dim, goal.show(seen.max)),
-            met,
+            Cell::new(Tone::Dim, goal.kernels_own().unwrap_or_default()),
+            Cell::new(tone, goal.verdict()),
         ]);
     }
     if !table.is_empty() {
@@ -342,8 +349,18 @@ fn show_goals(report: &Report, out: &mut Output) -> anyhow::Result<()> {
 
 /// Whether an earlier comparison's ratios were the same.
 fn show_agreement(agreement: &Agreement, out: &mut Output) -> anyhow::Result<()> {
-    let Agreement { common, disagree } = agreement;
+    let Agreement { common, disagree, goals } = agreement;
     writeln!(out)?;
+    let mut table = Table::new(["goal", ">then", ">now", "agree"]);
+    for goal in goals {
+        let [then, now] = goal.show().map(Cell::from);
+        let (tone, agree) = if goal.agrees() { (Tone::Good, "yes") } else { (Tone::Warn, "no") };
+        table.row([goal.goal.what.into(), then, now, Cell::new(tone, agree)]);
+    }
+    if !table.is_empty() {
+        out.table(&table)?;
+        writeln!(out)?;
+    }
     writeln!(
         out,
         "Of {common} ratios that the earlier report has, too, {} agree: their ranges overlap.",
@@ -382,19 +399,11 @@ fn show_agreement(agreement: &Agreement, out: &mut Output) -> anyhow::Result<()>
 /// A scenario's own heading: what it is, and what its numbers are.
 fn head(row: &Row, lanes: usize) -> Vec<Cell> {
     let mut line = vec![Cell::from(""); 6 + COMPARED * lanes];
-    line[0] = Cell::new(Tone::Strong, heading(row));
+    line[0] = Cell::new(Tone::Strong, row.scenario.heading());
     for (metric, column) in row.scenario.traffic.metrics().iter().zip([1, 4 + lanes]) {
         line[column] = Cell::new(Tone::Dim, metric.name());
     }
     line
-}
-
-fn heading(row: &Row) -> String {
-    let title = row.scenario.title;
-    match row.scenario.rules {
-        0 => format!("{title}, no rules"),
-        rules => format!("{title}, {rules} rules"),
-    }
 }
 
 /// One system's line in a scenario's part of the table.
