@@ -650,7 +650,9 @@ impl Engine {
         };
         for counters in self.workers.iter().map(|worker| &worker.counters) {
             let pipeline = counters.pipeline();
-            status.connections += counters.connections.get();
+            let connections = counters.connections.get();
+            status.connections += connections;
+            status.connections_by.push(connections);
             let received = counters.received.get();
             status.received += received + counters.received_by_kernel.get();
             status.received_by.push(received);

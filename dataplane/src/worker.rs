@@ -400,7 +400,7 @@ impl Worker {
     fn add_queue(
         &mut self,
         id: PortId,
-        port: Box<dyn Port>,
+        mut port: Box<dyn Port>,
         everywhere: bool,
         poll: Option<&Poll>,
     ) {
@@ -408,6 +408,7 @@ impl Worker {
         if let (Some(poll), Some(fd)) = (poll, port.fd()) {
             register(poll, fd, self.queues.len());
         }
+        port.set_doorstep(self.path.peers.doorstep());
         self.path.outbox.add_local(id, port.max_frame(), everywhere, Arc::clone(&cells));
         self.queues.push(Queue { id, cells, port, quiet: 0 });
         self.find_senders();

@@ -78,6 +78,8 @@ pub struct Status {
     pub received_by: Vec<u64>,
     /// Live connections.
     pub connections: u64,
+    /// Of these, those that each worker has.
+    pub connections_by: Vec<u64>,
     /// Bound on them.
     pub max_connections: u64,
     /// Frames received and forwarded since the start.

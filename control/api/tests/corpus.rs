@@ -166,6 +166,8 @@ fn dataplane_status() -> dataplane::Status {
         epoch: 7,
         workers: 2,
         received_by: vec![3, 4],
+        connections: 5,
+        connections_by: vec![2, 3],
         drops: vec![(DropReason::DefaultDeny, 3), (DropReason::SpoofedArp, u64::MAX)],
         would_drops: vec![(DropReason::Denied, 1)],
         ..dataplane::Status::default()

@@ -8,7 +8,8 @@
 //! claim another's port, whatever tags it sends.
 //!
 //! All ports share the pair. Whoever asks for frames empties the socket and sorts them into the ports'
-//! inboxes; so a worker sees a port like any other. See docs/adr/0004.
+//! inboxes; so a worker sees a port like any other. It wakes the workers whose ports' frames it found:
+//! the kernel wakes nobody for a socket that is empty again. See docs/adr/0004.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,6 +21,7 @@ use super::leaving::Leaving;
 use super::table::Counted;
 use super::{ExpressError, Kernel};
 use crate::frame::Frame;
+use crate::handoff::Doorstep;
 use crate::link::{Link, LinkError, Netlink, VethEnd};
 use crate::pool::FramePool;
 use crate::port::silence::Silence;
@@ -62,8 +64,22 @@ pub(super) struct Punt {
 struct Inbox {
     ifindex: u32,
     frames: VecDeque<(Frame, Option<Counted>)>,
+    /// Of the worker that takes them, once the port has one.
+    doorstep: Option<Arc<Doorstep>>,
     /// How many had been punted when it was last looked for lost ones, and when that was.
     looked: (u64, Instant),
+}
+
+impl Inbox {
+    /// A worker sleeps only when its inboxes are empty, so the first frame is the one to wake it for.
+    fn put(&mut self, frame: Frame, counted: Option<Counted>) {
+        self.frames.push_back((frame, counted));
+        if self.frames.len() == 1
+            && let Some(doorstep) = &self.doorstep
+        {
+            doorstep.wake_if_asleep();
+        }
+    }
 }
 
 impl Punt {
@@ -129,7 +145,8 @@ impl Punt {
             self.inboxes.resize_with(at + 1, || None);
         }
         let looked = (0, Instant::now());
-        self.inboxes[at] = Some(Inbox { ifindex, frames: VecDeque::new(), looked });
+        let frames = VecDeque::new();
+        self.inboxes[at] = Some(Inbox { ifindex, frames, doorstep: None, looked });
     }
 
     /// Whether there are ports left.
@@ -139,6 +156,10 @@ impl Punt {
             pool.give(frame);
         }
         self.inboxes.iter().any(Option::is_some)
+    }
+
+    fn inbox(&mut self, tag: u16) -> Option<&mut Inbox> {
+        self.inboxes.get_mut(usize::from(tag))?.as_mut()
     }
 
     /// Empties the socket into the inboxes.
@@ -154,7 +175,7 @@ impl Punt {
                     continue;
                 };
                 let counted = kernel.counted(pool.umem().bytes(&frame), inbox.ifindex, tag);
-                inbox.frames.push_back((frame, counted));
+                inbox.put(frame, counted);
             }
         }
     }
@@ -168,8 +189,7 @@ impl Punt {
         batch: &mut Vec<Frame>,
         leaving: &mut Leaving,
     ) -> usize {
-        let inbox = self.inboxes.get_mut(usize::from(tag)).and_then(Option::as_mut);
-        let Some(inbox) = inbox else { return 0 };
+        let Some(inbox) = self.inbox(tag) else { return 0 };
         let count = inbox.frames.len().min(BURST);
         for (frame, counted) in inbox.frames.drain(..count) {
             batch.push(frame);
@@ -328,6 +348,13 @@ impl Port for ExpressPort {
 
     fn fd(&self) -> Option<RawFd> {
         Some(self.wakeup.as_raw_fd())
+    }
+
+    fn set_doorstep(&mut self, doorstep: &Arc<Doorstep>) {
+        if let Some(inbox) = self.kernel.punt.lock().as_mut().and_then(|punt| punt.inbox(self.tag))
+        {
+            inbox.doorstep = Some(Arc::clone(doorstep));
+        }
     }
 
     fn max_frame(&self) -> usize {

@@ -5,8 +5,10 @@
 //! frame, which deals in batches: one virtual call per batch, none per frame.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use crate::frame::Frame;
+use crate::handoff::Doorstep;
 use crate::pool::FramePool;
 
 pub mod memory;
@@ -36,6 +38,10 @@ pub trait Port: Send {
 
     /// What becomes readable when frames arrive; `None` if there is nothing to wait for.
     fn fd(&self) -> Option<RawFd>;
+
+    /// Names the worker that asks this port for frames. A port that may come by another one's frames
+    /// wakes that one's worker then.
+    fn set_doorstep(&mut self, _doorstep: &Arc<Doorstep>) {}
 
     /// Longest frame the port can send, Ethernet header included, in bytes.
     fn max_frame(&self) -> usize;

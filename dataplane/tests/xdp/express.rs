@@ -19,6 +19,7 @@ use firedoor_dataplane::express::{
     FlowEgress, FlowId, FlowVerdict, Hook, InstallError, Lane, Progress, Slot, egress_of,
 };
 use firedoor_dataplane::frame::Frame;
+use firedoor_dataplane::handoff::Peers;
 use firedoor_dataplane::link::{Link, Netlink};
 use firedoor_dataplane::port::Port;
 use firedoor_dataplane::port::xdp::XdpOptions;
@@ -26,12 +27,13 @@ use firedoor_dataplane::redirect_targets::RedirectTargets;
 use firedoor_dataplane::sys::packet::PacketSender;
 use firedoor_dataplane::sys::tap;
 use libtest_mimic::Failed;
+use mio::{Events, Poll, Token, Waker};
 use socket2::{Domain, Socket, Type};
 
 use crate::Test;
 use crate::host::{self, Host, Workload};
 
-pub(crate) const TESTS: [(&str, Test); 19] = [
+pub(crate) const TESTS: [(&str, Test); 20] = [
     ("express_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_express),
     ("express_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Tcx)),
     ("express_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Tcx)),
@@ -39,6 +41,7 @@ pub(crate) const TESTS: [(&str, Test); 19] = [
     ("express_doubtful_frames_take_the_long_way", |host| doubtful(host, Hook::Tcx)),
     ("express_misses_name_their_port_whatever_tags_they_bear", |host| tags(host, Hook::Tcx)),
     ("express_a_flood_of_misses_leaves_room_for_other_ports", flood),
+    ("express_who_finds_another_ports_frames_wakes_its_worker", wakes_worker),
     ("express_a_shut_door_drops_everything", |host| shut(host, Hook::Tcx)),
     ("express_a_full_table_refuses_and_has_room_again", full),
     ("express_flows_are_found_in_a_full_table", |host| found(host, Hook::Tcx)),
@@ -530,6 +533,28 @@ fn doubtful(host: &mut Host, hook: Hook) -> Result<(), Failed> {
     inject(&scene, &[plain[0].clone(), plain[1].clone(), padded])?;
     let frames = slots.map(|slot| slot.map(|slot| scene.lane.flows().progress(slot).frames));
     assert!(matches!(frames, [Ok(1), Ok(2)]), "{frames:?}");
+    scene.close(host);
+    Ok(())
+}
+
+/// The first port's worker sleeps, and the second's empties the socket that both have before the kernel
+/// could wake it.
+fn wakes_worker(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, Hook::Tcx)?;
+    let [sleeper, _] = &Peers::of(2)[..] else { return Err("two workers".into()) };
+    let mut poll = Poll::new()?;
+    sleeper.doorstep().set_waker(Waker::new(poll.registry(), Token(0))?);
+    scene.ports[0].set_doorstep(sleeper.doorstep());
+    assert!(sleeper.may_sleep());
+    let frames = [packet(&scene, UDP, &udp(&[7; 20]))];
+    inject(&scene, &frames)?;
+    let (mut events, mut batch) = (Events::with_capacity(1), Vec::new());
+    host::wait_for(|| {
+        scene.ports[1].receive(&mut host.pool, &mut batch);
+        poll.poll(&mut events, Some(Duration::ZERO)).is_ok() && !events.is_empty()
+    })?;
+    assert!(batch.is_empty(), "they are not the second port's");
+    assert_eq!(scene.received(host, 0, 1), frames);
     scene.close(host);
     Ok(())
 }

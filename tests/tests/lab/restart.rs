@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use firedoor_api::dataplane::Flow;
 use firedoor_classifier::snapshot::Lane;
 use firedoor_lab::netns::Netns;
 use firedoor_lab::probe::{Outcome, Responder, Service};
@@ -25,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("express_flows_outlive_the_data_plane_and_are_judged_again", &[], outlive),
     ("express_flows_stop_when_no_data_plane_returns", &[], fail_closed),
     ("an_upgrade_takes_over_without_losing_an_express_frame", &[], upgrade),
+    ("two_workers_take_over_each_its_share_of_the_express_flows", &[], by_two),
     ("an_upgrade_to_a_program_that_fails_leaves_the_switch_as_it_was", &[], upgrade_fails),
     ("a_switch_that_stops_leaves_nothing_pinned", &[], nothing_pinned),
 ];
@@ -54,7 +56,7 @@ impl Dialogue {
                 socket.send(&u64::MAX.to_be_bytes())?;
                 socket.recv(&mut answer)?;
             }
-            is_express(lab, 17)
+            is_express(lab, 17, socket.local_addr()?)
         })?;
         ensure!(settled, "the kernel does not forward the datagrams");
         let stop = Arc::new(AtomicBool::new(false));
@@ -91,10 +93,14 @@ impl Dialogue {
     }
 }
 
-/// Whether the kernel forwards the lab's live connection of a protocol.
-fn is_express(lab: &Fixture, protocol: u8) -> Result<bool, Failed> {
-    let connections = connections(lab, protocol)?;
-    Ok(connections.iter().any(|flow| flow.state != "time-wait" && flow.lane == Lane::Express))
+/// Whether the kernel forwards the live connection of a protocol that was begun from that port.
+fn is_express(lab: &Fixture, protocol: u8, from: SocketAddr) -> Result<bool, Failed> {
+    let is_it = |flow: &Flow| {
+        flow.src_port == Some(from.port())
+            && flow.state != "time-wait"
+            && flow.lane == Lane::Express
+    };
+    Ok(connections(lab, protocol)?.iter().any(is_it))
 }
 
 /// A connection that the kernel forwards.
@@ -105,7 +111,7 @@ fn settled(lab: &Fixture) -> Result<TcpStream, Failed> {
         for _ in 0..20 {
             ensure!(echoes(&mut connection), "no echo");
         }
-        is_express(lab, 6)
+        is_express(lab, 6, connection.local_addr()?)
     })?;
     ensure!(settled, "the kernel does not forward the connection");
     Ok(connection)
@@ -137,7 +143,8 @@ fn outlive() -> Shown {
     ensure!(counted.came == counted.sent, "some were lost: {counted:?}");
 
     ensure!(echoes(&mut connection), "the connection is gone");
-    ensure!(is_express(&lab, 6)?, "{:#?}", connections(&lab, 6)?);
+    let from = connection.local_addr()?;
+    ensure!(is_express(&lab, 6, from)?, "{:#?}", connections(&lab, 6)?);
     drop(connection);
     let ended = wait_for(Duration::from_secs(3), || {
         Ok(connections(&lab, 6)?.iter().all(|flow| flow.state == "time-wait"))
@@ -181,6 +188,57 @@ fn upgrade() -> Shown {
     ensure!(heard == Outcome::Reachable, "afterwards, a new conversation heard {heard:?}");
     // The supervisor starts it again from the new program.
     kill_and_await(&lab)
+}
+
+/// Datagrams and TCP of both workers, over a kill and an upgrade.
+fn by_two() -> Shown {
+    let lab = up("workers = 2")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
+    let dialogues = dialogues_of_both(&lab)?;
+    let mut tcp = (0..8).map(|_| settled(&lab)).collect::<Result<Vec<_>, _>>()?;
+    let all = dialogues.len() + tcp.len();
+    let takeovers: [fn(&Fixture) -> Shown; 2] = [kill_and_await, |lab| upgrade_once(lab).map(drop)];
+    for take_over in takeovers {
+        take_over(&lab)?;
+        ensure!(both_have(&lab)?, "{:?} of {all} connections", owned(&lab)?);
+        let by = owned(&lab)?;
+        println!("each worker has {by:?} of {all} connections");
+        ensure!(by.iter().sum::<u64>() == all as u64, "{by:?} of {all} connections");
+        ensure!(tcp.iter_mut().all(echoes), "a connection is gone");
+    }
+    for (nth, dialogue) in dialogues.into_iter().enumerate() {
+        let counted = dialogue.end()?;
+        println!("conversation {nth}: {counted:?}");
+        ensure!(counted.sent > 500, "too few to tell: {counted:?}");
+        ensure!(counted.came == counted.sent, "some were lost: {counted:?}");
+    }
+    drop(tcp);
+    let ended = wait_for(Duration::from_secs(3), || {
+        Ok(connections(&lab, 6)?.iter().all(|flow| flow.state == "time-wait"))
+    })?;
+    ensure!(ended, "an end was not understood: {:#?}", connections(&lab, 6)?);
+    Ok(())
+}
+
+/// Conversations, of which each worker has one at least. Chance says whose a connection is.
+fn dialogues_of_both(lab: &Fixture) -> Result<Vec<Dialogue>, Failed> {
+    let mut dialogues = Vec::new();
+    while dialogues.len() < 4 || !both_have(lab)? {
+        ensure!(dialogues.len() < 16, "one worker has all: {:?}", owned(lab)?);
+        dialogues.push(Dialogue::start(lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?);
+    }
+    Ok(dialogues)
+}
+
+/// Whether each worker has a connection. They say so once a second.
+fn both_have(lab: &Fixture) -> Result<bool, Failed> {
+    let both = |by: Vec<u64>| by.len() == 2 && by.iter().all(|&count| count > 0);
+    wait_for(Duration::from_secs(2), || Ok(both(owned(lab)?)))
+}
+
+/// Connections of each worker.
+fn owned(lab: &Fixture) -> Result<Vec<u64>, Failed> {
+    Ok(lab.status()?.dataplane.ok_or("the data plane does not answer")?.connections_by)
 }
 
 /// The program that is to take over ends at once, before it has touched anything.

@@ -214,8 +214,9 @@ fn show_dataplane(dataplane: &DataplaneStatus, out: &mut Output) -> anyhow::Resu
         Count(total(&dataplane.drops))
     )?;
     if *workers > 1 {
-        let by = dataplane.received_by.iter().map(|&frames| Count(frames).to_string());
-        writeln!(out, "by worker    {} received", by.collect::<Vec<_>>().join(", "))?;
+        let [received, connections] = [&dataplane.received_by, &dataplane.connections_by]
+            .map(|by| by.iter().map(|&n| Count(n).to_string()).collect::<Vec<_>>().join(", "));
+        writeln!(out, "by worker    {received} received, {connections} connections")?;
     }
     writeln!(
         out,
