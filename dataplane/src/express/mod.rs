@@ -83,7 +83,7 @@ pub enum ExpressError {
     /// The kernel does not take the program.
     #[error(
         "the kernel does not take the express lane's program; it needs Linux 5.12 with BPF, and \
-         CAP_BPF with CAP_NET_ADMIN"
+         CAP_BPF with CAP_PERFMON and CAP_NET_ADMIN"
     )]
     Load(#[source] io::Error),
     /// The program cannot be attached.

@@ -131,7 +131,7 @@ impl Drop for Guest {
 }
 
 /// A wire from `ifname` in the switch's namespace to `eth0` in another, both ends up.
-fn wire(lab: &Fixture, ifname: &str, to: &Netns, mac: [u8; 6]) -> Shown {
+pub(crate) fn wire(lab: &Fixture, ifname: &str, to: &Netns, mac: [u8; 6]) -> Shown {
     use std::os::fd::AsFd;
     lab.switch_netns()?.run(|| -> Shown {
         let far =
@@ -143,7 +143,7 @@ fn wire(lab: &Fixture, ifname: &str, to: &Netns, mac: [u8; 6]) -> Shown {
     Ok(to.run(|| Netlink::open().map(|mut netlink| netlink.set_up("eth0", true)))???)
 }
 
-fn state(lab: &Fixture, workload: &str) -> Result<Option<PortState>, Failed> {
+pub(crate) fn state(lab: &Fixture, workload: &str) -> Result<Option<PortState>, Failed> {
     let ports = lab.status()?.ports;
     Ok(ports.into_iter().find(|port| port.workload == workload).map(|port| port.state))
 }

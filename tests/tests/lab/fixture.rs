@@ -123,27 +123,35 @@ impl Fixture {
     pub(crate) fn up_with(switch: &str, config: &str) -> Result<Self, Failed> {
         let name = unique_name();
         let text = format!("[switch]\nname = \"{name}\"\n{switch}\n{config}");
-        Self::build(&text, None)
+        Self::build(&text, None, firedoor())
+    }
+
+    /// Likewise, of a switch that a shell starts by a command which takes its own as arguments.
+    pub(crate) fn up_by(command: &str, switch: &str, config: &str) -> Result<Self, Failed> {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir()?;
+        let script = directory.path().join("firedoor");
+        let text = format!("#!/bin/sh\nexec {command} '{}' \"$@\"\n", firedoor().display());
+        fs::write(&script, text)?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700))?;
+        let text = format!("[switch]\nname = \"{}\"\n{switch}\n{config}", unique_name());
+        Self::build(&text, None, &script)
     }
 
     /// A lab of one of the configs in `configs/`, under a name of its own.
     pub(crate) fn of_config(file: &str) -> Result<Self, Failed> {
         let text = fs::read_to_string(configs().join(file))?;
-        Self::build(&text, Some(unique_name()))
+        Self::build(&text, Some(unique_name()), firedoor())
     }
 
-    fn build(text: &str, name: Option<String>) -> Result<Self, Failed> {
+    fn build(text: &str, name: Option<String>, program: &Path) -> Result<Self, Failed> {
         let text = &with_choices(text);
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("lab.toml");
         fs::write(&path, text)?;
         let never = AtomicBool::new(false);
-        let options = Options {
-            firedoor: firedoor().to_owned(),
-            name,
-            interrupted: &never,
-            progress: &|_| {},
-        };
+        let options =
+            Options { firedoor: program.to_owned(), name, interrupted: &never, progress: &|_| {} };
         Ok(Self { lab: Temporary::up(&path, text, &options)?, directory })
     }
 

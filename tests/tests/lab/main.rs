@@ -10,6 +10,7 @@ mod compare;
 mod cost;
 mod express;
 mod failure;
+mod fallback;
 mod fixture;
 mod fragments;
 mod policy;
@@ -36,6 +37,7 @@ fn main() {
         policy::TESTS,
         express::TESTS,
         restart::TESTS,
+        fallback::TESTS,
         storm::TESTS,
         failure::TESTS,
         cost::TESTS,

@@ -104,7 +104,7 @@ fn is_express(lab: &Fixture, protocol: u8, from: SocketAddr) -> Result<bool, Fai
 }
 
 /// A connection that the kernel forwards.
-fn settled(lab: &Fixture) -> Result<TcpStream, Failed> {
+pub(crate) fn settled(lab: &Fixture) -> Result<TcpStream, Failed> {
     let mut connection = connect(lab)?;
     let settled = wait_for(Duration::from_secs(3), || {
         // As above.

@@ -411,7 +411,8 @@ fn pins_of(run_dir: &RunDir) -> Option<PathBuf> {
         Err(error) => {
             tracing::warn!(
                 %error,
-                "no BPF file system can be mounted: express flows end with the data plane"
+                "no BPF file system can be mounted, which takes CAP_SYS_ADMIN: express flows end with \
+                 the data plane. `mount -t bpf bpf /sys/fs/bpf` before"
             );
             None
         }

@@ -30,7 +30,8 @@ pub(crate) fn run(args: &RunArgs, out: &mut Output) -> anyhow::Result<ExitCode> 
         }
     };
     if !Uid::effective().is_root() {
-        out.warn("not root: attaching ports takes CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF");
+        out.warn("not root: attaching ports takes CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_IPC_LOCK, and the \
+             express lane CAP_PERFMON");
     }
     let config = fs::canonicalize(&args.config).with_context(|| {
         format!(
