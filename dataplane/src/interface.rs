@@ -8,7 +8,7 @@ use firedoor_classifier::snapshot::{Lane, Workload};
 
 use crate::engine::{Lease, MAX_QUEUES, OpenFailure, Opened, Opener};
 use crate::express::frames::LookupPort;
-use crate::express::{ExpressError, Hook, Member, Members, egress_of, is_carried};
+use crate::express::{ExpressError, Hook, Member, Members, TcHook, egress_of, is_carried};
 use crate::link::{Link, LinkError};
 use crate::pool::FramePool;
 use crate::port::Port;
@@ -78,10 +78,14 @@ impl Interfaces {
         let unpinned = lane.why_unpinned().map(|why| {
             format!("the kernel's verdicts end with the data plane, because they cannot be pinned: {why}")
         });
+        let (mode, older) = match lane.hook() {
+            TcHook::Tcx => ("tcx", None),
+            TcHook::Clsact => ("clsact", Some(no_tcx(&workload.ifname))),
+        };
         Ok(Opened {
             queues: vec![Box::new(opened.port)],
-            mode: "tcx".into(),
-            notices: unpinned.into_iter().collect(),
+            mode: mode.into(),
+            notices: older.into_iter().chain(unpinned).collect(),
             lane: Lane::Express,
             ifindex: opened.link.index,
         })
@@ -164,6 +168,14 @@ impl<P: Port + 'static> From<xdp::Opened<P>> for Opened {
         let queues = queues.into_iter().map(|queue| Box::new(queue) as Box<dyn Port>).collect();
         Self { queues, mode, notices, lane: Lane::Switch, ifindex: link.index }
     }
+}
+
+/// What a port's notice says on older kernels.
+fn no_tcx(ifname: &str) -> String {
+    format!(
+        "a filter of clsact looks its frames up, because the kernel has no tcx (Linux 6.6): if the switch \
+         is killed and not started again, it drops every frame until `tc qdisc del dev {ifname} clsact`"
+    )
 }
 
 /// What the express lane's programs know a port by: the lease's place among all, from 1 on.

@@ -16,6 +16,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
+use netlink_packet_route::tc::{TcHandle, TcMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use thiserror::Error;
@@ -238,6 +239,34 @@ impl Netlink {
     /// [`LinkError::NotFound`], or [`LinkError::Refused`] for a device that cannot be removed.
     pub fn delete(&mut self, name: &str) -> Result<(), LinkError> {
         self.change(RouteNetlinkMessage::DelLink(named(name)), 0, "remove", name)
+    }
+
+    /// Removes the clsact queueing discipline of the interface of that index, unless a filter of anybody's is
+    /// left in it.
+    ///
+    /// # Errors
+    /// The kernel's, `ENOENT` or `EINVAL` if there is none.
+    pub(crate) fn remove_empty_clsact(&mut self, index: u32) -> io::Result<()> {
+        // TC_H_CLSACT, and its two lists of filters (linux/pkt_sched.h).
+        const MAJOR: u16 = 0xffff;
+        const CLSACT: u16 = 0xfff1;
+        const INGRESS: u16 = 0xfff2;
+        const EGRESS: u16 = 0xfff3;
+        let about = |minor| {
+            let mut message = TcMessage::default();
+            message.header.index = index.cast_signed();
+            message.header.parent = TcHandle { major: MAJOR, minor };
+            message
+        };
+        for list in [INGRESS, EGRESS] {
+            let request = RouteNetlinkMessage::GetTrafficFilter(about(list));
+            if !self.request(request, NLM_F_DUMP)?.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut clsact = about(CLSACT);
+        clsact.header.handle = TcHandle { major: MAJOR, minor: 0 };
+        self.request(RouteNetlinkMessage::DelQueueDiscipline(clsact), 0).map(drop)
     }
 
     /// Creates a veth pair with `queues` queues at each end, both ends down.

@@ -58,7 +58,7 @@ use crate::sys::umem::Umem;
 pub use self::kept::Kept;
 pub use self::members::{Hook, Member, Members};
 pub use self::table::{Inherited, InstallError, Slot};
-pub use crate::sys::express::{Egress as FlowEgress, FlowId, FlowVerdict, Progress};
+pub use crate::sys::express::{Egress as FlowEgress, FlowId, FlowVerdict, Progress, TcHook};
 
 /// The express lane of one switch.
 pub struct Lane {
@@ -167,7 +167,15 @@ impl Lane {
     /// # Errors
     /// [`ExpressError::Load`].
     pub fn load(flows: u32, pins: Option<&Path>) -> Result<Self, ExpressError> {
-        let load = |pins| Program::load(flows.max(1), pins);
+        Self::load_at(TcHook::of_kernel(), flows, pins)
+    }
+
+    /// As [`load`](Self::load), with the program for tc held by that.
+    ///
+    /// # Errors
+    /// As for it.
+    pub fn load_at(hook: TcHook, flows: u32, pins: Option<&Path>) -> Result<Self, ExpressError> {
+        let load = |pins| Program::load(hook, flows.max(1), pins);
         let pinned = pins.map(|pins| open_empty(pins).and_then(|pins| load(Some(pins))));
         let (program, unpinned) = match pinned {
             Some(Ok(program)) => (program, None),
@@ -193,7 +201,7 @@ impl Lane {
             if !pins.has_maps(&MAPS) {
                 return Ok(None);
             }
-            let program = Arc::new(Program::load(1, Some(pins))?);
+            let program = Arc::new(Program::load(TcHook::of_kernel(), 1, Some(pins))?);
             program.forget_ports()?;
             let (flows, inherited) = FlowTable::resume(Arc::clone(&program));
             flows.let_go();
@@ -291,6 +299,11 @@ impl Lane {
     /// Frames that were dropped because the door was shut.
     pub fn shut_drops(&self) -> u64 {
         self.kernel.program.shut_drops()
+    }
+
+    /// What holds the program at the ports' ingress.
+    pub fn hook(&self) -> TcHook {
+        self.kernel.program.hook()
     }
 
     /// Whether program and verdicts outlive the process.

@@ -32,6 +32,7 @@ use parking_lot::Mutex;
 use super::bpf::{self, LOADER, Mode, Steering, kernel_error};
 use super::mmap::Mapping;
 use super::pins::Pins;
+use crate::link::Netlink;
 
 /// dataplane/bpf/express.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/express.bpf.o");
@@ -55,8 +56,26 @@ pub(crate) fn prepare() {
 /// Where the clsact queueing discipline has the program: so that it can be replaced.
 const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 1), classid: None };
 
-/// First kernel with tcx, programs at a device's ingress that are attached by a BPF link.
+/// First kernel with tcx.
 const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// What holds the program for tc at a device's ingress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcHook {
+    /// A BPF link, which ends with the process unless it is pinned.
+    Tcx,
+    /// A filter of the clsact queueing discipline, for kernels without tcx. It stays when the process is
+    /// killed; the next one replaces it.
+    Clsact,
+}
+
+impl TcHook {
+    /// What the running kernel has.
+    pub fn of_kernel() -> Self {
+        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= TCX);
+        if has_tcx { Self::Tcx } else { Self::Clsact }
+    }
+}
 
 /// What is the same in every frame of one direction of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -518,14 +537,15 @@ pub(crate) struct Program {
     index: Shared<Bucket>,
     flows: Shared<Slot>,
     hashing: Hashing,
+    hook: TcHook,
     pins: Option<Pins>,
 }
 
 impl Program {
     /// Loads the programs with room for `flows` flows. Their door is shut until
-    /// [`keep_open`](Self::keep_open). With `pins`, their maps are pinned there; if they are there
+    /// [`keep_open`](Self::keep_open). `hook` is where that for tc is to be. With `pins`, their maps are pinned there; if they are there
     /// already, the programs take them as they are, as large as they are.
-    pub(crate) fn load(flows: u32, pins: Option<Pins>) -> io::Result<Self> {
+    pub(crate) fn load(hook: TcHook, flows: u32, pins: Option<Pins>) -> io::Result<Self> {
         let mut loader = if pins.is_some() { &PINNED } else { &LOADER }.lock();
         if let Some(pins) = &pins {
             for name in MAPS {
@@ -564,6 +584,7 @@ impl Program {
             index,
             flows,
             hashing,
+            hook,
             pins,
         })
     }
@@ -572,12 +593,11 @@ impl Program {
     /// other. If there is one already that outlived its process, it is replaced in one step. It stays
     /// until the result is dropped, and if it is pinned, until its pin is removed too.
     pub(crate) fn attach(&self, ifname: &str, ifindex: u32) -> io::Result<Attached> {
-        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= TCX);
         let mut program = self.program.lock();
         let program = classifier(&mut program)?;
-        if !has_tcx {
+        if self.hook == TcHook::Clsact {
             let link = attach_to_clsact(program, ifname)?;
-            return Ok(Attached { link: Some(link), pin: None });
+            return Ok(Attached { link: Some(link), pin: None, clsact: Some(ifindex) });
         }
         let pin = self.pins.as_ref().map(|pins| pins.link(ifindex));
         let old = pin.as_ref().and_then(|pin| replace(program, pin));
@@ -595,7 +615,7 @@ impl Program {
                 }
             }
         };
-        Ok(Attached { link: Some(link), pin })
+        Ok(Attached { link: Some(link), pin, clsact: None })
     }
 
     /// Misses of that interface go to the switch under this tag (a VLAN identifier).
@@ -638,6 +658,11 @@ impl Program {
         let Some(pins) = &self.pins else { return Ok(()) };
         let strangers = pins.links()?.into_iter().filter(|index| !ifindexes.contains(index));
         strangers.into_iter().try_for_each(|index| std::fs::remove_file(pins.link(index)))
+    }
+
+    /// What holds the program for tc.
+    pub(crate) const fn hook(&self) -> TcHook {
+        self.hook
     }
 
     /// Whether maps and links outlive the process.
@@ -882,6 +907,8 @@ fn attach_to_clsact(
 pub(crate) struct Attached {
     link: Option<SchedClassifierLink>,
     pin: Option<PathBuf>,
+    /// The interface whose clsact holds it, if one does.
+    clsact: Option<u32>,
 }
 
 impl Drop for Attached {
@@ -894,6 +921,10 @@ impl Drop for Attached {
         // If the interface is gone, the kernel has detached the program itself.
         if let Some(link) = self.link.take() {
             let _ = link.detach();
+        }
+        if let Some(ifindex) = self.clsact {
+            // Likewise.
+            let _ = Netlink::open().and_then(|mut netlink| netlink.remove_empty_clsact(ifindex));
         }
     }
 }

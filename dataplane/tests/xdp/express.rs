@@ -16,7 +16,7 @@ use firedoor_classifier::{MacAddr, PortId};
 use firedoor_dataplane::express::punt::ExpressPort;
 use firedoor_dataplane::express::trial::Outcome;
 use firedoor_dataplane::express::{
-    FlowEgress, FlowId, FlowVerdict, Hook, InstallError, Lane, Progress, Slot, egress_of,
+    FlowEgress, FlowId, FlowVerdict, Hook, InstallError, Lane, Progress, Slot, TcHook, egress_of,
 };
 use firedoor_dataplane::frame::Frame;
 use firedoor_dataplane::handoff::Peers;
@@ -33,7 +33,7 @@ use socket2::{Domain, Socket, Type};
 use crate::Test;
 use crate::host::{self, Host, Workload};
 
-pub(crate) const TESTS: [(&str, Test); 20] = [
+pub(crate) const TESTS: [(&str, Test); 23] = [
     ("express_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_express),
     ("express_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Tcx)),
     ("express_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Tcx)),
@@ -46,6 +46,9 @@ pub(crate) const TESTS: [(&str, Test); 20] = [
     ("express_a_full_table_refuses_and_has_room_again", full),
     ("express_flows_are_found_in_a_full_table", |host| found(host, Hook::Tcx)),
     ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
+    ("clsact_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_clsact),
+    ("clsact_filters_of_others_stay", clsact_shared),
+    ("clsact_filters_of_a_killed_process_are_replaced", clsact_killed),
     ("xdp_tcp_takes_the_short_way_with_its_checksums_completed", tcp_in_xdp),
     ("xdp_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Xdp)),
     ("xdp_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Xdp)),
@@ -75,6 +78,10 @@ struct Scene {
 
 impl Scene {
     fn new(host: &mut Host, hook: Hook) -> Result<Self, Failed> {
+        Self::of(host, Lane::load(64, None)?, hook)
+    }
+
+    fn of(host: &mut Host, lane: Lane, hook: Hook) -> Result<Self, Failed> {
         let workloads =
             [Workload::new("10.99.0.1", "fd1", 1)?, Workload::new("10.99.0.2", "fd2", 1)?];
         for workload in &workloads {
@@ -82,7 +89,6 @@ impl Scene {
             let quiet = || Ok(std::fs::write("/proc/sys/net/ipv6/conf/fd0/disable_ipv6", "1")?);
             workload.inside(quiet)?;
         }
-        let lane = Lane::load(64, None)?;
         lane.set_epoch(1);
         lane.keep_open(OPEN);
         let mut ports: Vec<Box<dyn Port>> = Vec::new();
@@ -282,6 +288,81 @@ fn tcp_express(host: &mut Host) -> Result<(), Failed> {
     }
     scene.close(host);
     Ok(())
+}
+
+/// As [`tcp_express`], on a kernel without tcx.
+fn tcp_clsact(host: &mut Host) -> Result<(), Failed> {
+    let lane = Lane::load_at(TcHook::Clsact, 64, None)?;
+    let mut scene = Scene::of(host, lane, Hook::Tcx)?;
+    tcp_short_way(&mut scene, host, 16 << 20)?;
+    assert_eq!(filters("fd1")?.len(), 1, "the program is a filter");
+    scene.ports.drain(..).for_each(|port| port.close(&mut host.pool));
+    nothing_left("fd1")?;
+    nothing_left("fd2")?;
+    scene.close(host);
+    Ok(())
+}
+
+/// What others have in the queueing discipline stays.
+fn clsact_shared(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    tc(&["qdisc", "add", "dev", "fd1", "clsact"])?;
+    tc(&["filter", "add", "dev", "fd1", "egress", "bpf", "bytecode", "1,6 0 0 0"])?;
+    let before = tc(&["filter", "show", "dev", "fd1", "egress"])?;
+    let lane = Lane::load_at(TcHook::Clsact, 64, None)?;
+    let (port, _) = open(host, &lane, 1, "fd1")?;
+    assert_eq!(filters("fd1")?.len(), 1);
+    Box::new(port).close(&mut host.pool);
+    assert_eq!(filters("fd1")?.len(), 0);
+    assert_eq!(tc(&["filter", "show", "dev", "fd1", "egress"])?, before);
+    host.assert_conserved();
+    Ok(())
+}
+
+/// The filter outlives its process; the next one's takes its place, and goes with its port.
+fn clsact_killed(host: &mut Host) -> Result<(), Failed> {
+    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
+    let mode = crate::hold_and_kill(crate::HOLD_CLSACT, "fd1", || Ok(()))?;
+    assert_eq!(mode, "Clsact\n");
+    let left = filters("fd1")?;
+    assert_eq!(left.len(), 1, "{left:?}");
+    let lane = Lane::load_at(TcHook::Clsact, 64, None)?;
+    let (port, _) = open(host, &lane, 1, "fd1")?;
+    let replaced = filters("fd1")?;
+    assert!(replaced.len() == 1 && replaced != left, "{left:?} {replaced:?}");
+    Box::new(port).close(&mut host.pool);
+    host.assert_conserved();
+    nothing_left("fd1")
+}
+
+/// What the child of [`clsact_killed`] does first.
+pub(crate) fn hold_clsact(ifname: &str, host: &mut Host) -> Result<(Lane, ExpressPort), Failed> {
+    let lane = Lane::load_at(TcHook::Clsact, 64, None)?;
+    let (port, _) = open(host, &lane, 1, ifname)?;
+    println!("{:?}", lane.hook());
+    Ok((lane, port))
+}
+
+/// The filters at the ingress of an interface, each in a line that names its program.
+fn filters(ifname: &str) -> Result<Vec<String>, Failed> {
+    let shown = tc(&["filter", "show", "dev", ifname, "ingress"])?;
+    Ok(shown.lines().filter(|line| line.contains(" handle ")).map(str::to_owned).collect())
+}
+
+fn nothing_left(ifname: &str) -> Result<(), Failed> {
+    let shown = tc(&["qdisc", "show", "dev", ifname])?;
+    assert!(!shown.contains("clsact"), "{shown}");
+    Ok(())
+}
+
+fn tc(arguments: &[&str]) -> Result<String, Failed> {
+    let output = Command::new("tc").args(arguments).output()?;
+    assert!(
+        output.status.success(),
+        "tc {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The workloads leave checksums to their devices, and the receiver's stack looks at them.

@@ -23,11 +23,15 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// The test binary started again with this argument opens the interface named by the next one, and
 /// waits to be killed.
 const HOLD: &str = "--hold-interface";
+/// Likewise, on the express lane of a kernel without tcx.
+const HOLD_CLSACT: &str = "--hold-interface-at-clsact";
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some(HOLD) {
-        return hold(&arguments.next().unwrap_or_default());
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some(HOLD), Some(ifname)) => return hold(&ifname),
+        (Some(HOLD_CLSACT), Some(ifname)) => return hold_clsact(&ifname),
+        _ => {}
     }
     let obstacle = host::obstacle();
     if let Some(reason) = &obstacle {
@@ -193,18 +197,11 @@ fn closed_interface_opens_again(host: &mut Host) -> Result<(), Failed> {
 
 fn killed_process_leaves_nothing(host: &mut Host) -> Result<(), Failed> {
     let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
-    let mut holder = Command::new(std::env::current_exe()?)
-        .args([HOLD, "fd1"])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let stdout = holder.stdout.take().ok_or("the child has an output")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    let attached = host.link("fd1")?.xdp_program;
-    holder.kill()?;
-    holder.wait()?;
+    let line = hold_and_kill(HOLD, "fd1", || {
+        assert!(host.link("fd1")?.xdp_program.is_some(), "the child attached the program");
+        Ok(())
+    })?;
     assert_eq!(line, "native copy\n");
-    assert!(attached.is_some(), "the child attached the program");
     assert_eq!(host.link("fd1")?.xdp_program, None, "nothing stays attached");
     let opened = host.open("fd1", &XdpOptions::default())?;
     host.close(opened.queues);
@@ -212,11 +209,40 @@ fn killed_process_leaves_nothing(host: &mut Host) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Has a child hold an interface, looks, and kills it. Returns the line that it said.
+fn hold_and_kill(
+    how: &str,
+    ifname: &str,
+    look: impl FnOnce() -> Result<(), Failed>,
+) -> Result<String, Failed> {
+    let mut holder = Command::new(std::env::current_exe()?)
+        .args([how, ifname])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = holder.stdout.take().ok_or("the child has an output")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    let looked = look();
+    holder.kill()?;
+    holder.wait()?;
+    looked.map(|()| line)
+}
+
 /// What the child of [`killed_process_leaves_nothing`] does.
 fn hold(ifname: &str) {
     let mut host = Host::new();
     let opened = host.open(ifname, &XdpOptions::default()).expect("the interface opens");
     println!("{}", opened.mode);
+    wait_to_be_killed();
+}
+
+fn hold_clsact(ifname: &str) {
+    let mut host = Host::new();
+    let _held = express::hold_clsact(ifname, &mut host).expect("the interface opens");
+    wait_to_be_killed();
+}
+
+fn wait_to_be_killed() {
     std::io::stdout().flush().expect("the parent listens");
     loop {
         std::thread::park();
