@@ -23,7 +23,7 @@ pub(in crate::compare) const SEED: u64 = 0xf1ed_0042;
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often each flow has to be there, and how long frames flow at most until then.
 const SETTLE_FRAMES: u64 = 8;
-const SETTLE_LONGEST: Duration = Duration::from_secs(10);
+const SETTLE_LONGEST: Duration = Duration::from_secs(20);
 /// Length of one trial of a search.
 const TRIAL: Duration = Duration::from_millis(250);
 /// How long the last frames of a trial may be under way.
