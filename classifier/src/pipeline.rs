@@ -13,7 +13,7 @@ use crate::classify::{
 };
 use crate::connections::{
     self, Claims, Commit, ConnectionId, ConnectionInfo, Connections, Credit, Established, Hint,
-    Hints, Hit, Lookup, Side,
+    Hints, Hit, Lookup, Side, Stage,
 };
 use crate::extract::{Embedded, Headers, Kind};
 use crate::fdb::Fdb;
@@ -234,9 +234,10 @@ impl Pipeline {
         }
     }
 
-    /// Whether a connection that was [`Established`] is so still.
+    /// Whether a connection that was [`Established`] is so still, and not about to end.
     pub fn is_established(&self, id: ConnectionId, original: &FlowKey) -> bool {
-        self.connections.still_established(id, original).is_some()
+        let established = self.connections.still_established(id, original);
+        established.is_some_and(|established| established.stage != Stage::Closing)
     }
 
     /// Judges a connection that was [`Established`] again, by the policy in force, as its next frame would
@@ -282,9 +283,19 @@ impl Pipeline {
         self.connections.established(&headers, self.policy.epoch(), now)
     }
 
-    /// Counts what was forwarded of a connection elsewhere; see [`Connections::credit`].
-    pub fn credit(&mut self, id: ConnectionId, side: Side, credit: &Credit, now: Nanos) {
-        self.connections.credit(id, side, credit, now);
+    /// Counts what was forwarded of a connection elsewhere, if it is still the one that began so; see
+    /// [`Connections::credit`].
+    pub fn credit(
+        &mut self,
+        id: ConnectionId,
+        original: &FlowKey,
+        side: Side,
+        credit: &Credit,
+        now: Nanos,
+    ) {
+        if self.connections.original(id).is_some_and(|key| key == *original) {
+            self.connections.credit(id, side, credit, now);
+        }
     }
 
     /// Running totals.

@@ -58,6 +58,8 @@ union flow_key {
 #define FACT_PEER 1
 // The connection's second flow: for who takes it over.
 #define FACT_REPLY 2
+// TCP: its last byte was sent, and a FIN. Written here.
+#define FACT_ENDED 4
 // Where the processor stands that counts without locks, one more than its number, or 0.
 #define FACT_COUNTER 16
 
@@ -73,12 +75,12 @@ struct flow {
 	__u16 max_frame;	// longest frame that the egress takes, Ethernet header included
 	__u16 mark;		// added to the tag of what is punted, so that it is counted
 	__u32 passed;		// of the punted, how many have left the switch
-	// Likewise, but for the counter: FACT_* in the lowest byte, in the second one TCP's flags in the
+	// Likewise, but for the counter and the end: FACT_* in the lowest byte, in the second one TCP's flags in the
 	// connection's first frame.
 	__u32 facts;
 
 	__u32 punted;		// frames sent the long way, as they count after segmentation
-	__u32 seq;		// TCP: after the last byte sent
+	__u32 seq;		// TCP: after the last byte sent, and its FIN
 	__u32 ack;		// TCP: after the last byte acknowledged
 	__u16 window;		// TCP: as in the header, unscaled
 	__u16 draining;		// since when what is too much for the long way is dropped; 0 if it is not
@@ -166,7 +168,8 @@ struct headers {
 	__u32 ack;
 	__u16 window;
 	__sum16 sum;		// TCP's or UDP's checksum
-	__u8 special;		// moves its connection's state: for the switch to see
+	__u8 special;		// for the switch to judge: TCP that is neither data, nor an ACK, nor an end
+	__u8 fin;		// ends its side of the connection
 };
 
 // Two words as one, as they stand in memory.
@@ -203,10 +206,11 @@ static __always_inline int parse_transport(struct headers *headers, __u8 protoco
 		flags = ((const __u8 *)l4)[13];
 		headers->payload = at + tcp->doff * 4;
 		headers->sum = tcp->check;
-		headers->seq = bpf_ntohl(tcp->seq) + headers->end - headers->payload;
+		headers->fin = flags & TCP_FIN;
+		headers->seq = bpf_ntohl(tcp->seq) + headers->end - headers->payload + headers->fin;
 		headers->ack = bpf_ntohl(tcp->ack_seq);
 		headers->window = bpf_ntohs(tcp->window);
-		headers->special = (flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK | TCP_URG)) != TCP_ACK;
+		headers->special = (flags & (TCP_SYN | TCP_RST | TCP_ACK | TCP_URG)) != TCP_ACK;
 	} else if (protocol == IPPROTO_UDP) {
 		const struct udphdr *udp = l4;
 
@@ -417,6 +421,8 @@ static __always_inline void count(struct flow *flow, const struct headers *heade
 			flow->ack = headers->ack;
 			flow->window = headers->window;
 		}
+		if (headers->fin)
+			__sync_fetch_and_or(&flow->facts, FACT_ENDED);
 	}
 	if (is_ours) {
 		flow->bytes += bytes;

@@ -6,7 +6,7 @@
 use super::key::{FrameKey, Key, SPARE, TURNED, Upper, has_upper};
 use super::tcp::{Segment, Step, Tcp, TcpState, Windows};
 use super::timers::{Class, Stamp};
-use super::{Commit, ConnectionId, ConnectionInfo, Credit, Hit, Side};
+use super::{Commit, ConnectionId, ConnectionInfo, Credit, Hit, Side, Stage};
 use crate::extract::Headers;
 use crate::key::FlowKey;
 use crate::mac::MacAddr;
@@ -104,15 +104,18 @@ impl State {
         }
     }
 
-    /// Whether plain frames are all that is to come: UDP, and TCP between its handshake and its end,
-    /// which is when both sides have ended it.
-    pub(super) const fn is_established(self) -> bool {
-        matches!(
-            self,
+    /// How far it is, if all its plain frames pass: UDP, and TCP from the SYN-ACK on.
+    pub(super) const fn stage(self) -> Option<Stage> {
+        match self {
+            Self::Tcp(TcpState::SynReceived) => Some(Stage::Opening),
             Self::UdpSingle
-                | Self::UdpBoth
-                | Self::Tcp(TcpState::Established | TcpState::FinOriginal | TcpState::FinReply)
-        )
+            | Self::UdpBoth
+            | Self::Tcp(TcpState::Established | TcpState::FinOriginal | TcpState::FinReply) => {
+                Some(Stage::Open)
+            }
+            Self::Tcp(TcpState::Closing | TcpState::TimeWait) => Some(Stage::Closing),
+            _ => None,
+        }
     }
 
     /// The state once plain frames are all that is to come, of one side or of both.
@@ -348,7 +351,7 @@ impl Entry {
             original: self.original(),
             output: replier.port(),
             state: self.identity.state().name(),
-            is_established: self.identity.state().is_established(),
+            stage: self.identity.state().stage(),
             cause,
             would_drop,
             epoch: epoch.saturating_sub((epoch as u32).wrapping_sub(self.identity.epoch).into()),
@@ -477,8 +480,14 @@ impl Activity {
         self.frames
     }
 
-    /// Counts what one side sent past this table, and follows its numbers.
-    pub(super) fn credit(&mut self, side: Side, credit: &Credit) {
+    /// Of half-open TCP: whether the SYN's data was taken.
+    pub(super) const fn has_taken_syn_data(&self) -> bool {
+        self.tcp.has_taken_syn_data()
+    }
+
+    /// Counts what one side sent past this table, and follows its numbers. Returns the state that this
+    /// keeps alive.
+    pub(super) fn credit(&mut self, state: State, side: Side, credit: &Credit) -> State {
         let ([original_frames, reply_frames], [original_bytes, reply_bytes]) =
             (&mut self.frames, &mut self.bytes);
         let (frames, bytes) = match side {
@@ -487,8 +496,11 @@ impl Activity {
         };
         *frames = frames.saturating_add(credit.frames);
         *bytes = bytes.saturating_add(credit.bytes);
-        if let Some(sent) = &credit.tcp {
-            self.tcp.catch_up(side, sent, credit.bytes);
+        match (state, &credit.tcp) {
+            (State::Tcp(state), Some(sent)) => {
+                State::Tcp(self.tcp.catch_up(state, side, sent, credit.bytes))
+            }
+            _ => state,
         }
     }
 

@@ -179,8 +179,9 @@ pub struct Hit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionId(pub u32);
 
-/// A connection whose plain frames need no more judging under the policy in force: TCP after its
-/// handshake, UDP from its first frame on; and nothing about it is recorded frame by frame.
+/// A connection whose plain frames need no more judging under the policy in force: TCP from the SYN-ACK
+/// on, UDP from its first frame on; and nothing about it is recorded frame by frame. Not where TCP's
+/// windows are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Established {
     /// Handle of the entry.
@@ -193,6 +194,22 @@ pub struct Established {
     pub cause: Cause,
     /// Frames so far, of the original and of the reply side.
     pub frames: [u64; 2],
+    /// How far it is.
+    pub stage: Stage,
+    /// TCP: the SYN's data was taken, so who answered may send its own before the handshake is complete
+    /// (RFC 7413).
+    pub is_early: bool,
+}
+
+/// How far a connection is whose plain frames pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// TCP: both sides have sent a SYN, and the handshake's last ACK is to come.
+    Opening,
+    /// It may last.
+    Open,
+    /// TCP: both sides have ended it, and a last ACK may be to come.
+    Closing,
 }
 
 /// What was forwarded of one side of a connection without passing here.
@@ -209,12 +226,14 @@ pub struct Credit {
 /// Where a side of a TCP connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
-    /// After the last byte it sent.
+    /// After the last byte it sent, and its FIN.
     pub next: u32,
     /// After the last byte it acknowledged.
     pub ack: u32,
     /// The window it granted, as in the header.
     pub window: u16,
+    /// Whether it has sent a FIN.
+    pub has_ended: bool,
 }
 
 /// What a new connection is recorded with.
@@ -304,8 +323,8 @@ pub struct ConnectionInfo {
     pub output: PortId,
     /// State, as `established` or `syn-sent`.
     pub state: &'static str,
-    /// Whether it is [`Established`] by its state.
-    pub is_established: bool,
+    /// That of an [`Established`] one, if it is one by its state.
+    pub stage: Option<Stage>,
     /// Who allowed it.
     pub cause: Cause,
     /// Set if it lives only because of learn or audit mode.
@@ -722,26 +741,29 @@ impl Connections {
 
     fn as_established(&self, id: u32) -> Option<Established> {
         let identity = self.table.identity(id)?;
-        let state = identity.state();
+        let stage = identity.state().stage()?;
         let (cause, would_drop) = self.verdict(ConnectionId(id));
-        if !state.is_established() || would_drop.is_some() {
+        if would_drop.is_some() {
             return None;
         }
+        let activity = self.table.activity(id)?;
         Some(Established {
             id: ConnectionId(id),
             original: self.original(ConnectionId(id))?,
             output: identity.hit(id, Side::Original).output,
             cause,
-            frames: self.table.activity(id)?.frames(),
+            frames: activity.frames(),
+            stage,
+            is_early: activity.has_taken_syn_data(),
         })
     }
 
     /// Counts what was forwarded of a side elsewhere, on this connection's verdict. It has kept the
-    /// connection alive, and TCP's numbers catch up.
+    /// connection alive, and TCP's numbers catch up; its handshake, or its end, may have been completed so.
     pub fn credit(&mut self, id: ConnectionId, side: Side, credit: &Credit, now: Nanos) {
         let Some(state) = self.table.identity(id.0).map(Identity::state) else { return };
         let Some(activity) = self.table.activity_mut(id.0) else { return };
-        activity.credit(side, credit);
+        let state = activity.credit(state, side, credit);
         self.table.refresh(id.0, state, now);
     }
 

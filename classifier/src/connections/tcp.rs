@@ -60,8 +60,10 @@
 //! A SYN over a live connection is never judged anew, because whoever can send through the same
 //! router could end connections by it. Without the window check a window is taken as if scaled by 14,
 //! the most that RFC 7323 §2.3 permits: too wide a window only forwards what the receiver refuses by
-//! itself. Data in a SYN (RFC 7413) passes; a server's data that overtakes the client's ACK does not,
-//! and is sent again.
+//! itself. Data in a SYN (RFC 7413) passes; a server's data that overtakes the client's ACK does not
+//! where windows are checked, and is sent again. Else data, ACKs and FINs pass from the SYN-ACK on,
+//! whatever they acknowledge: both hosts have agreed to the connection, and the kernel, which then forwards them
+//! by itself, knows no states.
 
 use bitflags::bitflags;
 
@@ -399,7 +401,7 @@ impl Tcp {
             Control::SynAck => self.judge_syn_ack(state, side, segment),
             Control::Rst => self.judge_rst(state, side, segment),
             Control::Ack | Control::Fin if state.is_half_open() => {
-                self.judge_handshake_end(state, side, segment)
+                self.judge_handshake_end(state, side, segment, windows)
             }
             Control::Ack | Control::Fin if state == Reset => Step::Aside,
             Control::Ack | Control::Fin
@@ -435,9 +437,17 @@ impl Tcp {
 
     /// Takes a side's numbers from who has forwarded `bytes` of it instead: they are the truth, however
     /// far they have moved. If they lie behind, all of it was sent again. Its windows are taken as
-    /// those of [`Windows::Ignored`].
-    pub(super) fn catch_up(&mut self, side: Side, sent: &Sent, bytes: u64) {
+    /// those of [`Windows::Ignored`]. Returns the state: the last ACK of the handshake, a FIN,
+    /// and the last ACK of all may be among it.
+    pub(super) fn catch_up(
+        &mut self,
+        state: TcpState,
+        side: Side,
+        sent: &Sent,
+        bytes: u64,
+    ) -> TcpState {
         let (mut own, mut other) = (self.end(side), self.end(side.other()));
+        let acknowledges_syn = other.knows(Known::NEXT) && !is_after(other.next, sent.ack);
         if bytes < 1 << 31 {
             own.reach(sent.next);
         } else {
@@ -449,6 +459,25 @@ impl Tcp {
         other.reach(sent.ack);
         self.put(side, own);
         self.put(side.other(), other);
+        let state = match (state, side) {
+            (SynReceived, Side::Original) if acknowledges_syn => Established,
+            _ => state,
+        };
+        let state = match state {
+            Established if sent.has_ended => TcpState::fin(side),
+            FinOriginal | FinReply if sent.has_ended && !state.has_fin(side) => Closing,
+            _ => state,
+        };
+        match state {
+            Closing if self.both_fins_are_acknowledged() => TimeWait,
+            _ => state,
+        }
+    }
+
+    /// Of a half-open connection: whether what the SYN-ACK acknowledges is more than the SYN.
+    pub(super) const fn has_taken_syn_data(&self) -> bool {
+        let [next, _] = self.next;
+        next != self.syn.wrapping_add(1)
     }
 
     fn judge_syn(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
@@ -490,7 +519,13 @@ impl Tcp {
     }
 
     /// An ACK or FIN while the handshake is not complete.
-    fn judge_handshake_end(&self, state: TcpState, side: Side, segment: &Segment) -> Step {
+    fn judge_handshake_end(
+        &self,
+        state: TcpState,
+        side: Side,
+        segment: &Segment,
+        windows: Windows,
+    ) -> Step {
         let is_fin = segment.control == Control::Fin;
         let awaited = match state {
             SynReceived | SynCrossedReply => Some(Side::Original),
@@ -504,7 +539,8 @@ impl Tcp {
             SynSent => side == Side::Reply,
             _ => awaited == Some(side.other()),
         };
-        if completes_nothing && !is_fin && segment.payload == 0 {
+        let is_agreed = state == SynReceived && windows == Windows::Ignored;
+        if is_agreed || !is_fin && completes_nothing && segment.payload == 0 {
             Step::Aside
         } else {
             Step::Invalid

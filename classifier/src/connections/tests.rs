@@ -508,15 +508,20 @@ fn udp_is_established_at_once_and_tcp_between_its_handshake_and_both_ends() {
     table.remove(established.id);
     assert!(!is_still(&table, &question.key));
 
-    establish(&mut table, (1, 80), secs(0));
     let data = tcp(there, (1, 80), ACK, 11, 91);
+    begin(&mut table, &tcp(there, (1, 80), SYN, 10, 0), secs(0)).unwrap();
+    assert_eq!(ask(&table, &data), None, "nobody has answered");
+    hit(pass(&mut table, &tcp(back, (80, 1), SYN | ACK, 90, 11), secs(0)));
+    assert_eq!(ask(&table, &data).map(|it| it.stage), Some(Stage::Opening));
+    hit(pass(&mut table, &data, secs(0)));
     let established = ask(&table, &data).expect("the handshake is complete");
+    assert_eq!(established.stage, Stage::Open);
     hit(pass(&mut table, &tcp(there, (1, 80), FIN | ACK, 11, 91), secs(0)));
     let half_closed = ask(&table, &data).expect("one side may go on");
     assert_eq!(half_closed.id, established.id);
     assert_eq!(half_closed.frames[0], established.frames[0] + 1);
     hit(pass(&mut table, &tcp(back, (80, 1), FIN | ACK, 91, 12), secs(0)));
-    assert_eq!(ask(&table, &data), None, "closing");
+    assert_eq!(ask(&table, &data).map(|it| it.stage), Some(Stage::Closing), "a last ACK may come");
 }
 
 #[test]
@@ -530,6 +535,57 @@ fn what_lives_by_audit_alone_is_not_established() {
     assert_eq!(table.established(&question, 1, secs(0)), None);
 }
 
+#[test]
+fn a_handshake_may_be_completed_past_the_table() {
+    let mut table = table(10);
+    begin(&mut table, &tcp((1, 2), (1, 80), SYN, 10, 0), secs(0)).unwrap();
+    let id = hit(pass(&mut table, &tcp((2, 1), (80, 1), SYN | ACK, 90, 11), secs(0))).id;
+    let state = |table: &Connections| table.list(0, 1, secs(1)).0[0].state;
+    let credit = |next, ack| Credit {
+        frames: 1,
+        bytes: 60,
+        tcp: Some(Sent { next, ack, window: 9, has_ended: false }),
+    };
+    table.credit(id, Side::Reply, &credit(191, 11), secs(1));
+    assert_eq!(state(&table), "syn-received", "not its own");
+    table.credit(id, Side::Original, &credit(11, 90), secs(1));
+    assert_eq!(state(&table), "syn-received", "that is before it");
+    table.credit(id, Side::Original, &credit(11, 191), secs(1));
+    assert_eq!(state(&table), "established");
+    hit(table.lookup(&tcp((1, 2), (1, 80), FIN | ACK, 11, 191), 1, secs(100)));
+}
+
+#[test]
+fn an_end_may_pass_by_the_table() {
+    let mut table = table(10);
+    begin(&mut table, &tcp((1, 2), (1, 80), SYN, 10, 0), secs(0)).unwrap();
+    let id = hit(pass(&mut table, &tcp((2, 1), (80, 1), SYN | ACK, 90, 11), secs(0))).id;
+    let mut after = |side, next, ack, has_ended| {
+        let tcp = Some(Sent { next, ack, window: 9, has_ended });
+        table.credit(id, side, &Credit { frames: 1, bytes: 60, tcp }, secs(1));
+        table.list(0, 1, secs(1)).0[0].state
+    };
+    assert_eq!(after(Side::Original, 12, 91, true), "half-closed", "the handshake's end besides");
+    assert_eq!(after(Side::Original, 12, 91, true), "half-closed", "again");
+    assert_eq!(after(Side::Reply, 91, 12, false), "half-closed");
+    assert_eq!(after(Side::Reply, 92, 12, true), "closing");
+    assert_eq!(after(Side::Original, 12, 92, true), "time-wait");
+    hit(pass(&mut table, &tcp((1, 2), (1, 80), ACK, 12, 92), secs(2)));
+    let again = tcp((1, 2), (1, 80), SYN, 500, 0);
+    assert!(matches!(pass(&mut table, &again, secs(2)), Lookup::Miss), "it may begin anew");
+}
+
+#[test]
+fn who_took_data_of_a_syn_may_speak_early() {
+    for (ack, is_early) in [(11, false), (15, true)] {
+        let mut table = table(10);
+        begin(&mut table, &tcp((1, 2), (1, 80), SYN, 10, 0), secs(0)).unwrap();
+        let answer = tcp((2, 1), (80, 1), SYN | ACK, 90, ack);
+        hit(pass(&mut table, &answer, secs(0)));
+        assert_eq!(table.established(&answer, 1, secs(0)).map(|it| it.is_early), Some(is_early));
+    }
+}
+
 /// Gigabytes went past the table, further than any window: its numbers are those of before.
 #[test]
 fn a_credited_connection_lives_and_knows_a_real_reset() {
@@ -539,7 +595,7 @@ fn a_credited_connection_lives_and_knows_a_real_reset() {
     let reset = tcp((1, 2), (1, 80), RST | ACK, far, 500);
     assert_eq!(table.lookup(&reset, 1, secs(1)), Lookup::Invalid(DropReason::TcpState));
     let id = hit(table.lookup(&tcp((1, 2), (1, 80), ACK, 11, 91), 1, secs(1))).id;
-    let sent = |next, ack| Some(Sent { next, ack, window: 1_000 });
+    let sent = |next, ack| Some(Sent { next, ack, window: 1_000, has_ended: false });
     let credit = Credit { frames: 2_000_000, bytes: 3_000_000_000, tcp: sent(far, 500) };
     table.credit(id, Side::Original, &credit, secs(7_000));
     let credit = Credit { frames: 40_000, bytes: 2_000_000, tcp: sent(500, far) };

@@ -175,7 +175,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sys::express::{Egress, FlowVerdict, HASHED};
+    use crate::sys::express::{Begin, Egress, FlowVerdict, HASHED};
 
     const VERDICT: FlowVerdict = FlowVerdict {
         eth_dst: [2, 0, 0, 0, 0, 1],
@@ -209,7 +209,7 @@ mod tests {
 
         /// Gives a flow that slot, if the index has room.
         fn put(&self, id: &FlowId, slot: u32) -> bool {
-            self.slots[slot as usize].write(id, &VERDICT, 0);
+            self.slots[slot as usize].write(id, &VERDICT, 0, Begin::Held);
             let is_in = self.index().insert(id, slot);
             if !is_in {
                 self.slots[slot as usize].close();

@@ -117,7 +117,7 @@ impl Offload {
             && let Some(key) = connection.key(ingress)
             && let Some(established) = pipeline.adopt(&key, output, connection.frames(), now)
         {
-            self.begin(&established, pipeline);
+            self.begin(&established, pipeline, now);
         }
         for flow in connection.flows() {
             if !self.has(&flow.id) {

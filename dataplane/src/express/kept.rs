@@ -1,7 +1,7 @@
 //! Why the switch forwards a connection itself: one answer for the worker, which gives the kernel what
 //! has no such reason, and for people who ask.
 
-use firedoor_classifier::connections::ConnectionInfo;
+use firedoor_classifier::connections::{ConnectionInfo, Stage};
 use firedoor_classifier::snapshot::VlanMode;
 use firedoor_classifier::wire::protocol;
 use firedoor_classifier::{FlowKey, Policy, PortId};
@@ -9,10 +9,9 @@ use firedoor_classifier::{FlowKey, Policy, PortId};
 use super::Members;
 use super::offload::turned;
 
-/// Frames of TCP, and of UDP, after which a connection goes to the kernel. A short one never pays for
-/// it: the lookup of a name, or TCP that is opened, asked a little and closed.
-const ENOUGH_TCP: u64 = 8;
-const ENOUGH_UDP: u64 = 4;
+/// Frames of UDP that nobody has answered after which it goes to the kernel: the question for a name
+/// does not.
+const ENOUGH: u64 = 2;
 
 /// Why the kernel does not forward a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +26,11 @@ pub enum Kept {
     Trunk,
     /// TCP under `tcp_window_check`.
     WindowCheck,
-    /// TCP that is not established yet, or not any more.
+    /// TCP that was not answered yet, or has ended.
     State,
     /// It was judged under an earlier policy, and will be again with its next frame.
     Stale,
-    /// It has had few frames.
+    /// It has had few frames, and no answer.
     Short,
     /// No port of it is on the express lane.
     SwitchPort,
@@ -78,8 +77,7 @@ impl Kept {
 
     /// Whether a connection with so many frames so far is not worth the kernel's while yet.
     pub(super) const fn is_short(protocol: u8, [there, back]: [u64; 2]) -> bool {
-        let enough = if protocol == protocol::TCP { ENOUGH_TCP } else { ENOUGH_UDP };
-        there.saturating_add(back) < enough
+        protocol == protocol::UDP && back == 0 && there < ENOUGH
     }
 
     /// Why a connection is not forwarded by the kernel; `None` if it is, in one direction at least.
@@ -99,7 +97,7 @@ impl Kept {
             reason
         } else if Self::is_short(info.original.protocol, info.frames) {
             Self::Short
-        } else if info.is_established {
+        } else if matches!(info.stage, Some(Stage::Opening | Stage::Open)) {
             Self::TableFull
         } else {
             Self::State

@@ -1,33 +1,41 @@
 //! A worker's half of the express lane: which of its connections the kernel forwards.
 //!
 //! After a frame was judged and forwarded, its connection may be one whose plain frames need no more
-//! judging: TCP after the handshake, UDP. Once it has had some frames, its verdicts go to the kernel:
-//! both directions' of TCP, and of UDP those of the directions in which it spoke. Before a frame is
-//! judged, its connection is credited with what the kernel forwarded meanwhile, so that a FIN or RST is
-//! judged by where TCP really is. And once a second each connection is credited and looked at, so that
-//! it stays alive by traffic that the switch never sees, and its verdicts go when it does.
+//! judging: TCP that was answered, UDP. Its verdicts go to the kernel: both directions' of TCP with the
+//! SYN-ACK, and of UDP those of the directions in which it spoke, with the answer or a few frames. Before
+//! a frame is judged, its connection is credited with what the kernel forwarded meanwhile, so that a SYN
+//! or RST is judged by where TCP really is. And once a second each connection is credited and looked at,
+//! so that it stays alive by traffic that the switch never sees, and its verdicts go when it does, or has
+//! ended. What was half open is looked at sooner, so that it does not pass for what nobody completes.
 //!
 //! docs/adr/0005 says why. What the kernel cannot do stays on the switch lane: connections that live by
 //! learn or audit mode, whose frames are recorded one by one; TCP where windows are checked; ports with
 //! VLAN tags; routers, behind whom addresses move.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use firedoor_classifier::connections::{ConnectionId, Credit, Established, Sent, Side};
+use firedoor_classifier::connections::{ConnectionId, Credit, Established, Sent, Side, Stage};
 use firedoor_classifier::extract::Headers;
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::wire::protocol;
 use firedoor_classifier::wire::tcp::TcpFlags;
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
 
-use super::{FlowId, FlowVerdict, Inherited, Kept, Lane, Member, Members, Progress, Slot};
+use super::table::FlowTable;
+use super::{
+    FlowId, FlowVerdict, Inherited, InstallError, Kept, Lane, Member, Members, Progress, Slot,
+};
 use crate::counters::WorkerCounters;
 use crate::outbox::Outbox;
 use crate::path::Path;
 
 /// How often each connection is looked at.
 const ROUND: Nanos = Nanos::from_secs(1);
+
+/// How soon a connection is looked at that was half open when the kernel got its verdicts.
+const SOON: Nanos = Nanos(20_000_000);
 
 /// Most connections looked at by one call of [`Offload::tick`].
 const PER_TICK: usize = 4096;
@@ -55,6 +63,8 @@ pub struct Offload {
     /// By the slots of the pairs' flows in the kernel's table: one more than the pair's place, or 0 or
     /// that of another if there is none.
     by_slot: Vec<u32>,
+    /// Places of pairs that were half open when they began, and when to look at them.
+    young: VecDeque<(Nanos, u32)>,
     /// The next pair to look at, and when the round began.
     next: usize,
     round: Nanos,
@@ -101,6 +111,9 @@ struct Judged {
     cause: Cause,
     epoch: u64,
 }
+
+/// How a verdict goes to the kernel.
+type Install = fn(&FlowTable, &FlowId, &FlowVerdict) -> Result<Slot, InstallError>;
 
 /// Where what was forwarded is counted.
 struct Counts<'a> {
@@ -246,8 +259,9 @@ impl Offload {
             }
             self.end(at, pipeline, counts, now);
         }
-        if !Kept::is_short(established.original.protocol, established.frames) {
-            self.begin(&established, pipeline);
+        let is_short = Kept::is_short(established.original.protocol, established.frames);
+        if !is_short && established.stage != Stage::Closing {
+            self.begin(&established, pipeline, now);
         }
     }
 
@@ -258,6 +272,9 @@ impl Offload {
         let Some(lane) = &self.lane else { return false };
         let grace = pipeline.policy().settings().express_grace_secs;
         lane.keep_open(Duration::from_secs(grace.into()));
+        while let Some((_, at)) = self.young.pop_front_if(|(when, _)| *when <= now) {
+            self.look(at as usize, pipeline, counts, now);
+        }
         if self.next == 0 {
             if now.since(self.round) < ROUND.0 {
                 return false;
@@ -266,15 +283,19 @@ impl Offload {
         }
         let end = (self.next + PER_TICK).min(self.pairs.len());
         for at in self.next..end {
-            let Some(pair) = self.pair(at) else { continue };
-            if pipeline.is_established(pair.id, &pair.original) {
-                self.credit(at, pipeline, counts, now);
-            } else {
-                self.end(at, pipeline, counts, now);
-            }
+            self.look(at, pipeline, counts, now);
         }
         self.next = if end == self.pairs.len() { 0 } else { end };
         self.next != 0
+    }
+
+    /// A connection catches up, and its verdicts go if it has ended.
+    fn look(&mut self, at: usize, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
+        self.credit(at, pipeline, counts, now);
+        let Some(pair) = self.pair(at) else { return };
+        if !pipeline.is_established(pair.id, &pair.original) {
+            self.end(at, pipeline, counts, now);
+        }
     }
 
     fn renew_some(&mut self, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) -> bool {
@@ -371,7 +392,7 @@ impl Offload {
     }
 
     /// Gives the kernel a connection's verdicts, as far as it can apply them.
-    pub(super) fn begin(&mut self, established: &Established, pipeline: &Pipeline) {
+    pub(super) fn begin(&mut self, established: &Established, pipeline: &Pipeline, now: Nanos) {
         let original = established.original;
         let (from, to) = (original.ingress, established.output);
         if Kept::of(pipeline.policy(), &original, to).is_some() {
@@ -385,9 +406,16 @@ impl Offload {
         };
         let epoch = pipeline.policy().epoch();
         let judged = Judged { cause: established.cause, epoch };
-        let mut is_installed = self.install(&mut original_side, &original, judged);
+        // Who asked has sent nothing but SYNs before it hears of the first answer, which has not left yet.
+        // Who answered waits for the handshake's end, unless it took data of the SYN.
+        let is_fresh = established.stage == Stage::Opening && established.frames[1] == 1;
+        let install: fn(bool) -> Install =
+            |is_fresh| if is_fresh { FlowTable::install_at_once } else { FlowTable::install };
+        let mut is_installed =
+            self.install(&mut original_side, &original, judged, install(is_fresh));
         if is_due(&turned, established) {
-            is_installed |= self.install(&mut reply_side, &turned, judged);
+            let install = install(is_fresh && !established.is_early);
+            is_installed |= self.install(&mut reply_side, &turned, judged, install);
         }
         if !is_installed {
             return;
@@ -397,6 +425,9 @@ impl Offload {
             self.pairs.push(None);
             self.pairs.len() as u32 - 1
         });
+        if established.stage == Stage::Opening {
+            self.young.push_back((Nanos(now.0 + SOON.0), at));
+        }
         if let Some(place) = self.pairs.get_mut(at as usize) {
             *place = Some(pair);
             self.note_slots(at as usize);
@@ -421,9 +452,9 @@ impl Offload {
             (&mut pair.reply_side, turned(&established.original, established.output))
         };
         match (&self.lane, flow.slot) {
-            (_, None) if is_due(&key, established) => {
+            (_, None) if is_due(&key, established) && established.stage != Stage::Closing => {
                 let judged = Judged { cause: established.cause, epoch: pipeline.policy().epoch() };
-                self.install(flow, &key, judged);
+                self.install(flow, &key, judged, FlowTable::install);
             }
             (Some(lane), Some(slot)) => {
                 // Not since it began: of a burst that was under way then, no frame was counted, and
@@ -453,7 +484,7 @@ impl Offload {
 
     /// Gives the kernel one direction's verdict. Returns whether it has it now: not if no program looks
     /// up what comes in there or could send it on, or if the table is full.
-    fn install(&self, flow: &mut Flow, key: &FlowKey, judged: Judged) -> bool {
+    fn install(&self, flow: &mut Flow, key: &FlowKey, judged: Judged, install: Install) -> bool {
         let (Some(from), Some(to)) = (self.member(flow.ingress), self.member(flow.egress)) else {
             return false;
         };
@@ -468,7 +499,7 @@ impl Offload {
             is_reply: flow.is_reply,
             tcp_flags: key.tcp_flags,
         };
-        flow.slot = lane.flows().install(&flow.id, &verdict).ok();
+        flow.slot = install(lane.flows(), &flow.id, &verdict).ok();
         flow.since = None;
         flow.slot.is_some()
     }
@@ -493,9 +524,9 @@ impl Offload {
             }
             let bytes = progress.bytes.saturating_sub(flow.credited.bytes);
             flow.credited = progress;
-            let Progress { seq: next, ack, window, .. } = progress;
-            let tcp = is_tcp.then_some(Sent { next, ack, window });
-            pipeline.credit(pair.id, side, &Credit { frames, bytes, tcp }, now);
+            let Progress { seq: next, ack, window, has_ended, .. } = progress;
+            let tcp = is_tcp.then_some(Sent { next, ack, window, has_ended });
+            pipeline.credit(pair.id, &pair.original, side, &Credit { frames, bytes, tcp }, now);
             counts.add(flow, frames, bytes);
         }
     }

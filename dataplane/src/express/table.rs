@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::index::Index;
-use crate::sys::express::{self, FlowId, FlowVerdict, Program, Progress};
+use crate::sys::express::{self, Begin, FlowId, FlowVerdict, Program, Progress};
 
 /// How long a slot stays unused after its flow is gone: a program runs for microseconds.
 const REST: Duration = Duration::from_secs(2);
@@ -127,6 +127,23 @@ impl FlowTable {
     /// # Errors
     /// If there is no room.
     pub fn install(&self, id: &FlowId, verdict: &FlowVerdict) -> Result<Slot, InstallError> {
+        self.put(id, verdict, Begin::Held)
+    }
+
+    /// As [`install`](Self::install), of a flow of which no frame that the verdict is for can be on the long
+    /// way: its first goes by the verdict.
+    ///
+    /// # Errors
+    /// If there is no room.
+    pub fn install_at_once(
+        &self,
+        id: &FlowId,
+        verdict: &FlowVerdict,
+    ) -> Result<Slot, InstallError> {
+        self.put(id, verdict, Begin::AtOnce)
+    }
+
+    fn put(&self, id: &FlowId, verdict: &FlowVerdict, begin: Begin) -> Result<Slot, InstallError> {
         let mut slots = self.slots.lock();
         let index = self.index();
         if let Some(old) = index.find(id) {
@@ -142,7 +159,7 @@ impl FlowTable {
         let slot = slots.take(id.ingress, &self.program)?;
         let full = InstallError::Full(self.capacity());
         let cell = self.cell(slot).ok_or(full)?;
-        cell.write(id, verdict, next_mark(cell.mark()));
+        cell.write(id, verdict, next_mark(cell.mark()), begin);
         if !index.insert(id, slot) {
             cell.close();
             slots.give(id.ingress, slot);

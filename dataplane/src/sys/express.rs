@@ -217,12 +217,14 @@ pub struct Progress {
     pub frames: u32,
     /// Their bytes, likewise.
     pub bytes: u64,
-    /// TCP: after the last byte sent.
+    /// TCP: after the last byte sent, and its FIN.
     pub seq: u32,
     /// TCP: after the last byte acknowledged.
     pub ack: u32,
     /// TCP: the window as in the header, unscaled.
     pub window: u16,
+    /// TCP: whether a FIN was sent.
+    pub has_ended: bool,
     /// Frames dropped so that others before them could leave the long way, modulo 2^32.
     pub drained: u32,
 }
@@ -259,7 +261,17 @@ const _: () = assert!(size_of::<Slot>() == 128);
 /// What is noted of a flow in one word (`FACT_*`).
 const PEER: u32 = 1;
 const REPLY: u32 = 2;
+const ENDED: u32 = 4;
 const TCP_FLAGS: u32 = 8;
+
+/// What becomes of the first frames of a flow that gets a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// They go the long way, because others before them may be there.
+    Held,
+    /// There are none: they go by the verdict. It is as if one had been punted, and had left.
+    AtOnce,
+}
 
 /// One value of the index (`struct bucket`), a cache line: see [`index`](crate::express::index).
 #[derive(Default)]
@@ -274,8 +286,8 @@ pub(crate) const CELLS: usize = 16;
 
 impl Slot {
     /// Writes a verdict to a slot that the program does not use. `mark` is added to the tags of the
-    /// flow's punted frames.
-    pub(crate) fn write(&self, id: &FlowId, verdict: &FlowVerdict, mark: u16) {
+    /// flow's punted frames; `begin` says what becomes of the first.
+    pub(crate) fn write(&self, id: &FlowId, verdict: &FlowVerdict, mark: u16, begin: Begin) {
         self.epoch.store(0, Ordering::SeqCst);
         for (cell, word) in self.id.iter().zip(id.words()) {
             cell.store(word, Ordering::Relaxed);
@@ -305,7 +317,7 @@ impl Slot {
         for cell in [&self.bytes, &self.bytes_elsewhere] {
             cell.store(0, Ordering::Relaxed);
         }
-        self.open(verdict.epoch, mark);
+        self.open(verdict.epoch, mark, begin);
     }
 
     /// The verdict that was written here, and its flow, if it was not closed.
@@ -349,14 +361,18 @@ impl Slot {
     /// Lets the flow begin the long way again: its frames are counted anew, under another mark.
     pub(crate) fn restart(&self, mark: u16) {
         let epoch = self.epoch.swap(0, Ordering::SeqCst);
-        self.open(epoch, mark);
+        self.open(epoch, mark, Begin::Held);
     }
 
-    fn open(&self, epoch: u64, mark: u16) {
+    fn open(&self, epoch: u64, mark: u16, begin: Begin) {
         self.mark.store(mark, Ordering::Relaxed);
         self.draining.store(0, Ordering::Relaxed);
+        let frames = match begin {
+            Begin::Held => 0,
+            Begin::AtOnce => 1,
+        };
         for cell in [&self.punted, &self.passed] {
-            cell.store(0, Ordering::Relaxed);
+            cell.store(frames, Ordering::Relaxed);
         }
         self.epoch.store(epoch, Ordering::SeqCst);
     }
@@ -410,6 +426,7 @@ impl Slot {
             seq: self.seq.load(Ordering::Relaxed),
             ack: self.ack.load(Ordering::Relaxed),
             window: self.window.load(Ordering::Relaxed),
+            has_ended: self.facts.load(Ordering::Relaxed) & ENDED != 0,
             drained: self.drained.load(Ordering::Relaxed),
         }
     }

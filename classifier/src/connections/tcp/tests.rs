@@ -20,8 +20,9 @@ const STATES: [TcpState; 11] = [
 ];
 
 /// What each state answers to each segment, and what says so: sections of RFC 9293 where no other RFC
-/// is named. `=` stays, `.` aside, `+` anew, `-` invalid, else the next state. Invalid is what no host
-/// sends in that state, or what its receiver discards or answers with an RST (§3.5.2).
+/// is named. `=` stays, `.` aside, `+` anew, `-` invalid, `~` aside unless windows are checked, else the
+/// next state. Invalid is what no host sends in that state, or what its receiver discards or answers with
+/// an RST (§3.5.2).
 ///
 /// `syn'` has a number beyond all that its side has sent, `syn^` one before; `syn-ack'` acknowledges
 /// something else; `rst~` is in the window but not next, `rst!` outside; `refusal` is the RST that a
@@ -47,8 +48,8 @@ const TABLE: &str = "
     R syn-ack     SR =  SY ES =  .  .  .  -  -  -  §3.5 figures 6, 7; §3.8.1 again
     R syn-ack'    -  -  -  -  -  .  .  .  -  -  -  §3.10.7.3 first; 5961 §4.2
     R ack         .  .  -  ES .  =  =  =  =  =  .  §3.5.1 figure 9; §3.10.7.4 fifth
-    R data        -  -  -  ES -  =  =  =  =  =  .  §3.10.7.4 seventh
-    R fin         -  -  -  FR -  FR CL =  =  .  .  §3.6 cases 2, 3; §3.10.7.4 eighth; §3.8.1 again
+    R data        -  ~  -  ES -  =  =  =  =  =  .  §3.10.7.4 seventh
+    R fin         -  ~  -  FR -  FR CL =  =  .  .  §3.6 cases 2, 3; §3.10.7.4 eighth; §3.8.1 again
     R rst         -  RS RS RS RS RS RS RS RS RS =  5961 §3.2 exact; §3.10.7.3 second: no ACK
     R rst~        -  -  -  .  -  .  .  .  .  .  .  5961 §3.2 in the window: challenged
     R rst!        -  -  -  -  -  -  -  -  -  -  -  5961 §3.2 outside: discarded
@@ -212,8 +213,10 @@ fn state_named(name: &str) -> TcpState {
 }
 
 /// The step that a cell of the table says a connection in `state` takes.
-fn step_named(cell: &str, state: TcpState) -> Step {
+fn step_named(cell: &str, state: TcpState, windows: Windows) -> Step {
     match cell {
+        "~" if windows == Windows::Checked => Step::Invalid,
+        "~" => Step::Aside,
         "=" => Step::To(state),
         "." => Step::Aside,
         "+" => Step::Anew,
@@ -236,7 +239,7 @@ fn every_state_answers_every_segment_as_the_table_says() {
             for windows in [Windows::Checked, Windows::Ignored] {
                 let mut wire = Wire::reach_with(state, windows);
                 let step = wire.send(side, wire.segment(side, event));
-                let expected = step_named(cell, state);
+                let expected = step_named(cell, state, windows);
                 assert_eq!(step, expected, "{side:?} {event} in {state:?}, {windows:?}");
                 checked += 1;
             }
@@ -253,7 +256,7 @@ fn conversations_go_as_the_standards_say() {
             for part in conversation.split(',').map(str::trim) {
                 let (event, cell) = part.rsplit_once(' ').unwrap();
                 let (side, event) = side_and_event(event);
-                let expected = step_named(cell, wire.state);
+                let expected = step_named(cell, wire.state, windows);
                 let step = wire.send(side, wire.segment(side, event));
                 assert_eq!(step, expected, "{what}: {part}, {windows:?}");
             }

@@ -148,11 +148,11 @@ fn a_segment_in_fragments_may_be_sent_again_in_smaller_ones() {
 fn what_was_sent_again_elsewhere_takes_nothing_back() {
     let mut wire = wide_awake();
     let (data, ack) = (wire.segment(Side::Original, "data"), wire.segment(Side::Reply, "ack"));
-    let again = Sent { next: data.seq - 50, ack: data.ack, window: 1_000 };
-    wire.tcp.catch_up(Side::Original, &again, 50);
+    let again = Sent { next: data.seq - 50, ack: data.ack, window: 1_000, has_ended: false };
+    wire.tcp.catch_up(wire.state, Side::Original, &again, 50);
     assert_eq!(wire.send(Side::Reply, ack), Step::To(Established));
     let onward = Sent { next: data.seq.wrapping_add(3_000_000_000), ..again };
-    wire.tcp.catch_up(Side::Original, &onward, 3_000_000_000);
+    wire.tcp.catch_up(wire.state, Side::Original, &onward, 3_000_000_000);
     let ack = Segment { ack: onward.next, ..ack };
     assert_eq!(wire.send(Side::Reply, ack), Step::To(Established));
 }
