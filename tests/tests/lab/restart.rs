@@ -140,7 +140,8 @@ fn outlive() -> Shown {
     let counted = dialogue.end()?;
     println!("over two restarts: {counted:?}");
     ensure!(counted.sent > 500, "too few to tell: {counted:?}");
-    ensure!(counted.came == counted.sent, "some were lost: {counted:?}");
+    let drops = lab.status()?.dataplane.map(|dataplane| dataplane.drops);
+    ensure!(counted.came == counted.sent, "some were lost: {counted:?}, dropped: {drops:?}");
 
     ensure!(echoes(&mut connection), "the connection is gone");
     let from = connection.local_addr()?;
