@@ -621,3 +621,26 @@ fn a_connection_is_renewed_only_if_policy_still_sends_it_there() {
     assert_eq!(renew(&mut switch), None, "refused");
     assert_eq!(switch.refused(API, &data), Some(DropReason::DefaultDeny), "as its next frame is");
 }
+
+/// What was forwarded of a connection elsewhere may be told when it has ended and its place is another's.
+#[test]
+fn what_is_credited_to_a_connection_that_has_ended_is_not_its_successors() {
+    let mut switch = Switch::new(snapshot());
+    let key = headers(WEB, &syn(ends(WEB, API), 8080)).key;
+    let adopt = |switch: &mut Switch, key| {
+        switch.pipeline.adopt(key, PortId(API), [1, 1], switch.now).expect("allowed")
+    };
+    let first = adopt(&mut switch, &key);
+    let credit = Credit { frames: 10, bytes: 1_000, tcp: None };
+    let told = |switch: &mut Switch| {
+        switch.pipeline.credit(first.id, &first.original, Side::Reply, &credit, switch.now);
+        let (page, _) = switch.pipeline.list_connections(0, 10, switch.now);
+        page.iter().map(|info| info.frames).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mut switch), [[1, 11]]);
+    switch.pipeline.connections.remove(first.id);
+    let other = FlowKey { src_port: 40_001, ..first.original };
+    let second = adopt(&mut switch, &other);
+    assert_eq!(second.id, first.id, "its place");
+    assert_eq!(told(&mut switch), [[1, 1]]);
+}
