@@ -262,6 +262,9 @@ static __always_inline int parse(const void *data, const void *end, __u32 len, _
 #pragma unroll
 		for (int i = 0; i < 4; i++)
 			headers->key.words[i] = ((const __u64 *)&ip->saddr)[i];
+		// It would pass for IPv4's.
+		if (!headers->key.words[0] && (__u32)headers->key.words[1] == bpf_htonl(0xffff))
+			return 0;
 		headers->key.words[6] = pair(words[2], ip->nexthdr);
 		headers->end = sizeof(*eth) + sizeof(*ip) + bpf_ntohs(ip->payload_len);
 		if (headers->end > len)

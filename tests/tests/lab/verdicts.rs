@@ -292,6 +292,21 @@ impl Conversation {
     }
 }
 
+/// IPv4's packet as one of IPv6 with the same addresses, which no host sends.
+fn mapped(frame: &[u8]) -> Vec<u8> {
+    let (ethernet, packet) = frame.split_at(14);
+    let len = packet.len() as u16 - 20;
+    let mut bytes = ethernet[..12].to_vec();
+    bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+    bytes.extend(len.to_be_bytes());
+    bytes.extend([packet[9], 64]);
+    for address in [&packet[12..16], &packet[16..20]] {
+        bytes.extend([[0; 10].as_slice(), &[0xff; 2], address].concat());
+    }
+    bytes.extend(&packet[20..]);
+    bytes
+}
+
 /// Most frames are as they were. Others are not quite right, or from elsewhere.
 fn mutated(from: usize, mut frame: Vec<u8>, random: &mut Random) -> (usize, Vec<u8>) {
     const IP: usize = 14;
@@ -333,6 +348,7 @@ fn mutated(from: usize, mut frame: Vec<u8>, random: &mut Random) -> (usize, Vec<
             frame[IP + 10] ^= byte;
             return (from, frame);
         }
+        22 | 23 if v4 => return (from, mapped(&frame)),
         _ => {}
     }
     if frame.len() >= IP + 20 && frame[12..14] == [8, 0] {
