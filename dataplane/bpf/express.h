@@ -32,6 +32,12 @@
 #define MOST_HELD 128
 #define DRAIN 16
 
+// Types of ICMP's and ICMPv6's echo messages (RFC 792, RFC 4443), each with code 0.
+#define ICMP_REQUEST 8
+#define ICMP_REPLY 0
+#define ICMPV6_REQUEST 128
+#define ICMPV6_REPLY 129
+
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 
 // What is the same in every frame of one direction of a conversation, and how it travels between Ethernet
@@ -41,8 +47,8 @@ union flow_key {
 	struct {
 		__u8 src[16];		// IPv4 as ::ffff:a.b.c.d
 		__u8 dst[16];
-		__be16 src_port;
-		__be16 dst_port;
+		__be16 src_port;	// an echo's identifier
+		__be16 dst_port;	// an echo's type and code
 		__u32 ingress;		// interface index
 		__u8 eth_dst[6];
 		__u8 eth_src[6];
@@ -162,12 +168,12 @@ struct headers {
 	__u32 ingress;
 	__u32 protocol;
 	__u32 end;		// of the packet, in bytes from the frame's start
-	__u32 transport;	// where TCP's or UDP's header begins
-	__u32 payload;		// where TCP's or UDP's data begin
+	__u32 transport;	// where TCP's, UDP's or ICMP's header begins
+	__u32 payload;		// where their data begin
 	__u32 seq;
 	__u32 ack;
 	__u16 window;
-	__sum16 sum;		// TCP's or UDP's checksum
+	__sum16 sum;		// TCP's or UDP's checksum; 0 for ICMP, whose is never partial
 	__u8 special;		// for the switch to judge: TCP that is neither data, nor an ACK, nor an end
 	__u8 fin;		// ends its side of the connection
 };
@@ -176,6 +182,24 @@ struct headers {
 static __always_inline __u64 pair(__u32 first, __u32 second)
 {
 	return first | (__u64)second << 32;
+}
+
+// ICMP's and ICMPv6's header as echo messages have it.
+struct echo {
+	__u8 type;
+	__u8 code;
+	__sum16 sum;
+	__be16 identifier;
+	__be16 sequence;
+};
+
+static __always_inline int is_echo(const struct echo *echo, __u8 protocol)
+{
+	if (echo->code)
+		return 0;
+	if (protocol == IPPROTO_ICMP)
+		return echo->type == ICMP_REQUEST || echo->type == ICMP_REPLY;
+	return echo->type == ICMPV6_REQUEST || echo->type == ICMPV6_REPLY;
 }
 
 // RFC 1071, over the header's twenty bytes.
@@ -195,6 +219,8 @@ static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
 static __always_inline int parse_transport(struct headers *headers, __u8 protocol, const void *l4,
 					   __u32 at, const void *end)
 {
+	__u32 ports;
+
 	headers->transport = at;
 	headers->protocol = protocol;
 	if (protocol == IPPROTO_TCP) {
@@ -211,6 +237,7 @@ static __always_inline int parse_transport(struct headers *headers, __u8 protoco
 		headers->ack = bpf_ntohl(tcp->ack_seq);
 		headers->window = bpf_ntohs(tcp->window);
 		headers->special = (flags & (TCP_SYN | TCP_RST | TCP_ACK | TCP_URG)) != TCP_ACK;
+		ports = *(const __u32 *)l4;
 	} else if (protocol == IPPROTO_UDP) {
 		const struct udphdr *udp = l4;
 
@@ -218,10 +245,18 @@ static __always_inline int parse_transport(struct headers *headers, __u8 protoco
 			return 0;
 		headers->payload = at + sizeof(*udp);
 		headers->sum = udp->check;
+		ports = *(const __u32 *)l4;
+	} else if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6) {
+		const struct echo *echo = l4;
+
+		if ((const void *)(echo + 1) > end || !is_echo(echo, protocol))
+			return 0;
+		headers->payload = at + sizeof(*echo);
+		ports = echo->identifier | (__u32)*(const __be16 *)l4 << 16;
 	} else {
 		return 0;
 	}
-	headers->key.words[4] = pair(*(const __u32 *)l4, headers->ingress);
+	headers->key.words[4] = pair(ports, headers->ingress);
 	return headers->payload <= headers->end;
 }
 
@@ -351,7 +386,7 @@ static __always_inline int is_excess(struct flow *flow)
 
 	if (since && (__u16)(units - since) < DRAIN)
 		return 1;
-	if (flow->key.protocol != IPPROTO_UDP || since ||
+	if (flow->key.protocol == IPPROTO_TCP || since ||
 	    (__s32)(READ_ONCE(flow->punted) - READ_ONCE(flow->passed)) < MOST_HELD) {
 		flow->draining = 0;
 		return 0;

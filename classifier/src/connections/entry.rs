@@ -104,12 +104,13 @@ impl State {
         }
     }
 
-    /// How far it is, if all its plain frames pass: UDP, and TCP from the SYN-ACK on.
+    /// How far it is, if all its plain frames pass: UDP, ICMP queries, and TCP from the SYN-ACK on.
     pub(super) const fn stage(self) -> Option<Stage> {
         match self {
             Self::Tcp(TcpState::SynReceived) => Some(Stage::Opening),
             Self::UdpSingle
             | Self::UdpBoth
+            | Self::Icmp
             | Self::Tcp(TcpState::Established | TcpState::FinOriginal | TcpState::FinReply) => {
                 Some(Stage::Open)
             }

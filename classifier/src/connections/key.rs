@@ -116,7 +116,7 @@ impl FrameKey {
         let Direction { src, dst, src_port, dst_port } = direction;
         let (ports, turned) = match protocol {
             ICMP | ICMPV6 => {
-                let (request, is_reply) = query(protocol, dst_port)?;
+                let Query { request, is_reply, .. } = query(protocol, dst_port)?;
                 (in_order([src_port, u16::from(request) << 8], is_reply), is_reply)
             }
             _ => {
@@ -220,14 +220,34 @@ fn in_order<T>([first, second]: [T; 2], turned: bool) -> [T; 2] {
     if turned { [second, first] } else { [first, second] }
 }
 
-/// The type that asks, and whether this message answers. `None` for what is neither; the code of
-/// both is 0.
-fn query(protocol: u8, type_code: u16) -> Option<(u8, bool)> {
+/// The source and the destination port, as a [flow key](FlowKey) has them, of what answers a frame
+/// with these. An ICMP query's answer has its identifier, and the other type.
+pub fn ports_of_answer(protocol: u8, [source, destination]: [u16; 2]) -> [u16; 2] {
+    match query(protocol, destination) {
+        Some(query) => [source, u16::from(query.answer) << 8],
+        None => [destination, source],
+    }
+}
+
+/// An ICMP message that asks or answers.
+struct Query {
+    /// The type that asks.
+    request: u8,
+    /// The type of the other side's messages.
+    answer: u8,
+    is_reply: bool,
+}
+
+/// `None` for what neither asks nor answers; the code of both is 0.
+fn query(protocol: u8, type_code: u16) -> Option<Query> {
     let [kind, code] = type_code.to_be_bytes();
     let of_kind = |&&(p, request, reply): &&(u8, u8, u8)| {
         p == protocol && code == 0 && (kind == request || kind == reply)
     };
-    QUERIES.iter().find(of_kind).map(|&(_, request, reply)| (request, kind == reply))
+    QUERIES.iter().find(of_kind).map(|&(_, request, reply)| {
+        let is_reply = kind == reply;
+        Query { request, answer: if is_reply { request } else { reply }, is_reply }
+    })
 }
 
 const fn join(high: u64, low: u64) -> u128 {
@@ -363,6 +383,20 @@ mod tests {
             assert_ne!(key(protocol, 1, 2, 77, reply).unwrap().key, asked.key);
             assert_ne!(key(protocol, 2, 1, 78, reply).unwrap().key, asked.key);
         }
+    }
+
+    #[test]
+    fn an_answer_has_the_ports_of_its_question() {
+        let is_answered_by = |protocol, ports, answer| {
+            assert_eq!(ports_of_answer(protocol, ports), answer, "{protocol}");
+            assert_eq!(ports_of_answer(protocol, answer), ports, "{protocol}");
+        };
+        is_answered_by(TCP, [1000, 80], [80, 1000]);
+        // As type and code it would ask.
+        is_answered_by(UDP, [1000, 8 << 8], [8 << 8, 1000]);
+        is_answered_by(ICMP, [77, 8 << 8], [77, 0]);
+        is_answered_by(ICMP, [77, 13 << 8], [77, 14 << 8]);
+        is_answered_by(ICMPV6, [77, 128 << 8], [77, 129 << 8]);
     }
 
     #[test]

@@ -70,6 +70,7 @@ use std::hint::black_box;
 
 pub use self::directory::{Claims, Directory};
 use self::entry::{Activity, Entry, Identity, State};
+pub use self::key::ports_of_answer;
 use self::key::{FrameKey, Upper};
 use self::table::Table;
 use self::tcp::{Control, Segment, Step, Windows};

@@ -169,4 +169,16 @@ mod tests {
         assert_eq!((key.src_port, key.dst_port, key.tcp_flags), (40_000, 80, 2));
         assert_eq!((key.ingress, key.ether_type), (PortId(3), ether_type::IPV4));
     }
+
+    #[test]
+    fn a_ping_began_with_a_request_whichever_flow_tells_of_it() {
+        let [a, b]: [IpAddr; 2] = ["fd00::1", "fd00::2"].map(|ip| ip.parse().unwrap());
+        let there = flow(FlowId::new(7, 58, (a, 77), (b, 128 << 8)), 8, false);
+        let back = flow(FlowId::new(8, 58, (b, 77), (a, 129 << 8)), 7, true);
+        for flows in [vec![there, back], vec![there], vec![back]] {
+            let [legacy] = *Legacy::of_flows(flows) else { panic!("one connection") };
+            let key = legacy.key(PortId(3)).unwrap();
+            assert_eq!((key.src_port, key.dst_port), (77, 128 << 8));
+        }
+    }
 }

@@ -3,20 +3,20 @@
 
 use firedoor_classifier::connections::{ConnectionInfo, Stage};
 use firedoor_classifier::snapshot::VlanMode;
-use firedoor_classifier::wire::protocol;
+use firedoor_classifier::wire::{icmp, icmpv6, protocol};
 use firedoor_classifier::{FlowKey, Policy, PortId};
 
 use super::Members;
 use super::offload::turned;
 
-/// Frames of UDP that nobody has answered after which it goes to the kernel: the question for a name
-/// does not.
+/// Frames of UDP, or pings, that nobody has answered after which they go to the kernel: the question for
+/// a name does not.
 const ENOUGH: u64 = 2;
 
 /// Why the kernel does not forward a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// Neither TCP nor UDP.
+    /// Neither TCP nor UDP nor a ping.
     Protocol,
     /// Learn or audit mode alone lets it live, so each of its frames is recorded.
     Audit,
@@ -57,7 +57,7 @@ impl Kept {
 
     /// What of a connection keeps it, whatever its state and age.
     pub(super) fn of(policy: &Policy, original: &FlowKey, output: PortId) -> Option<Self> {
-        if !matches!(original.protocol, protocol::TCP | protocol::UDP) {
+        if !is_understood(original) {
             return Some(Self::Protocol);
         }
         if original.protocol == protocol::TCP && policy.settings().tcp_window_check {
@@ -77,7 +77,7 @@ impl Kept {
 
     /// Whether a connection with so many frames so far is not worth the kernel's while yet.
     pub(super) const fn is_short(protocol: u8, [there, back]: [u64; 2]) -> bool {
-        protocol == protocol::UDP && back == 0 && there < ENOUGH
+        protocol != protocol::TCP && back == 0 && there < ENOUGH
     }
 
     /// Why a connection is not forwarded by the kernel; `None` if it is, in one direction at least.
@@ -103,5 +103,16 @@ impl Kept {
             Self::State
         };
         Some(reason)
+    }
+}
+
+/// Whether the programs know the frames of a connection that began with this key.
+fn is_understood(original: &FlowKey) -> bool {
+    let asks = |kind: u8| original.dst_port == u16::from(kind) << 8;
+    match original.protocol {
+        protocol::TCP | protocol::UDP => true,
+        protocol::ICMP => asks(icmp::kind::ECHO_REQUEST),
+        protocol::ICMPV6 => asks(icmpv6::kind::ECHO_REQUEST),
+        _ => false,
     }
 }

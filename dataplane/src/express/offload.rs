@@ -1,8 +1,8 @@
 //! A worker's half of the express lane: which of its connections the kernel forwards.
 //!
 //! After a frame was judged and forwarded, its connection may be one whose plain frames need no more
-//! judging: TCP that was answered, UDP. Its verdicts go to the kernel: both directions' of TCP with the
-//! SYN-ACK, and of UDP those of the directions in which it spoke, with the answer or a few frames. Before
+//! judging: TCP that was answered, UDP, pings. Its verdicts go to the kernel: both directions' of TCP with the
+//! SYN-ACK, and of the others those of the directions in which they spoke, with the answer or a few frames. Before
 //! a frame is judged, its connection is credited with what the kernel forwarded meanwhile, so that a SYN
 //! or RST is judged by where TCP really is. And once a second each connection is credited and looked at,
 //! so that it stays alive by traffic that the switch never sees, and its verdicts go when it does, or has
@@ -16,7 +16,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use firedoor_classifier::connections::{ConnectionId, Credit, Established, Sent, Side, Stage};
+use firedoor_classifier::connections::{
+    ConnectionId, Credit, Established, Sent, Side, Stage, ports_of_answer,
+};
 use firedoor_classifier::extract::Headers;
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::wire::protocol;
@@ -587,8 +589,8 @@ fn is_ending(headers: &Headers) -> bool {
     flags.intersects(TcpFlags::FIN | TcpFlags::RST)
 }
 
-/// Whether a direction's verdict, of the key of its frames, is for the kernel by now: of UDP, not before
-/// it was spoken in.
+/// Whether a direction's verdict, of the key of its frames, is for the kernel by now: but for TCP, not
+/// before it was spoken in.
 fn is_due(key: &FlowKey, established: &Established) -> bool {
     let [_, back] = established.frames;
     key.protocol == protocol::TCP || back > 0 || key.ingress == established.original.ingress
@@ -596,14 +598,15 @@ fn is_due(key: &FlowKey, established: &Established) -> bool {
 
 /// The key of the answers to that one, which come in at `ingress`.
 pub(crate) fn turned(key: &FlowKey, ingress: PortId) -> FlowKey {
+    let [src_port, dst_port] = ports_of_answer(key.protocol, [key.src_port, key.dst_port]);
     FlowKey {
         ingress,
         eth_src: key.eth_dst,
         eth_dst: key.eth_src,
         src: key.dst,
         dst: key.src,
-        src_port: key.dst_port,
-        dst_port: key.src_port,
+        src_port,
+        dst_port,
         ..*key
     }
 }

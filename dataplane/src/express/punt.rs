@@ -17,6 +17,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use firedoor_classifier::wire::{icmp, protocol};
+
 use super::leaving::Leaving;
 use super::table::Counted;
 use super::{ExpressError, Kernel};
@@ -234,8 +236,8 @@ fn untag(umem: &Umem, frame: &mut Frame) -> Option<u16> {
     Some(u16::from_be_bytes([high, low]))
 }
 
-/// The flow of a frame that the program has taken apart: TCP or UDP right behind an IP header without
-/// options or extension headers.
+/// The flow of a frame that the program has taken apart: TCP, UDP or an echo message right behind an IP
+/// header without options or extension headers.
 pub(super) fn flow_of(frame: &[u8], ingress: u32) -> Option<FlowId> {
     let ether_type = frame.get(MACS..)?.first_chunk::<2>()?;
     let packet = frame.get(MACS + 2..)?;
@@ -245,7 +247,7 @@ pub(super) fn flow_of(frame: &[u8], ingress: u32) -> Option<FlowId> {
         address[12..].copy_from_slice(packet.get(at..at + 4)?);
         Some(address)
     };
-    let (protocol, src, dst, transport) = match ether_type {
+    let (number, src, dst, transport) = match ether_type {
         [0x08, 0x00] => (*packet.get(9)?, mapped(12)?, mapped(16)?, packet.get(20..)?),
         [0x86, 0xdd] => (
             *packet.get(6)?,
@@ -255,9 +257,14 @@ pub(super) fn flow_of(frame: &[u8], ingress: u32) -> Option<FlowId> {
         ),
         _ => return None,
     };
-    let [a, b, c, d] = *transport.first_chunk()?;
-    let protocol = protocol.into();
-    Some(FlowId { ingress, src, dst, src_port: [a, b], dst_port: [c, d], protocol })
+    let [first, second] = [*transport.first_chunk()?, *transport.get(2..)?.first_chunk()?];
+    let (src_port, dst_port) = match number {
+        protocol::ICMP | protocol::ICMPV6 => {
+            (*transport.get(icmp::field::IDENTIFIER)?.first_chunk()?, first)
+        }
+        _ => (first, second),
+    };
+    Some(FlowId { ingress, src, dst, src_port, dst_port, protocol: number.into() })
 }
 
 /// A port of the express lane. It receives what the program punts, and sends through a socket of its
@@ -450,6 +457,11 @@ mod tests {
         v4.extend([0x12, 0x34, 0, 53, 0, 8, 0, 0]);
         let [one, two]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
         assert_eq!(flow_of(&v4, 9), Some(FlowId::new(9, 17, (one, 0x1234), (two, 53))));
+        let mut ping = v4.clone();
+        ping[23] = 1;
+        ping[34..].copy_from_slice(&[8, 0, 0xab, 0xcd, 0, 77, 0, 1]);
+        assert_eq!(flow_of(&ping, 9), Some(FlowId::new(9, 1, (one, 77), (two, 0x0800))));
+        assert_eq!(flow_of(&ping[..39], 9), None);
         let mut v6 = vec![0; 12];
         v6.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 8, 6, 64]);
         let [one, two]: [IpAddr; 2] = ["fd00::1", "fd00::2"].map(|ip| ip.parse().unwrap());

@@ -27,6 +27,7 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, TcAttachType, TestRun, TestRunOptions, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
+use firedoor_classifier::connections::ports_of_answer;
 use parking_lot::Mutex;
 
 use super::bpf::{self, LOADER, Mode, Steering, kernel_error};
@@ -86,11 +87,11 @@ pub struct FlowId {
     pub src: [u8; 16],
     /// Destination address, likewise.
     pub dst: [u8; 16],
-    /// Source port, in network byte order.
+    /// Source port, in network byte order; an echo's identifier.
     pub src_port: [u8; 2],
-    /// Destination port, likewise.
+    /// Destination port, likewise; an echo's type and code.
     pub dst_port: [u8; 2],
-    /// IP protocol: TCP or UDP.
+    /// IP protocol: TCP, UDP, ICMP or ICMPv6.
     pub protocol: u32,
 }
 
@@ -115,14 +116,11 @@ impl FlowId {
 
     /// The flow whose answers these are: it comes in at `ingress`.
     pub fn turned(&self, ingress: u32) -> Self {
-        Self {
-            ingress,
-            src: self.dst,
-            dst: self.src,
-            src_port: self.dst_port,
-            dst_port: self.src_port,
-            protocol: self.protocol,
-        }
+        let ports = [self.src_port, self.dst_port].map(u16::from_be_bytes);
+        let protocol = u8::try_from(self.protocol).unwrap_or_default();
+        let [src_port, dst_port] = ports_of_answer(protocol, ports).map(u16::to_be_bytes);
+        let (src, dst) = (self.dst, self.src);
+        Self { ingress, src, dst, src_port, dst_port, protocol: self.protocol }
     }
 
     /// Of the words that the programs hash: addresses, ports and interface.

@@ -64,6 +64,9 @@ pub(crate) const OPEN: Duration = Duration::from_secs(600);
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMP: u8 = 1;
+/// Type and code.
+const ECHO_REQUEST: u16 = 0x0800;
 const SERVER: u16 = 7000;
 const CLIENT: u16 = 40_000;
 
@@ -545,6 +548,15 @@ fn udp(payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// An echo message, or another query, whose checksum nobody verifies.
+fn echo(kind: u16, identifier: u16) -> Vec<u8> {
+    let mut bytes = kind.to_be_bytes().to_vec();
+    bytes.extend([0, 0]);
+    bytes.extend(identifier.to_be_bytes());
+    bytes.extend([0, 1, 7, 7, 7, 7]);
+    bytes
+}
+
 fn tcp(flags: u8) -> Vec<u8> {
     let mut bytes = CLIENT.to_be_bytes().to_vec();
     bytes.extend(SERVER.to_be_bytes());
@@ -570,11 +582,15 @@ fn inject_from(workload: usize, scene: &Scene, frames: &[Vec<u8>]) -> Result<(),
 /// arrives there as it was; a plain one does not.
 fn doubtful(host: &mut Host, hook: Hook) -> Result<(), Failed> {
     let mut scene = Scene::new(host, hook)?;
-    let slots =
-        [TCP, UDP].map(|protocol| scene.install(0, &scene.flow(0, protocol, CLIENT, SERVER)));
-    let plain = [packet(&scene, TCP, &tcp(0x10)), packet(&scene, UDP, &udp(&[7; 20]))];
+    let slots = [(TCP, SERVER), (UDP, SERVER), (ICMP, ECHO_REQUEST)]
+        .map(|(protocol, to)| scene.install(0, &scene.flow(0, protocol, CLIENT, to)));
+    let plain = [
+        packet(&scene, TCP, &tcp(0x10)),
+        packet(&scene, UDP, &udp(&[7; 20])),
+        packet(&scene, ICMP, &echo(ECHO_REQUEST, CLIENT)),
+    ];
     inject(&scene, &plain)?;
-    assert_eq!(scene.received(host, 0, 2), plain, "the first of each takes the long way");
+    assert_eq!(scene.received(host, 0, 3), plain, "the first of each takes the long way");
     scene.settle(host, 0);
 
     let altered = |at: usize, to: u8| {
@@ -597,6 +613,11 @@ fn doubtful(host: &mut Host, hook: Hook) -> Result<(), Failed> {
     doubtful.push(altered(22, 0)); // lived too long
     doubtful.push(altered(23, 132)); // another protocol
     doubtful.push(altered(38, 1)); // longer than the packet
+    for kind in [0x0000, 0x0801, 0x0d00, 0x0300, 0x8000] {
+        doubtful.push(packet(&scene, ICMP, &echo(kind, CLIENT)));
+    }
+    doubtful.push(packet(&scene, ICMP, &echo(ECHO_REQUEST, CLIENT + 1)));
+    doubtful.push(packet(&scene, ICMP, &echo(ECHO_REQUEST, CLIENT)[..7]));
     let mut wrong = plain[1].clone();
     wrong[25] ^= 1; // the header's checksum
     doubtful.push(wrong);
@@ -612,9 +633,10 @@ fn doubtful(host: &mut Host, hook: Hook) -> Result<(), Failed> {
 
     let mut padded = plain[1].clone();
     padded.extend([0xee; 30]);
-    inject(&scene, &[plain[0].clone(), plain[1].clone(), padded])?;
+    let [tcp, udp, echo] = plain;
+    inject(&scene, &[tcp, udp, padded, echo])?;
     let frames = slots.map(|slot| slot.map(|slot| scene.lane.flows().progress(slot).frames));
-    assert!(matches!(frames, [Ok(1), Ok(2)]), "{frames:?}");
+    assert!(matches!(frames, [Ok(1), Ok(2), Ok(1)]), "{frames:?}");
     scene.close(host);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What is the express lane's own: the kernel forwards, the switch stays in charge. That everything
 //! else is as on the switch lane, the other modules' tests show, which run on both.
 
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use firedoor_classifier::DropReason;
 use firedoor_classifier::snapshot::Lane;
 use firedoor_lab::probe::{Outcome, Responder, Service};
 use libtest_mimic::Failed;
+use socket2::{Domain, Socket, Type};
 
 use crate::fixture::{
     Fixture, WebServer, allow, checksum_of, container, curl, echoes, ensure, pair, v4, v6, wait_for,
@@ -28,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_express_connection_ends_with_its_rule", &[], cut),
     ("a_short_express_connection_takes_the_long_way_to_begin_alone", &[], short_lived),
     ("datagrams_that_nobody_answers_are_forwarded_by_the_kernel", &[], one_way),
+    ("pings_are_forwarded_by_the_kernel", &["ping"], pings),
     ("why_the_switch_forwards_a_connection_itself_is_shown", &[], kept),
     ("an_express_transfer_ends_by_fin_and_leaves_the_offloads_on", &["curl", "ethtool"], transfer),
     ("ports_of_both_lanes_work_in_one_switch", &["curl"], mixed),
@@ -51,6 +53,12 @@ pub(crate) fn connections(lab: &Fixture, protocol: u8) -> Result<Vec<Flow>, Fail
     Ok(flows.into_iter().filter(is_wanted).collect())
 }
 
+/// Frames that the switch has judged.
+fn judged(lab: &Fixture) -> Result<u64, Failed> {
+    let status = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+    Ok(status.connection_hits + status.cache_hits + status.upcalls)
+}
+
 fn counted() -> Shown {
     let lab = up("")?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
@@ -58,16 +66,12 @@ fn counted() -> Shown {
     for _ in 0..1_000 {
         ensure!(echoes(&mut connection), "no echo");
     }
-    let judged = || -> Result<u64, Failed> {
-        let status = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
-        Ok(status.connection_hits + status.cache_hits + status.upcalls)
-    };
     let all_counted = wait_for(Duration::from_secs(5), || {
         let [flow] = &connections(&lab, 6)?[..] else { return Ok(false) };
         Ok(flow.lane == Lane::Express && flow.frames >= 2_000 && flow.bytes >= 2_000 * 71)
     })?;
     ensure!(all_counted, "{:#?}", connections(&lab, 6)?);
-    let judged = judged()?;
+    let judged = judged(&lab)?;
     ensure!(judged < 200, "the switch judged {judged} frames of 2,000");
     let ports = lab.status()?.ports;
     for port in &ports {
@@ -138,6 +142,33 @@ fn one_way() -> Shown {
     Ok(())
 }
 
+/// Who is pinged may ping under the same identifier, but by a verdict of its own.
+fn pings() -> Shown {
+    const COUNT: u64 = 300;
+    const IDENTIFIER: &str = "77";
+    let lab = up("")?;
+    let count = COUNT.to_string();
+    let ping = |from, to: IpAddr, count: &str| {
+        let to = to.to_string();
+        lab.run(from, "ping", &["-q", "-e", IDENTIFIER, "-i", "0.005", "-W", "1", "-c", count, &to])
+    };
+    for (protocol, back, to) in [(1, v4(1), v4(2)), (58, v6(1), v6(2))] {
+        let before = judged(&lab)?;
+        let said = ping("a", to, &count)?;
+        ensure!(said.contains(" 0% packet loss"), "{said}");
+        let judged = judged(&lab)? - before;
+        ensure!(judged < COUNT / 10, "the switch judged {judged} frames of {}", 2 * COUNT);
+        let all_counted = wait_for(Duration::from_secs(5), || {
+            let flows = connections(&lab, protocol)?;
+            let is_ping = |flow: &&Flow| flow.state == "query" && flow.lane == Lane::Express;
+            Ok(flows.iter().find(is_ping).is_some_and(|flow| flow.frames == 2 * COUNT))
+        })?;
+        ensure!(all_counted, "{:#?}", connections(&lab, protocol)?);
+        ensure!(ping("b", back, "3").is_err(), "nobody allowed it");
+    }
+    Ok(())
+}
+
 fn kept() -> Shown {
     let lab = up("")?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
@@ -151,7 +182,19 @@ fn kept() -> Shown {
     let is_short = wait_for(Duration::from_secs(5), || Ok(kept(17)? == ["short"]))?;
     ensure!(is_short, "{:#?}", connections(&lab, 17)?);
     ensure!(lab.ask("a", v4(2), Service::Ping)? == Outcome::Reachable, "no answer to a ping");
-    ensure!(kept(1)? == ["protocol"], "{:#?}", connections(&lab, 1)?);
+    ensure!(
+        wait_for(Duration::from_secs(2), || Ok(kept(1)? == [""]))?,
+        "{:#?}",
+        connections(&lab, 1)?
+    );
+    let unknown = 253; // for experiments (RFC 3692)
+    let open = || Socket::new(Domain::IPV4, Type::RAW, Some(i32::from(unknown).into()));
+    let (socket, to) = (lab.netns("a")?.run(open)??, SocketAddr::new(v4(2), 0).into());
+    for _ in 0..20 {
+        socket.send_to(b"which the programs do not know", &to)?;
+    }
+    let is_kept = wait_for(Duration::from_secs(2), || Ok(kept(unknown)? == ["protocol"]))?;
+    ensure!(is_kept, "{:#?}", connections(&lab, unknown)?);
     for _ in 0..10 {
         ensure!(echoes(&mut connection), "no echo");
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use firedoor_classifier::build::{self, Ends, TcpFlags};
 use firedoor_classifier::checksum::Sum;
-use firedoor_classifier::wire::{protocol, tcp};
+use firedoor_classifier::wire::{icmp, icmpv6, protocol, tcp};
 use firedoor_classifier::{MacAddr, Snapshot};
 use firedoor_dataplane::express::trial::Outcome;
 use firedoor_dataplane::express::{FlowEgress, Hook, Lane, Member, Members};
@@ -54,9 +54,15 @@ const WORKLOADS: [(&str, u8, &str); 6] = [
 fn agree(hook: Hook) -> Shown {
     let name = format!("fd-verdicts-{}-{hook:?}", std::process::id());
     let place = Place(Netns::create(&name)?);
-    let runs = || (1..=RUNS).try_fold(0, |sum, seed| run(hook, seed).map(|count| sum + count));
-    let redirected = place.0.run(runs)??;
-    ensure!(redirected > 2_000, "only {redirected} frames were redirected, which shows little");
+    let runs = || {
+        (1..=RUNS).try_fold([0; 2], |[frames, echoes], seed| {
+            run(hook, seed).map(|[more, of_them]| [frames + more, echoes + of_them])
+        })
+    };
+    let [frames, echoes] = place.0.run(runs)??;
+    println!("redirected: {frames} frames, {echoes} of them echoes");
+    ensure!(frames > 2_000, "only {frames} frames were redirected, which shows little");
+    ensure!(echoes > 500, "only {echoes} of the redirected are echoes, which shows little");
     Ok(())
 }
 
@@ -69,13 +75,13 @@ impl Drop for Place {
     }
 }
 
-/// One run. Returns how many frames the program redirected.
-fn run(hook: Hook, seed: u64) -> Result<u64, Failed> {
+/// One run. Returns how many frames the program redirected, and how many of these were echoes.
+fn run(hook: Hook, seed: u64) -> Result<[u64; 2], Failed> {
     let mut random = Random(seed);
     let mut scene = Scene::new(hook, snapshot(&config(&mut random)))?;
     let mut conversations: Vec<Conversation> =
         (0..CONVERSATIONS).map(|_| Conversation::new(&mut random)).collect();
-    let mut redirected = 0;
+    let mut redirected = [0; 2];
     for number in 0..FRAMES {
         if random.one_in(POLICY_CHANGES) {
             scene.install(&config(&mut random));
@@ -86,9 +92,14 @@ fn run(hook: Hook, seed: u64) -> Result<u64, Failed> {
         }
         let (from, frame) = conversations[at].next_frame(&mut random);
         let (from, frame) = mutated(from, frame, &mut random);
-        redirected += u64::from(scene.judge(from, &frame).map_err(|difference| {
+        let is_redirected = scene.judge(from, &frame).map_err(|difference| {
             format!("run {seed}, frame {number} from {}: {difference}: {frame:02x?}", name_of(from))
-        })?);
+        })?;
+        if is_redirected {
+            let is_echo = matches!(conversations[at].protocol, Protocol::Echo);
+            redirected[0] += 1;
+            redirected[1] += u64::from(is_echo);
+        }
     }
     scene.switch.finish();
     scene.reference.finish();
@@ -177,7 +188,8 @@ impl Scene {
 
 /// A random policy for the same workloads.
 fn config(random: &mut Random) -> String {
-    const SERVICES: [&str; 6] = ["tcp/80", "tcp/400-500", "udp/53", "udp", "tcp", "any"];
+    const SERVICES: [&str; 8] =
+        ["tcp/80", "tcp/400-500", "udp/53", "udp", "tcp", "any", "icmp/echo", "icmp6"];
     const ACTIONS: [&str; 5] = ["allow", "allow", "allow", "deny", "reject"];
     const TIERS: [&str; 3] = ["emergency", "application", "baseline"];
     let mode = if random.one_in(6) { "audit" } else { "enforce" };
@@ -213,12 +225,19 @@ fn config(random: &mut Random) -> String {
     text
 }
 
+#[derive(Clone, Copy)]
+enum Protocol {
+    Tcp,
+    Udp,
+    Echo,
+}
+
 /// What two workloads say to each other.
 struct Conversation {
     sides: [usize; 2],
     ports: [u16; 2],
     v6: bool,
-    is_tcp: bool,
+    protocol: Protocol,
     /// Next sequence number of each side.
     next: [u32; 2],
     frames: u32,
@@ -236,7 +255,7 @@ impl Conversation {
             sides,
             ports: [random.of(&[1000, 1001]), random.of(&[80, 443, 53])],
             v6: random.one_in(2),
-            is_tcp: !random.one_in(3),
+            protocol: random.of(&[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Echo]),
             next: [random.next() as u32, random.next() as u32],
             frames: 0,
         }
@@ -267,8 +286,12 @@ impl Conversation {
         };
         let (ends, source, target) = (self.ends(from), self.ports[from], self.ports[1 - from]);
         let payload = vec![0x5a; random.below(90) as usize];
-        if !self.is_tcp {
-            return (self.sides[from], build::udp(ends, source, target, &payload));
+        match self.protocol {
+            Protocol::Tcp => {}
+            Protocol::Udp => {
+                return (self.sides[from], build::udp(ends, source, target, &payload));
+            }
+            Protocol::Echo => return (self.sides[from], self.echo(from, &payload, random)),
         }
         let flags = match number {
             0 => TcpFlags::SYN,
@@ -289,6 +312,25 @@ impl Conversation {
         let counted = flags.intersects(TcpFlags::SYN | TcpFlags::FIN);
         self.next[from] = self.next[from].wrapping_add(payload.len() as u32 + u32::from(counted));
         (self.sides[from], build::tcp_segment(ends, header, payload))
+    }
+}
+
+impl Conversation {
+    /// Mostly the one side asks and the other answers. All have one of two identifiers.
+    fn echo(&self, from: usize, payload: &[u8], random: &mut Random) -> Vec<u8> {
+        let asks = (from == 0) != random.one_in(12);
+        let (request, reply) = match self.v6 {
+            true => (icmpv6::kind::ECHO_REQUEST, icmpv6::kind::ECHO_REPLY),
+            false => (icmp::kind::ECHO_REQUEST, icmp::kind::ECHO_REPLY),
+        };
+        let kind = match random.below(20) {
+            // Of the other family, the query that is none of these, errors.
+            0 => random.of(&[0, 3, 8, 13, 14, 128, 129, 135]),
+            _ if asks => request,
+            _ => reply,
+        };
+        let header = icmp::Repr::query(kind, self.ports[0], self.frames as u16);
+        build::icmp_message(self.ends(from), header, payload)
     }
 }
 
@@ -349,6 +391,8 @@ fn mutated(from: usize, mut frame: Vec<u8>, random: &mut Random) -> (usize, Vec<
             return (from, frame);
         }
         22 | 23 if v4 => return (from, mapped(&frame)),
+        24 if v4 => frame[IP + 3] = 20 + random.below(12) as u8,
+        24 => frame[IP + 5] = random.below(12) as u8,
         _ => {}
     }
     if frame.len() >= IP + 20 && frame[12..14] == [8, 0] {
