@@ -35,9 +35,9 @@ pub(super) fn measure(
     let listener = listen(topology)?;
     let window = thread::scope(|scope| {
         let stop = Stop(&done);
-        for _ in 0..streams {
-            let from = connect(topology)?;
-            let to = building("accept a connection", accept(&listener))?;
+        // All before any is filled, whose frames would crowd out the others' handshakes.
+        let pairs = (0..streams).map(|_| open(&listener, topology));
+        for (from, to) in pairs.collect::<Result<Vec<_>, _>>()? {
             scope.spawn(|| fill(from, &done));
             scope.spawn(|| drain(to, &received, &done));
         }
@@ -115,6 +115,12 @@ fn connect(topology: &Topology) -> Result<TcpStream, BuildError> {
     let stream =
         topology.sender_netns().run(|| TcpStream::connect_timeout(&to, CONNECT_PATIENCE))?;
     building("open a TCP connection", stream)
+}
+
+/// Both ends of a new connection.
+fn open(listener: &TcpListener, topology: &Topology) -> Result<(TcpStream, TcpStream), BuildError> {
+    let from = connect(topology)?;
+    Ok((from, building("accept a connection", accept(listener))?))
 }
 
 /// The connection that was just opened.
