@@ -25,13 +25,11 @@ use firedoor_classifier::wire::protocol;
 use firedoor_classifier::wire::tcp::TcpFlags;
 use firedoor_classifier::{DropReason, FlowKey, Nanos, Pipeline, PortId};
 
-use super::table::FlowTable;
-use super::{
-    FlowId, FlowVerdict, Inherited, InstallError, Kept, Lane, Member, Members, Progress, Slot,
-};
+use super::{FlowId, FlowVerdict, Inherited, Kept, Lane, Member, Members, Progress, Slot};
 use crate::counters::WorkerCounters;
 use crate::outbox::Outbox;
 use crate::path::Path;
+use crate::sys::express::Begin;
 
 /// How often each connection is looked at.
 const ROUND: Nanos = Nanos::from_secs(1);
@@ -113,9 +111,6 @@ struct Judged {
     cause: Cause,
     epoch: u64,
 }
-
-/// How a verdict goes to the kernel.
-type Install = fn(&FlowTable, &FlowId, &FlowVerdict) -> Result<Slot, InstallError>;
 
 /// Where what was forwarded is counted.
 struct Counts<'a> {
@@ -226,7 +221,7 @@ impl Offload {
             // Of the other direction alone the kernel may have forwarded what this one is judged by.
             let established =
                 is_ending(headers).then(|| pipeline.established_next(headers, number, now));
-            self.find_either(&established.flatten()?)
+            self.find_by_other(headers, &established.flatten()?)
         });
         if let Some(at) = found {
             self.credit(at, pipeline, counts, now);
@@ -250,7 +245,7 @@ impl Offload {
             }
             return;
         };
-        if let Some(at) = found.or_else(|| self.find_either(&established)) {
+        if let Some(at) = found.or_else(|| self.find_by_other(headers, &established)) {
             let same = |pair: &Pair| {
                 pair.id == established.id
                     && pair.original == established.original
@@ -359,11 +354,15 @@ impl Offload {
         self.pair_of(&flow_id(&headers.key, member))
     }
 
-    /// The pair of a connection.
-    fn find_either(&self, established: &Established) -> Option<usize> {
+    /// The pair of a frame's connection, by the direction that the frame is not of.
+    fn find_by_other(&self, headers: &Headers, established: &Established) -> Option<usize> {
         let original = established.original;
-        let find = |key: &FlowKey| self.pair_of(&flow_id(key, self.member(key.ingress)?));
-        find(&original).or_else(|| find(&turned(&original, established.output)))
+        let other = if headers.key.ingress == original.ingress {
+            turned(&original, established.output)
+        } else {
+            original
+        };
+        self.pair_of(&flow_id(&other, self.member(other.ingress)?))
     }
 
     /// The pair that a flow in the kernel's table is of.
@@ -411,13 +410,11 @@ impl Offload {
         // Who asked has sent nothing but SYNs before it hears of the first answer, which has not left yet.
         // Who answered waits for the handshake's end, unless it took data of the SYN.
         let is_fresh = established.stage == Stage::Opening && established.frames[1] == 1;
-        let install: fn(bool) -> Install =
-            |is_fresh| if is_fresh { FlowTable::install_at_once } else { FlowTable::install };
-        let mut is_installed =
-            self.install(&mut original_side, &original, judged, install(is_fresh));
+        let begin = |is_fresh| if is_fresh { Begin::AtOnce } else { Begin::Held };
+        let mut is_installed = self.install(&mut original_side, &original, judged, begin(is_fresh));
         if is_due(&turned, established) {
-            let install = install(is_fresh && !established.is_early);
-            is_installed |= self.install(&mut reply_side, &turned, judged, install);
+            let begin = begin(is_fresh && !established.is_early);
+            is_installed |= self.install(&mut reply_side, &turned, judged, begin);
         }
         if !is_installed {
             return;
@@ -456,7 +453,7 @@ impl Offload {
         match (&self.lane, flow.slot) {
             (_, None) if is_due(&key, established) && established.stage != Stage::Closing => {
                 let judged = Judged { cause: established.cause, epoch: pipeline.policy().epoch() };
-                self.install(flow, &key, judged, FlowTable::install);
+                self.install(flow, &key, judged, Begin::Held);
             }
             (Some(lane), Some(slot)) => {
                 // Not since it began: of a burst that was under way then, no frame was counted, and
@@ -486,7 +483,7 @@ impl Offload {
 
     /// Gives the kernel one direction's verdict. Returns whether it has it now: not if no program looks
     /// up what comes in there or could send it on, or if the table is full.
-    fn install(&self, flow: &mut Flow, key: &FlowKey, judged: Judged, install: Install) -> bool {
+    fn install(&self, flow: &mut Flow, key: &FlowKey, judged: Judged, begin: Begin) -> bool {
         let (Some(from), Some(to)) = (self.member(flow.ingress), self.member(flow.egress)) else {
             return false;
         };
@@ -501,7 +498,7 @@ impl Offload {
             is_reply: flow.is_reply,
             tcp_flags: key.tcp_flags,
         };
-        flow.slot = install(lane.flows(), &flow.id, &verdict).ok();
+        flow.slot = lane.flows().put(&flow.id, &verdict, begin).ok();
         flow.since = None;
         flow.slot.is_some()
     }

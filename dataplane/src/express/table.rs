@@ -130,20 +130,16 @@ impl FlowTable {
         self.put(id, verdict, Begin::Held)
     }
 
-    /// As [`install`](Self::install), of a flow of which no frame that the verdict is for can be on the long
-    /// way: its first goes by the verdict.
+    /// As [`install`](Self::install), and `begin` says what becomes of its first frames.
     ///
     /// # Errors
     /// If there is no room.
-    pub fn install_at_once(
+    pub(super) fn put(
         &self,
         id: &FlowId,
         verdict: &FlowVerdict,
+        begin: Begin,
     ) -> Result<Slot, InstallError> {
-        self.put(id, verdict, Begin::AtOnce)
-    }
-
-    fn put(&self, id: &FlowId, verdict: &FlowVerdict, begin: Begin) -> Result<Slot, InstallError> {
         let mut slots = self.slots.lock();
         let index = self.index();
         if let Some(old) = index.find(id) {

@@ -173,7 +173,10 @@ impl Plan<'_> {
             (self.progress)(Progress::Measurement { system: name, scenario: id });
             match measure(traffic, &topology, &self.manner) {
                 Ok(sample) => {
-                    let sample = bare.map_or(sample.clone(), |bare| sample.beside(bare));
+                    let sample = match bare {
+                        Some(bare) => sample.beside(bare),
+                        None => sample,
+                    };
                     self.findings.entry((scenario, system)).or_default().add(&sample);
                 }
                 Err(error) if self.is_interrupted(&error) => return Err(BuildError::Interrupted),
