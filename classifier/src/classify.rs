@@ -230,9 +230,7 @@ impl Upcall<'_> {
     fn conversation(&mut self) -> Step<Verdict> {
         let from = self.source()?;
         let to = self.destination()?;
-        let to_tag = self.destination_tag(to)?;
-        let cause = self.permit(from, to_tag)?;
-        self.deliver(to, cause)
+        self.deliver_permitted(from, to)
     }
 
     /// An error about a packet that the receiver sent in a live connection.
@@ -410,6 +408,13 @@ impl Upcall<'_> {
     /// Whether denied frames are recorded instead of dropped.
     fn relaxes(&self) -> bool {
         self.policy.mode() != Mode::Enforce
+    }
+
+    /// Delivers if the ACL lets `from` reach whoever the destination address belongs to.
+    fn deliver_permitted(&mut self, from: Tag, to: Destination) -> Step<Verdict> {
+        let to_tag = self.destination_tag(to)?;
+        let cause = self.permit(from, to_tag)?;
+        self.deliver(to, cause)
     }
 
     fn deliver(&self, to: Destination, cause: Cause) -> Step<Verdict> {

@@ -188,13 +188,7 @@ impl Oracle {
             Kind::Arp { sender, .. } => self.deliver_arp(frame, sender, findings),
             Kind::Nd(nd) => self.deliver_nd(frame, &nd, findings),
             Kind::DhcpClient => self.deliver_dhcp_request(frame, findings),
-            Kind::DhcpServer => {
-                if !frame.sender.dhcp_server {
-                    findings.refuse(DropReason::RogueDhcp, Cause::Switch)?;
-                }
-                self.source_tag(frame, findings)?;
-                if to_group { self.to_everyone(frame) } else { self.to_station(frame) }
-            }
+            Kind::DhcpServer => self.deliver_dhcp_answer(frame, findings),
             Kind::IcmpError(_) => self.deliver_icmp_error(frame, findings),
             Kind::NonIp => self.deliver_non_ip(frame, findings),
             Kind::LaterFragment => refuse(DropReason::FragmentExpired),
@@ -279,6 +273,26 @@ impl Oracle {
         let servers = self.snapshot.workloads.iter().filter(|w| w.dhcp_server);
         let mut asked = servers.filter(|w| w.addresses.contains(&frame.key.dst_addr()));
         if asked.any(|server| outputs == [server.port]) {
+            return self.unless_hairpin(frame, outputs, Cause::Switch);
+        }
+        let to = self.destination_tag(frame, &outputs)?;
+        let cause = self.permit(frame, from, to, findings)?;
+        self.unless_hairpin(frame, outputs, cause)
+    }
+
+    fn deliver_dhcp_answer(&self, frame: &Frame<'_>, findings: &mut Findings) -> Delivery {
+        if !frame.sender.dhcp_server {
+            findings.refuse(DropReason::RogueDhcp, Cause::Switch)?;
+        }
+        let from = self.source_tag(frame, findings)?;
+        if frame.key.eth_dst.is_multicast() {
+            return self.to_everyone(frame);
+        }
+        let outputs = self.outputs(frame)?;
+        let dst = frame.key.dst_addr();
+        let all_hosts = dst == IpAddr::from([255; 4]) && outputs.len() == 1;
+        let mut owners = self.snapshot.workloads.iter().filter(|w| w.addresses.contains(&dst));
+        if all_hosts || owners.any(|owner| outputs == [owner.port]) {
             return self.unless_hairpin(frame, outputs, Cause::Switch);
         }
         let to = self.destination_tag(frame, &outputs)?;

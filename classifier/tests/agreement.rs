@@ -333,22 +333,27 @@ fn neighbour() -> impl Strategy<Value = Headers> {
 }
 
 fn dhcp(is_v6: bool) -> impl Strategy<Value = Headers> {
-    (plain(is_v6), any::<bool>(), any::<bool>()).prop_map(move |(mut headers, asks, is_new)| {
-        let key = &mut headers.key;
-        let (client, server) = if is_v6 { (546, 547) } else { (68, 67) };
-        (key.protocol, key.tcp_flags) = (17, 0);
-        if asks {
-            (key.src_port, key.dst_port) = (client, server);
-            headers.kind = Kind::DhcpClient;
-            if is_new {
-                key.src = to_bits(IpAddr::from([0, 0, 0, 0]));
+    (plain(is_v6), any::<bool>(), any::<bool>()).prop_map(
+        move |(mut headers, asks, is_client_new)| {
+            let key = &mut headers.key;
+            let (client, server) = if is_v6 { (546, 547) } else { (68, 67) };
+            (key.protocol, key.tcp_flags) = (17, 0);
+            if asks {
+                (key.src_port, key.dst_port) = (client, server);
+                headers.kind = Kind::DhcpClient;
+                if is_client_new {
+                    key.src = to_bits(IpAddr::from([0, 0, 0, 0]));
+                }
+            } else {
+                (key.src_port, key.dst_port) = (server, client);
+                headers.kind = Kind::DhcpServer;
+                if is_client_new && !is_v6 {
+                    key.dst = to_bits(IpAddr::from([255; 4]));
+                }
             }
-        } else {
-            (key.src_port, key.dst_port) = (server, client);
-            headers.kind = Kind::DhcpServer;
-        }
-        headers
-    })
+            headers
+        },
+    )
 }
 
 /// An error about a packet that, usually, its receiver may have sent to its sender.

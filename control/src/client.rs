@@ -20,6 +20,8 @@ pub use crate::rundir::Role;
 
 /// How long a reply may take. Attaching hundreds of ports is what takes the longest.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long one may take that changes nothing, so that a role that hangs is soon known.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why a role gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +44,10 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// It hung up.
-    #[error("{role} closed the connection before it answered; its log says why")]
+    #[error(
+        "{role} closed the connection before it answered: if it has ended, `firedoor run` says why and \
+         starts it again; ask once more"
+    )]
     Closed {
         /// Who.
         role: Role,
@@ -113,8 +118,12 @@ impl ControlClient {
     /// # Errors
     /// If there is no answer, or it is a refusal.
     pub fn ask(&mut self, request: &control::Request) -> Result<control::Reply, ClientError> {
+        use control::Request::{Apply, PortAdd, PortDel};
         self.send(request)?;
-        self.answer(Some(PATIENCE))
+        self.answer(Some(match request {
+            Apply { .. } | PortAdd { .. } | PortDel { .. } => PATIENCE,
+            _ => QUESTION_PATIENCE,
+        }))
     }
 
     /// Waits for the next answer to a [`control::Request::FollowDenies`] that was sent, however

@@ -95,8 +95,14 @@ pub enum RunDirError {
         running: Vec<String>,
     },
     /// No name was asked for, and nothing runs.
-    #[error("no switch is running: start one with `firedoor run CONFIG`")]
-    NoneRunning,
+    #[error(
+        "no switch is running (none in {}): start one with `firedoor run CONFIG`",
+        base.display()
+    )]
+    NoneRunning {
+        /// Where running switches are looked for.
+        base: PathBuf,
+    },
     /// No name was asked for, and several run.
     #[error("several switches are running: choose one with --switch ({})", running.join(", "))]
     Ambiguous {
@@ -115,7 +121,7 @@ pub enum RunDirError {
         pid: u32,
     },
     /// The file system said no.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried.
         what: &'static str,
@@ -124,6 +130,19 @@ pub enum RunDirError {
         /// What it said.
         source: io::Error,
     },
+}
+
+/// What may be done about an error of the file system, where there is something to say.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ": use sudo, or name a directory of your own in FIREDOOR_RUN_DIR"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::ReadOnlyFilesystem => {
+            ": make room, or name another place in FIREDOOR_RUN_DIR"
+        }
+        _ => "",
+    }
 }
 
 fn others(running: &[String]) -> String {
@@ -151,7 +170,10 @@ impl RunDir {
             Some(name) if running.iter().any(|r| r == name) => Ok(Self::of(name)),
             Some(name) => Err(RunDirError::NotRunning { name: name.to_owned(), running }),
             None if running.len() > 1 => Err(RunDirError::Ambiguous { running }),
-            None => running.pop().map(|name| Self::of(&name)).ok_or(RunDirError::NoneRunning),
+            None => running
+                .pop()
+                .map(|name| Self::of(&name))
+                .ok_or_else(|| RunDirError::NoneRunning { base: base() }),
         }
     }
 
@@ -401,6 +423,20 @@ mod tests {
         }
         dir.claim().unwrap();
         assert!(dir.is_running());
+    }
+
+    #[test]
+    fn errors_say_what_to_do_where_there_is_something() {
+        let said =
+            |kind: io::ErrorKind| io_error("create", Path::new("/x"))(kind.into()).to_string();
+        assert!(said(io::ErrorKind::PermissionDenied).contains("use sudo"));
+        assert!(said(io::ErrorKind::StorageFull).ends_with("another place in FIREDOOR_RUN_DIR"));
+        assert_eq!(said(io::ErrorKind::NotADirectory), "cannot create /x: not a directory");
+        let none = RunDirError::NoneRunning { base: "/run/x".into() }.to_string();
+        assert_eq!(
+            none,
+            "no switch is running (none in /run/x): start one with `firedoor run CONFIG`"
+        );
     }
 
     #[test]

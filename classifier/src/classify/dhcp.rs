@@ -1,10 +1,15 @@
 //! DHCP (RFC 2131) and DHCPv6 (RFC 8415): anyone may ask a workload marked `dhcp_server`, and only
 //! such a workload may answer.
+//!
+//! Neither takes a rule between workloads of one VLAN. Whatever is for somewhere else is judged as any
+//! conversation is, so that nobody's mark is a way out: ports alone make a datagram DHCP.
+
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Destination, Step, Upcall};
 use crate::key::to_bits;
 use crate::policy::Owner;
-use crate::snapshot::Tag;
+use crate::snapshot::{Tag, Workload};
 use crate::verdict::{Cause, DropReason, Verdict};
 
 impl Upcall<'_> {
@@ -15,12 +20,10 @@ impl Upcall<'_> {
             return self.ask_dhcp_servers(from);
         }
         let to = self.destination()?;
-        if self.is_at_dhcp_server(to) {
+        if self.is_at_workload(to, |workload| workload.dhcp_server) {
             return self.deliver(to, Cause::Switch);
         }
-        let to_tag = self.destination_tag(to)?;
-        let cause = self.permit(from, to_tag)?;
-        self.deliver(to, cause)
+        self.deliver_permitted(from, to)
     }
 
     /// From server or relay to client.
@@ -28,17 +31,20 @@ impl Upcall<'_> {
         if !self.ingress.dhcp_server {
             self.refuse(DropReason::RogueDhcp, Cause::Switch)?;
         }
-        self.source()?;
+        let from = self.source()?;
         if self.key.eth_dst.is_multicast() {
             return self.flood_all();
         }
         let to = self.destination()?;
-        self.deliver(to, Cause::Switch)
+        if self.is_at_workload(to, |_| true) || self.is_to_all_of_one_station(to) {
+            return self.deliver(to, Cause::Switch);
+        }
+        self.deliver_permitted(from, to)
     }
 
     /// A client without a lease sends from 0.0.0.0.
     fn dhcp_source(&mut self) -> Step<Tag> {
-        let unspecified = to_bits(std::net::IpAddr::from([0, 0, 0, 0]));
+        let unspecified = to_bits(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         if self.key.src == unspecified { Ok(self.ingress.tag) } else { self.source() }
     }
 
@@ -49,14 +55,20 @@ impl Upcall<'_> {
         self.flood_permitted(from, servers.chain(relays).copied(), |workload| workload.dhcp_server)
     }
 
-    /// Whether the frame is for a DHCP server itself: one that routes too must not be a way out.
-    fn is_at_dhcp_server(&self, to: Destination) -> bool {
+    /// Whether the frame is for such a workload itself: one that routes too must not be a way out.
+    fn is_at_workload(&self, to: Destination, wanted: impl Fn(&Workload) -> bool) -> bool {
         match self.policy.owner(self.key.dst).0 {
             Owner::Workload(port, _) => {
-                to == Destination::Port(port)
-                    && self.policy.port(port).is_some_and(|workload| workload.dhcp_server)
+                to == Destination::Port(port) && self.policy.port(port).is_some_and(wanted)
             }
             Owner::Outside(_) | Owner::Unspecified => false,
         }
+    }
+
+    /// Whether an answer for a client without an address goes to its MAC alone: it is then sent to
+    /// all hosts (RFC 2131 §4.1), which no router passes on.
+    fn is_to_all_of_one_station(&self, to: Destination) -> bool {
+        self.key.dst == to_bits(IpAddr::V4(Ipv4Addr::BROADCAST))
+            && matches!(to, Destination::Port(_))
     }
 }

@@ -1,8 +1,10 @@
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::build::{self, Ends, TcpFlags};
 use crate::extract::NdMessage;
 use crate::fixture::{
-    API, DB, DHCP, GATEWAY, IN_OFFICE, IN_WORLD, WEB, ends, ends6, headers, link_local, mac,
+    API, DB, DHCP, GATEWAY, IN_OFFICE, IN_WORLD, WEB, WORLD, ends, ends6, headers, link_local, mac,
     policy, rule, snapshot, tcp, udp, v4, v6, with_vlans,
 };
 use crate::mac::MacAddr;
@@ -425,6 +427,25 @@ fn dhcp_reaches_its_server_and_comes_from_it_alone() {
     assert_eq!(switch.reached(DHCP, &build::dhcp_offer(ends(DHCP, WEB), mac(WEB))), [WEB]);
     switch.change(|s| s.rules.push(rule("relay", RuleAction::Allow, 1, 4, udp(67))));
     assert_eq!(switch.reached(WEB, &build::dhcp_discover(mac(WEB))), [GATEWAY, DHCP]);
+}
+
+/// What makes a datagram an answer is its port, so a server's mark must not open others' doors.
+#[test]
+fn a_dhcp_server_answers_workloads_of_its_vlan_and_nobody_else() {
+    let mut switch = Switch::new(snapshot());
+    let answer = |to: Ends| build::dhcp_offer(to, mac(WEB));
+    let to_all = Ends { dst: Ipv4Addr::BROADCAST.into(), ..ends(DHCP, WEB) };
+    assert_eq!(switch.reached(DHCP, &answer(to_all)), [WEB]);
+    assert_eq!(switch.reached(DHCP, &answer(ends(DHCP, GATEWAY))), [GATEWAY]);
+
+    let smuggled = answer(out(DHCP, IN_WORLD));
+    assert_eq!(switch.refused(DHCP, &smuggled), Some(DropReason::DefaultDeny));
+    let of_another = Ends { dst: v4(API), ..ends(DHCP, WEB) };
+    assert_eq!(switch.refused(DHCP, &answer(of_another)), Some(DropReason::AddressMismatch));
+    switch.change(|s| {
+        s.rules.push(rule("relay", RuleAction::Allow, u32::from(DHCP), WORLD, udp(68)));
+    });
+    assert_eq!(switch.reached(DHCP, &smuggled), [GATEWAY]);
 }
 
 /// A server that also routes is asked for leases without a rule, but not for the way out.

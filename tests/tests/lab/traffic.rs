@@ -1,7 +1,8 @@
 //! Traffic that policy allows works as on any network.
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use firedoor_lab::guest::{Forward, Guest, GuestConfig};
 use firedoor_lab::netns::Netns;
@@ -139,6 +140,27 @@ fn exec() -> Shown {
     ensure!(interfaces.contains("eth0"), "not in the container's namespace:\n{interfaces}");
     let tap = say("vm2", "echo $FIREDOOR_TAP; cat /proc/net/dev")?;
     ensure!(tap.starts_with("fdtap2\n") && tap.contains("fdtap2:"), "not where the tap is:\n{tap}");
+    what_it_started_ends_with_the_lab(lab)
+}
+
+fn what_it_started_ends_with_the_lab(lab: Fixture) -> Shown {
+    let mut exec = Command::new(firedoor());
+    exec.args(["lab", "exec", "--switch", lab.name(), "client", "--"]);
+    // The pipe stays open as long as the shell or what it started lives.
+    let mut shell = exec.args(["sh", "-c", "echo up; sleep 600"]).stdout(Stdio::piped()).spawn()?;
+    let mut out = BufReader::new(shell.stdout.take().ok_or("the shell has no standard output")?);
+    out.read_line(&mut String::new())?;
+    let down = lab.down();
+    let ended = shell.try_wait()?.is_some();
+    if !ended {
+        shell.kill()?;
+    }
+    shell.wait()?;
+    down?;
+    ensure!(ended, "the shell outlived its lab");
+    let mut rest = String::new();
+    out.read_to_string(&mut rest)?;
+    ensure!(rest.is_empty(), "the shell went on to say {rest:?}");
     Ok(())
 }
 

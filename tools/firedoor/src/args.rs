@@ -196,7 +196,7 @@ pub(crate) struct LabExecArgs {
     pub(crate) command: Vec<String>,
 }
 
-/// Stops a lab and removes everything it made.
+/// Stops a lab and removes everything it made. Programs that `lab exec` started are ended.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: sudo firedoor lab down --switch three-tier")]
 pub(crate) struct LabDownArgs {
@@ -292,8 +292,8 @@ pub(crate) enum PortCommand {
 pub(crate) struct PortAddArgs {
     /// The workload's name
     pub(crate) name: String,
-    /// container, vm or external
-    #[arg(long, value_name = "KIND", default_value = "external")]
+    /// What it is
+    #[arg(long, value_parser = ["container", "vm", "external"], default_value = "external")]
     pub(crate) kind: String,
     /// The switch-side interface
     #[arg(long, value_name = "IFNAME")]
@@ -313,8 +313,8 @@ pub(crate) struct PortAddArgs {
     /// A VLAN to carry tagged; may be given again
     #[arg(long, value_name = "VID")]
     pub(crate) trunk: Vec<u16>,
-    /// auto, switch or express
-    #[arg(long, value_name = "LANE")]
+    /// Which way its frames take; auto if left out
+    #[arg(long, value_parser = ["auto", "switch", "express"])]
     pub(crate) lane: Option<String>,
     /// It forwards for addresses outside the switch
     #[arg(long)]
@@ -351,6 +351,8 @@ pub(crate) struct FlowsArgs {
 }
 
 /// Lists refused conversations: who, what, which rule, and where in the capture.
+///
+/// The 4,096 that were last refused anything are remembered, for as long as control runs.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: firedoor denies --follow")]
 pub(crate) struct DeniesArgs {

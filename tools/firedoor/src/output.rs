@@ -1,7 +1,7 @@
 //! What a person or a script sees: results on standard output, everything else on standard error.
 //!
-//! Colour is used only on a terminal and without `NO_COLOR`. Tables line up by plain text, so
-//! colour never moves a column. JSON is one object or array, without colour.
+//! Colour is used only on a terminal and without `NO_COLOR`, and only there tables are fitted to a
+//! width. JSON is one object or array, without colour.
 
 use std::fmt::{self, Display};
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
@@ -10,6 +10,10 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use firedoor_control::diagnostic::Diagnostics;
 use serde::Serialize;
+
+mod table;
+
+pub(crate) use table::{Cell, Table};
 
 /// The answer is yes, or it is done.
 pub(crate) const YES: ExitCode = ExitCode::SUCCESS;
@@ -56,6 +60,7 @@ impl Tone {
 /// Where a command's answer goes. Writing to it writes to standard output.
 pub(crate) struct Output {
     stdout: BufWriter<Stdout>,
+    columns: Option<usize>,
     colour: bool,
     stderr_colour: bool,
 }
@@ -65,8 +70,13 @@ impl Output {
     pub(crate) fn new() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
             && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        // A terminal that knows no width, as over a serial line, says 0.
+        let columns = terminal_size::terminal_size_of(io::stdout())
+            .map(|(terminal_size::Width(columns), _)| columns.into())
+            .filter(|&columns| columns > 0);
         Self {
             stdout: BufWriter::new(io::stdout()),
+            columns,
             colour: wanted && io::stdout().is_terminal(),
             stderr_colour: wanted && io::stderr().is_terminal(),
         }
@@ -83,9 +93,18 @@ impl Output {
         writeln!(self.stdout)
     }
 
-    /// Prints a table.
+    /// Prints a table, fitted to the terminal if it goes to one.
     pub(crate) fn table(&mut self, table: &Table) -> io::Result<()> {
-        write!(self.stdout, "{}", table.render(self.colour))
+        let text = match self.columns {
+            Some(columns) => table.render_within(columns, self.colour),
+            None => table.render(self.colour),
+        };
+        write!(self.stdout, "{text}")
+    }
+
+    /// Characters on a line of the terminal that standard output goes to.
+    pub(crate) fn columns(&self) -> Option<usize> {
+        self.columns
     }
 
     /// Tells something that is not part of the answer, on standard error.
@@ -156,108 +175,6 @@ fn paint(colour: bool, tone: Tone, text: impl Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// One field of a table.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Cell {
-    text: String,
-    tone: Tone,
-}
-
-impl Cell {
-    /// A field in a tone.
-    pub(crate) fn new(tone: Tone, text: impl Display) -> Self {
-        Self { text: text.to_string(), tone }
-    }
-}
-
-impl<T: Display> From<T> for Cell {
-    fn from(text: T) -> Self {
-        Self::new(Tone::Plain, text)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Align {
-    Left,
-    Right,
-}
-
-/// Rows under a heading, columns two spaces apart.
-///
-/// ```text
-/// workload  port     rx
-/// web          1  1,204
-/// ```
-#[derive(Clone, Debug)]
-pub(crate) struct Table {
-    columns: Vec<(String, Align)>,
-    rows: Vec<Vec<Cell>>,
-}
-
-impl Table {
-    /// An empty table. A heading that starts with `>` makes a column of numbers, aligned right.
-    pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Self {
-        Self::with_headings(headings)
-    }
-
-    /// Likewise, where the number of columns is known only when the program runs.
-    pub(crate) fn with_headings(headings: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        let column = |heading: &str| match heading.strip_prefix('>') {
-            Some(number) => (number.to_owned(), Align::Right),
-            None => (heading.to_owned(), Align::Left),
-        };
-        let columns = headings.into_iter().map(|h| column(h.as_ref())).collect();
-        Self { columns, rows: Vec::new() }
-    }
-
-    /// Adds a row.
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = impl Into<Cell>>) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
-    }
-
-    /// Whether it has no row yet.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    /// Width in characters of its widest row.
-    pub(crate) fn width(&self) -> usize {
-        let widths = self.widths();
-        widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)
-    }
-
-    fn widths(&self) -> Vec<usize> {
-        let width = |(column, (heading, _)): (usize, &(String, Align))| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            let cells = cells.map(|cell| cell.text.chars().count());
-            cells.fold(heading.chars().count(), usize::max)
-        };
-        self.columns.iter().enumerate().map(width).collect()
-    }
-
-    pub(crate) fn render(&self, colour: bool) -> String {
-        let widths = self.widths();
-        let headings: Vec<Cell> =
-            self.columns.iter().map(|(text, _)| Cell::new(Tone::Dim, text)).collect();
-
-        let mut text = String::new();
-        for row in std::iter::once(&headings).chain(&self.rows) {
-            let mut line = String::new();
-            for ((cell, &width), &(_, align)) in row.iter().zip(&widths).zip(&self.columns) {
-                let padding = " ".repeat(width - cell.text.chars().count());
-                let painted = paint(colour, cell.tone, &cell.text);
-                match align {
-                    Align::Left => line += &format!("{painted}{padding}  "),
-                    Align::Right => line += &format!("{padding}{painted}  "),
-                }
-            }
-            text += line.trim_end();
-            text.push('\n');
-        }
-        text
-    }
-}
-
 /// A count with thousands apart, as in `1,234,567`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Count(pub(crate) u64);
@@ -320,25 +237,6 @@ impl Display for Age {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tables_line_up_whatever_the_colour() {
-        let mut table = Table::new(["workload", ">rx"]);
-        table.row([Cell::from("web"), Cell::new(Tone::Good, "1,204")]);
-        table.row([Cell::from("a-long-name"), Cell::from(7)]);
-        let plain = "workload        rx\nweb          1,204\na-long-name      7\n";
-        assert_eq!(table.render(false), plain);
-
-        let coloured = table.render(true);
-        assert!(coloured.contains("\u{1b}[32m1,204\u{1b}[0m"));
-        let mut stripped = String::new();
-        let mut rest = coloured.as_str();
-        while let Some((before, after)) = rest.split_once('\u{1b}') {
-            stripped += before;
-            rest = after.split_once('m').expect("an escape sequence ends with m").1;
-        }
-        assert_eq!(stripped + rest, plain);
-    }
 
     #[test]
     fn a_cause_is_told_once() {

@@ -334,12 +334,11 @@ impl Role {
                 0 | 1 => Duration::ZERO,
                 more => (BACKOFF.0 * 2u32.pow((more - 2).min(16))).min(BACKOFF.1),
             };
-            tracing::warn!(
-                "{} ended ({}); starting it again in {:.1} s",
-                self.name,
-                describe(status),
-                wait.as_secs_f32()
-            );
+            let when = match wait {
+                Duration::ZERO => "now".to_owned(),
+                wait => format!("in {:.1} s", wait.as_secs_f32()),
+            };
+            tracing::warn!("{} ended ({}); starting it again {when}", self.name, describe(status));
             self.restart_at = Some(Instant::now() + wait);
         }
         if self.restart_at.is_some_and(|at| at <= Instant::now()) {

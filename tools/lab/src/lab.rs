@@ -19,7 +19,7 @@ use crate::build::{compile_today, with_switch_name};
 use crate::error::{LabError, building};
 use crate::netns::Netns;
 use crate::plan::Host;
-use crate::state::State;
+use crate::state::{GUEST_VARIABLE, State};
 
 /// What the switch says, in the run directory.
 pub(crate) const LOG: &str = "switch.log";
@@ -182,7 +182,8 @@ impl Lab {
 
     /// A command to be run where the workload is: in its namespace, with the workloads' names in
     /// `/etc/hosts`; for a vm, in the switch's namespace with the tap's name in `FIREDOOR_TAP`.
-    /// Replaces the calling process, whose only thread must be the caller.
+    /// Replaces the calling process, whose only thread must be the caller. What it starts is ended
+    /// with the lab.
     ///
     /// # Errors
     /// If there is no such workload or no such program. Does not return otherwise.
@@ -191,7 +192,7 @@ impl Lab {
             self.netns(workload)?.enter()?;
             building("show the workloads' names", self.mount_hosts())?;
             let mut command = Command::new(program);
-            command.args(arguments);
+            command.args(arguments).env(GUEST_VARIABLE, &self.state.token);
             if let Some(tap) = self.state.taps.get(workload) {
                 command.env("FIREDOOR_TAP", tap);
             }

@@ -3,13 +3,16 @@
 //! first namespace is made until after the last is gone.
 //!
 //! Processes are known by a token that the file holds and that each of them carries in its
-//! environment. A process id alone would not do: it may have passed on to a stranger, or the
-//! builder may have died between starting a process and writing its id down.
+//! environment, those of the switch under another name than what runs in the workloads, since a lab
+//! lives as long as its switch does. A process id alone would not do: it may have passed on to a
+//! stranger, or the builder may have died between starting a process and writing its id down.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
+use std::process;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -19,10 +22,13 @@ use serde::{Deserialize, Serialize};
 /// The file's name in the run directory.
 const FILE: &str = "lab.json";
 
-/// The environment variable that holds the token.
+/// The environment variable that holds the token in the switch's processes.
 pub(crate) const TOKEN_VARIABLE: &str = "FIREDOOR_LAB";
 
-/// How long a switch may take to stop when asked to.
+/// The one that holds it in what [`Lab::exec`](crate::Lab::exec) runs.
+pub(crate) const GUEST_VARIABLE: &str = "FIREDOOR_LAB_GUEST";
+
+/// How long processes may take to end when asked to.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A lab, as `lab.json` describes it.
@@ -56,7 +62,7 @@ pub struct Builder {
 impl Builder {
     /// This process.
     pub(crate) fn this() -> Self {
-        let pid = std::process::id();
+        let pid = process::id();
         Self { pid, start: start_of(pid).unwrap_or_default() }
     }
 
@@ -87,7 +93,7 @@ impl State {
     }
 
     fn write_draft(&self, at: &Path) -> io::Result<PathBuf> {
-        let draft = at.join(format!("{FILE}.{}", std::process::id()));
+        let draft = at.join(format!("{FILE}.{}", process::id()));
         fs::write(&draft, serde_json::to_vec_pretty(self)?)?;
         Ok(draft)
     }
@@ -127,23 +133,37 @@ impl State {
         }
     }
 
-    /// The lab's living processes.
+    /// The living processes of its switch.
     pub fn processes(&self) -> Vec<u32> {
-        let mark = format!("{TOKEN_VARIABLE}={}", self.token);
+        self.marked(TOKEN_VARIABLE)
+    }
+
+    /// Living processes that carry the token in this environment variable.
+    fn marked(&self, variable: &str) -> Vec<u32> {
+        let mark = format!("{variable}={}", self.token);
         processes(|environment| environment.split(|&b| b == 0).any(|v| v == mark.as_bytes()))
     }
 
-    /// Ends the lab's processes: asks the supervisor, which ends the others, and uses force on what
-    /// is left after a while. Waits until all are gone.
+    /// Ends the lab's processes: asks the supervisor, which ends the roles, and what runs in the
+    /// workloads, and uses force on what is left after a while. Waits until all are gone, but for
+    /// this process and those it was started from.
     pub(crate) fn stop_processes(&self) {
-        let all = self.processes();
-        let is_child = |pid| parent_of(pid).is_some_and(|parent| all.contains(&parent));
-        for pid in all.iter().copied().filter(|&pid| !is_child(pid)) {
+        let switch = self.processes();
+        let is_child = |pid| parent_of(pid).is_some_and(|parent| switch.contains(&parent));
+        for pid in switch.iter().copied().filter(|&pid| !is_child(pid)) {
             signal(pid, Signal::SIGTERM);
+        }
+        let spared: Vec<u32> =
+            iter::successors(Some(process::id()), |&pid| parent_of(pid)).collect();
+        let guests = || self.marked(GUEST_VARIABLE).into_iter().filter(|pid| !spared.contains(pid));
+        for pid in guests() {
+            signal(pid, Signal::SIGTERM);
+            // Shells at a terminal ignore the other one.
+            signal(pid, Signal::SIGHUP);
         }
         let start = Instant::now();
         loop {
-            let left = self.processes();
+            let left: Vec<u32> = self.processes().into_iter().chain(guests()).collect();
             if left.is_empty() {
                 return;
             }
@@ -232,9 +252,9 @@ mod tests {
     #[test]
     fn processes_are_known_by_their_token() {
         let state = state();
-        let sleeper = |token: &str| {
+        let sleeper = |variable: &str, token: &str| {
             let mut command = Command::new("sleep");
-            command.arg("60").env(TOKEN_VARIABLE, token).stdin(Stdio::null());
+            command.arg("60").env(variable, token).stdin(Stdio::null());
             let child = command.spawn().unwrap();
             // A parent goes on before the kernel shows its child's new environment.
             while fs::read(format!("/proc/{}/environ", child.id())).unwrap().is_empty() {
@@ -242,14 +262,20 @@ mod tests {
             }
             child
         };
-        let (mut ours, mut other) = (sleeper(&state.token), sleeper("another lab"));
-        assert_eq!(state.processes(), [ours.id()]);
-        // As init would, reap it while `stop_processes` waits for its end.
-        let reaper = std::thread::spawn(move || ours.wait());
+        let mut switch = sleeper(TOKEN_VARIABLE, &state.token);
+        let mut guest = sleeper(GUEST_VARIABLE, &state.token);
+        let mut others =
+            [TOKEN_VARIABLE, GUEST_VARIABLE].map(|variable| sleeper(variable, "another lab"));
+        assert_eq!(state.processes(), [switch.id()]);
+        // As init would, reap them while `stop_processes` waits for their end.
+        let reaper = std::thread::spawn(move || (switch.wait(), guest.wait()));
         state.stop_processes();
-        reaper.join().unwrap().unwrap();
-        assert_eq!(other.try_wait().unwrap(), None);
-        other.kill().unwrap();
-        other.wait().unwrap();
+        let (switch, guest) = reaper.join().unwrap();
+        assert!(!switch.unwrap().success() && !guest.unwrap().success());
+        for other in &mut others {
+            assert_eq!(other.try_wait().unwrap(), None);
+            other.kill().unwrap();
+            other.wait().unwrap();
+        }
     }
 }

@@ -11,7 +11,7 @@ use super::source;
 use crate::args::ConnectivityArgs;
 use crate::output::{Cell, Output, Table, Tone, YES};
 
-/// Widest matrix that is still read as one. A wider one is listed pair by pair.
+/// Widest matrix that is still read as one where there is no terminal to say how wide it may be.
 const MATRIX_WIDTH: usize = 110;
 
 pub(crate) fn run(args: &ConnectivityArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
@@ -26,7 +26,12 @@ pub(crate) fn run(args: &ConnectivityArgs, out: &mut Output) -> anyhow::Result<E
         return Ok(YES);
     }
     let matrix = matrix(&policy, &pairs);
-    if matrix.width() <= MATRIX_WIDTH {
+    let fits = match out.columns() {
+        Some(columns) => matrix.least_width() <= columns,
+        None => matrix.width() <= MATRIX_WIDTH,
+    };
+    // A wider one is listed pair by pair.
+    if fits {
         out.table(&matrix)?;
     } else {
         out.table(&list(&pairs))?;

@@ -23,6 +23,13 @@ pub(crate) fn run(args: &FlowsArgs, out: &mut Output) -> anyhow::Result<ExitCode
     }
     if args.json {
         out.json(&flows.iter().map(FlowView::of).collect::<Vec<_>>())?;
+    } else if flows.is_empty() {
+        out.note(match &args.workload {
+            Some(workload) => {
+                format!("no flow from or to {workload:?}: `firedoor ports` lists workloads")
+            }
+            None => "no flow: nothing was sent that policy could judge".to_owned(),
+        });
     } else {
         out.table(&table(&flows))?;
     }

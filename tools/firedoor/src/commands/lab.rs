@@ -43,17 +43,18 @@ fn up(args: &LabUpArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let name = out.paint(Tone::Strong, lab.name());
     let epoch = lab.status()?.dataplane.map_or(0, |dataplane| dataplane.epoch);
     writeln!(out, "lab {name} is up, its policy in force (epoch {epoch})\n")?;
-    let mut table = Table::new(["workload", "addresses", "get in with"]);
+    let mut table = Table::new(["workload", "addresses"]);
     for host in lab.hosts() {
         let addresses: Vec<_> = host.addresses.iter().map(ToString::to_string).collect();
-        let way_in = format!("firedoor lab exec --switch {} {} -- sh", lab.name(), host.workload);
-        table.row([
-            Cell::new(Tone::Strong, &host.workload),
-            addresses.join(" ").into(),
-            way_in.into(),
-        ]);
+        table.row([Cell::new(Tone::Strong, &host.workload), addresses.join(" ").into()]);
     }
     out.table(&table)?;
+    if let Some(host) = lab.hosts().first() {
+        let (lab, workload) = (lab.name(), &host.workload);
+        writeln!(out, "\nGet in, and remove it again, with")?;
+        writeln!(out, "  firedoor lab exec --switch {lab} {workload} -- sh")?;
+        writeln!(out, "  firedoor lab down --switch {lab}")?;
+    }
     Ok(YES)
 }
 

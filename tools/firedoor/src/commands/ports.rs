@@ -122,7 +122,8 @@ fn identity(port: &PortStatus) -> [Cell; 5] {
         Cell::new(Tone::Strong, &port.workload),
         Cell::from(&port.ifname),
         state,
-        Cell::from(lane_name(port.lane)),
+        // Which lane it gets is known when it is attached.
+        Cell::from(if port.state == PortState::Up { lane_name(port.lane) } else { "-" }),
         Cell::from(mode),
     ]
 }

@@ -256,10 +256,10 @@ fn show_express(express: &ExpressStatus, out: &mut Output) -> anyhow::Result<()>
     };
     writeln!(
         out,
-        "express      {} of {} flows in the kernel, {fate}; heartbeat {} ms ago",
+        "express      {} of {} flows in the kernel, heartbeat {} ms ago;\n             {fate}",
         Count(express.flows),
         Count(express.max_flows),
-        Count(express.heartbeat_ms)
+        Count(express.heartbeat_ms),
     )?;
     Ok(())
 }

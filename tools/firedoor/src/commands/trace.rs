@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use firedoor_classifier::snapshot::{Mode, RuleAction, Service, Services};
 use firedoor_control::condition;
 use firedoor_control::service::{self, ServiceError};
@@ -59,8 +59,8 @@ fn what(text: &str) -> anyhow::Result<What> {
 
 /// The service of a single frame.
 fn one_service(text: &str) -> anyhow::Result<Service> {
-    let services = service::parse(text);
-    let services = services.with_context(|| format!("{text:?} is not a service"))?;
+    let services = service::parse(text)
+        .map_err(|error| anyhow!("{text:?} is not a service: {error}: {}", error.help()))?;
     match services {
         Services::Only(services) => match services[..] {
             [Service::Ports { first, last, .. }] if first != last => {
