@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::express::leaving::Leaving;
 use crate::frame::Frame;
 use crate::sys::umem::{HEADROOM, Umem};
 
@@ -16,21 +17,23 @@ use crate::sys::umem::{HEADROOM, Umem};
 pub const BATCH: usize = 256;
 
 /// Free frames that any worker may take. As large as the umem, so it is never full.
-#[derive(Debug)]
 pub struct FrameStore {
     free: ArrayQueue<Frame>,
+    /// Told of every frame that is given back to a pool.
+    leaving: Leaving,
 }
 
 impl FrameStore {
     /// A store that holds `frames`, all there are.
     pub fn new(frames: Vec<Frame>) -> Arc<Self> {
+        let leaving = Leaving::new(frames.len());
         let free = ArrayQueue::new(frames.len().max(1));
         for frame in frames {
             if let Err(frame) = free.push(frame) {
                 drop(frame);
             }
         }
-        Arc::new(Self { free })
+        Arc::new(Self { free, leaving })
     }
 
     /// Free frames in the store, not counting the workers' stacks.
@@ -54,7 +57,6 @@ impl Drop for FrameStore {
 }
 
 /// One worker's free frames.
-#[derive(Debug)]
 pub struct FramePool {
     umem: Arc<Umem>,
     store: Arc<FrameStore>,
@@ -72,6 +74,11 @@ impl FramePool {
         &self.umem
     }
 
+    /// The frames whose way is counted until they are given back.
+    pub(crate) fn leaving(&self) -> &Leaving {
+        &self.store.leaving
+    }
+
     /// A free frame, empty, with the kernel's usual headroom before it.
     pub fn take(&mut self) -> Option<Frame> {
         if self.stack.is_empty() {
@@ -84,6 +91,7 @@ impl FramePool {
 
     /// Takes a frame back.
     pub fn give(&mut self, frame: Frame) {
+        self.store.leaving.free(&frame);
         self.stack.push(frame);
         if self.stack.len() >= 3 * BATCH {
             self.spill(BATCH);

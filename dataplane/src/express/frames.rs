@@ -11,7 +11,6 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::leaving::Leaving;
 use super::{ExpressError, Kernel};
 use crate::frame::Frame;
 use crate::pool::FramePool;
@@ -26,7 +25,6 @@ pub struct LookupPort {
     ifindex: u32,
     port: XdpPort,
     received: Vec<Frame>,
-    leaving: Leaving,
 }
 
 pub(super) fn open(
@@ -52,14 +50,12 @@ pub(super) fn open(
         ifindex: link.index,
         port,
         received: Vec::with_capacity(BURST),
-        leaving: Leaving::default(),
     });
     Ok(xdp::Opened { queues: queues.collect(), mode: format!("{mode}, lookup"), notices, link })
 }
 
 impl Port for LookupPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
-        self.leaving.pass(&self.kernel.flows);
         let before = batch.len();
         self.port.receive(pool, &mut self.received);
         for mut frame in self.received.drain(..) {
@@ -67,8 +63,7 @@ impl Port for LookupPort {
                 pool.give(frame);
                 continue;
             };
-            let bytes = pool.umem().bytes(&frame);
-            self.leaving.add(self.kernel.counted(bytes, self.ifindex, mark));
+            self.kernel.follow(&frame, self.ifindex, mark, pool);
             batch.push(frame);
         }
         batch.len() - before
@@ -91,7 +86,7 @@ impl Port for LookupPort {
     }
 
     fn is_busy(&self) -> bool {
-        self.port.is_busy() || !self.leaving.is_empty()
+        self.port.is_busy()
     }
 
     fn close(self: Box<Self>, pool: &mut FramePool) {

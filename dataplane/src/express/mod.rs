@@ -29,7 +29,7 @@ pub mod frames;
 pub(crate) mod index;
 pub mod inherit;
 mod kept;
-mod leaving;
+pub(crate) mod leaving;
 mod members;
 pub mod offload;
 pub mod punt;
@@ -68,7 +68,7 @@ pub struct Lane {
 /// What the program, its maps and the device pair are to the ports that use them.
 pub(crate) struct Kernel {
     program: Arc<Program>,
-    flows: FlowTable,
+    flows: Arc<FlowTable>,
     punt: Mutex<Option<Punt>>,
     /// Why nothing outlives the process, though it was to.
     unpinned: Option<String>,
@@ -214,7 +214,7 @@ impl Lane {
     }
 
     fn of(program: Arc<Program>, flows: FlowTable, unpinned: Option<String>) -> Self {
-        let kernel = Kernel { program, flows, punt: Mutex::new(None), unpinned };
+        let kernel = Kernel { program, flows: Arc::new(flows), punt: Mutex::new(None), unpinned };
         Self { kernel: Arc::new(kernel) }
     }
 

@@ -19,8 +19,6 @@ use std::time::{Duration, Instant};
 
 use firedoor_classifier::wire::{icmp, protocol};
 
-use super::leaving::Leaving;
-use super::table::Counted;
 use super::{ExpressError, Kernel};
 use crate::frame::Frame;
 use crate::handoff::Doorstep;
@@ -65,7 +63,7 @@ pub(super) struct Punt {
 /// Frames of one port.
 struct Inbox {
     ifindex: u32,
-    frames: VecDeque<(Frame, Option<Counted>)>,
+    frames: VecDeque<Frame>,
     /// Of the worker that takes them, once the port has one.
     doorstep: Option<Arc<Doorstep>>,
     /// How many had been punted when it was last looked for lost ones, and when that was.
@@ -74,8 +72,8 @@ struct Inbox {
 
 impl Inbox {
     /// A worker sleeps only when its inboxes are empty, so the first frame is the one to wake it for.
-    fn put(&mut self, frame: Frame, counted: Option<Counted>) {
-        self.frames.push_back((frame, counted));
+    fn put(&mut self, frame: Frame) {
+        self.frames.push_back(frame);
         if self.frames.len() == 1
             && let Some(doorstep) = &self.doorstep
         {
@@ -154,7 +152,7 @@ impl Punt {
     /// Whether there are ports left.
     fn remove(&mut self, tag: u16, pool: &mut FramePool) -> bool {
         let inbox = self.inboxes.get_mut(usize::from(tag)).and_then(Option::take);
-        for (frame, _) in inbox.into_iter().flat_map(|inbox| inbox.frames) {
+        for frame in inbox.into_iter().flat_map(|inbox| inbox.frames) {
             pool.give(frame);
         }
         self.inboxes.iter().any(Option::is_some)
@@ -176,27 +174,17 @@ impl Punt {
                     pool.give(frame);
                     continue;
                 };
-                let counted = kernel.counted(pool.umem().bytes(&frame), inbox.ifindex, tag);
-                inbox.put(frame, counted);
+                kernel.follow(&frame, inbox.ifindex, tag, pool);
+                inbox.put(frame);
             }
         }
     }
 
     /// Moves up to a burst of a port's frames to `batch`, and tells the program that they have arrived.
-    /// Adds those of them that are counted to `leaving`.
-    fn take(
-        &mut self,
-        tag: u16,
-        intake: &Intake,
-        batch: &mut Vec<Frame>,
-        leaving: &mut Leaving,
-    ) -> usize {
+    fn take(&mut self, tag: u16, intake: &Intake, batch: &mut Vec<Frame>) -> usize {
         let Some(inbox) = self.inbox(tag) else { return 0 };
         let count = inbox.frames.len().min(BURST);
-        for (frame, counted) in inbox.frames.drain(..count) {
-            batch.push(frame);
-            leaving.add(counted);
-        }
+        batch.extend(inbox.frames.drain(..count));
         let taken = intake.taken() + count as u64;
         let (punted, since) = inbox.looked;
         if count > 0 {
@@ -214,7 +202,7 @@ impl Punt {
     fn close(self, pool: &mut FramePool) {
         let Self { near, port, inboxes, received, .. } = self;
         let waiting = inboxes.into_iter().flatten().flat_map(|inbox| inbox.frames);
-        waiting.map(|(frame, _)| frame).chain(received).for_each(|frame| pool.give(frame));
+        waiting.chain(received).for_each(|frame| pool.give(frame));
         Box::new(port).close(pool);
         let removed = Netlink::open().map(|mut netlink| netlink.delete(&near.name));
         if !matches!(removed, Ok(Ok(()) | Err(LinkError::NotFound { .. }))) {
@@ -274,7 +262,6 @@ pub struct ExpressPort {
     tag: u16,
     link: Link,
     sender: XdpPort,
-    leaving: Leaving,
     /// Becomes readable when the pair's socket does.
     wakeup: OwnedFd,
     attached: Attached,
@@ -311,16 +298,8 @@ impl ExpressPort {
                 return Err(ExpressError::Attach { ifname: link.name, source });
             }
         };
-        let port = Self {
-            kernel: Arc::clone(kernel),
-            tag,
-            link,
-            sender,
-            leaving: Leaving::default(),
-            wakeup,
-            attached,
-            silence,
-        };
+        let port =
+            Self { kernel: Arc::clone(kernel), tag, link, sender, wakeup, attached, silence };
         // Up only now, with the program attached.
         let up = Netlink::open().map_err(ExpressError::Netlink).and_then(|mut netlink| {
             netlink.set_up(&port.link.name, true).map_err(ExpressError::Link)
@@ -337,12 +316,11 @@ impl ExpressPort {
 
 impl Port for ExpressPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
-        self.leaving.pass(&self.kernel.flows);
         let mut punt = self.kernel.punt.lock();
         let Some(punt) = &mut *punt else { return 0 };
         punt.sort(&self.kernel, pool);
         let Some(intake) = self.kernel.program.intake(self.tag) else { return 0 };
-        punt.take(self.tag, intake, batch, &mut self.leaving)
+        punt.take(self.tag, intake, batch)
     }
 
     fn transmit(&mut self, frames: &mut Vec<Frame>) -> usize {
@@ -372,7 +350,6 @@ impl Port for ExpressPort {
         let is_deaf = |punt: &Punt| punt.port.is_busy();
         let program = &self.kernel.program;
         self.sender.is_busy()
-            || !self.leaving.is_empty()
             || program.intake(self.tag).is_some_and(|intake| intake.taken() < intake.punted())
             || self.kernel.punt.lock().as_ref().is_some_and(is_deaf)
     }

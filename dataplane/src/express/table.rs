@@ -64,6 +64,18 @@ pub(super) struct Counted {
     mark: u16,
 }
 
+impl Counted {
+    /// As a number that is not 0.
+    pub(super) fn pack(self) -> u64 {
+        u64::from(self.mark) << 32 | u64::from(self.slot)
+    }
+
+    /// The other way round; `None` of 0.
+    pub(super) fn unpack(packed: u64) -> Option<Self> {
+        (packed != 0).then_some(Self { slot: packed as u32, mark: (packed >> 32) as u16 })
+    }
+}
+
 /// Why a verdict is not in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InstallError {

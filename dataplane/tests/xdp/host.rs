@@ -61,6 +61,11 @@ impl Host {
         Self { pool, umem, store, next_owner: 1 }
     }
 
+    /// As another worker has one.
+    pub(crate) fn another_pool(&self) -> FramePool {
+        FramePool::new(Arc::clone(&self.umem), Arc::clone(&self.store))
+    }
+
     pub(crate) fn open(&mut self, ifname: &str, options: &XdpOptions) -> Result<Opened, OpenError> {
         let opened = open(&self.umem, self.next_owner, ifname, options, &mut self.pool);
         self.next_owner += 10;

@@ -13,6 +13,7 @@ mod failure;
 mod fallback;
 mod fixture;
 mod fragments;
+mod order;
 mod policy;
 mod restart;
 mod storm;
@@ -36,6 +37,7 @@ fn main() {
         fragments::TESTS,
         policy::TESTS,
         express::TESTS,
+        order::TESTS,
         restart::TESTS,
         fallback::TESTS,
         storm::TESTS,
