@@ -72,7 +72,11 @@ pub enum DaemonError {
     #[error(transparent)]
     Server(#[from] ServerError),
     /// The capture cannot be written.
-    #[error("cannot write the capture in {}: {source}", directory.display())]
+    #[error(
+        "cannot write the capture in {}: {source}: make room there, or name another directory with \
+         `firedoor run --capture DIR`",
+        directory.display()
+    )]
     Capture {
         /// Its directory.
         directory: PathBuf,

@@ -8,6 +8,7 @@
 //! is an unknown key. So the list of known keys, which suggestions are taken from, cannot differ
 //! from the keys that are read.
 
+mod pieces;
 mod reader;
 
 use std::collections::BTreeMap;
@@ -224,6 +225,10 @@ pub fn read(file: impl Read) -> io::Result<String> {
 /// Everything that is wrong with single values, in no order. A text that is not TOML is not looked
 /// into any further.
 pub fn parse(text: &str) -> Result<Intent, Vec<Spanned<Problem>>> {
+    pieces::read(text).map_or_else(|| parse_whole(text), Ok)
+}
+
+fn parse_whole(text: &str) -> Result<Intent, Vec<Spanned<Problem>>> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut problems: Vec<_> = errors
         .iter()
@@ -238,18 +243,50 @@ pub fn parse(text: &str) -> Result<Intent, Vec<Spanned<Problem>>> {
 
     let mut config = Reader::new("the config", 0..0, document.get_ref(), &mut problems);
     let switch = config.table("switch", "[switch]", switch);
-    let workloads = config.tables("workload", "a table, as [[workload]]", "[[workload]]", workload);
-    let services =
-        config.tables("service", "a table, as [[service]]", "[[service]]", named_service);
-    let groups = config.tables("group", "a table, as [[group]]", "[[group]]", group);
-    let rules = config.tables("rule", "a table, as [[rule]]", "[[rule]]", rule);
+    let mut tables = Tables::default();
+    tables.read(&mut config);
     config.require("switch", "[switch] with name = \"lab0\"");
     config.finish();
     match switch {
-        Some(switch) if problems.is_empty() => {
-            Ok(Intent { switch, workloads, services, groups, rules })
-        }
+        Some(switch) if problems.is_empty() => Ok(tables.with_switch(switch)),
         _ => Err(problems),
+    }
+}
+
+/// The tables that a config may have many of.
+#[derive(Default)]
+struct Tables {
+    workloads: Vec<Workload>,
+    services: Vec<NamedService>,
+    groups: Vec<Group>,
+    rules: Vec<Rule>,
+}
+
+impl Tables {
+    const HEADINGS: [&str; 4] = ["[[workload]]", "[[service]]", "[[group]]", "[[rule]]"];
+
+    /// Adds those of `config`.
+    fn read(&mut self, config: &mut Reader<'_, '_>) {
+        let [workloads, services, groups, rules] = Self::HEADINGS;
+        self.workloads.extend(config.tables(
+            "workload",
+            "a table, as [[workload]]",
+            workloads,
+            workload,
+        ));
+        self.services.extend(config.tables(
+            "service",
+            "a table, as [[service]]",
+            services,
+            named_service,
+        ));
+        self.groups.extend(config.tables("group", "a table, as [[group]]", groups, group));
+        self.rules.extend(config.tables("rule", "a table, as [[rule]]", rules, rule));
+    }
+
+    fn with_switch(self, switch: Switch) -> Intent {
+        let Self { workloads, services, groups, rules } = self;
+        Intent { switch, workloads, services, groups, rules }
     }
 }
 

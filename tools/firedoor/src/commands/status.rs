@@ -296,8 +296,9 @@ fn show_settings(settings: &Settings, out: &mut Output) -> anyhow::Result<()> {
     } = settings.timeouts;
     writeln!(
         out,
-        "limits       {} connections and {} upcalls/s a port; {} flows cached,\n             \
-         {} fragments wait and {} frames/s mirrored per worker, {} bytes of each",
+        "limits       {} connections and {} upcalls/s a port;\n             \
+         {} flows cached and {} fragments waiting a worker;\n             \
+         {} frames/s mirrored a worker, {} bytes of each",
         Count(settings.max_connections_per_port.into()),
         Count(settings.upcalls_per_sec.into()),
         Count(settings.max_flows.into()),
