@@ -88,7 +88,7 @@ static __always_inline int punt(struct __sk_buff *skb, const struct control *con
 	__sync_fetch_and_add(&intake->punted, frames);
 	tag = *port;
 	if (flow) {
-		__sync_fetch_and_add(&flow->punted, frames);
+		note_punted(flow, frames);
 		tag |= flow->mark;
 	}
 	// The outermost tag is always this one; a tag of the workload's own stays within.
@@ -111,7 +111,8 @@ int express(struct __sk_buff *skb)
 {
 	__u32 zero = 0, frames;
 	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
-	struct headers headers = {};
+	struct headers headers;
+	struct found found;
 	struct flow *flow;
 	enum way way;
 
@@ -124,10 +125,10 @@ int express(struct __sk_buff *skb)
 					skb->len, skb->ifindex, &headers))
 		return punt(skb, control, NULL, skb->gso_segs ? skb->gso_segs : 1);
 	frames = frames_of(skb, &headers);
-	flow = find(&headers, control);
-	if (!flow)
+	if (!find(&headers, control, &found))
 		return punt(skb, control, NULL, frames);
-	way = way_of(flow, &headers, frames);
+	flow = found.flow;
+	way = way_of(&found, &headers, frames);
 	if (way != SHORT_WAY && !headers.special && !is_received())
 		way = SHORT_WAY;
 	if (way == NO_WAY)
@@ -137,7 +138,7 @@ int express(struct __sk_buff *skb)
 	// What stands behind the packet is padding at best.
 	if (skb->len > headers.end && bpf_skb_change_tail(skb, headers.end, 0))
 		return punt(skb, control, flow, frames);
-	count(flow, &headers, frames);
+	count(&found, &headers, frames);
 	if (!(flow->facts & FACT_PEER))
 		return bpf_redirect(flow->egress, 0);
 	// The frame's type was told by the MAC address of the port; the receiver's own is another.
@@ -178,9 +179,12 @@ static __always_inline int is_partial(const struct headers *headers)
 	if (!headers->sum)
 		return 0;
 	sum += bpf_htons(headers->end - headers->transport);
+	sum += (__u64)headers->key.src + headers->key.dst;
+	if (is_ipv6(&headers->key)) {
 #pragma unroll
-	for (int i = 0; i < 4; i++)
-		sum += (__u32)headers->key.words[i] + (headers->key.words[i] >> 32);
+		for (int i = 0; i < 6; i++)
+			sum += headers->far.halves[i];
+	}
 	return headers->sum == fold(sum);
 }
 
@@ -240,7 +244,7 @@ static __always_inline int hand_over(struct xdp_md *ctx, struct flow *flow)
 	if (!port || queue >> QUEUE_BITS)
 		return XDP_DROP;
 	if (flow) {
-		__sync_fetch_and_add(&flow->punted, 1);
+		note_punted(flow, 1);
 		mark = flow->mark;
 	}
 	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(mark)))
@@ -259,7 +263,8 @@ int express_xdp(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	__u32 zero = 0, len = end - data;
 	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
-	struct headers headers = {};
+	struct headers headers;
+	struct found found;
 	struct flow *flow;
 	enum way way;
 
@@ -267,10 +272,10 @@ int express_xdp(struct xdp_md *ctx)
 		return XDP_DROP;
 	if (!READ_ONCE(control->devices) || !parse(data, end, len, ctx->ingress_ifindex, &headers))
 		return hand_over(ctx, NULL);
-	flow = find(&headers, control);
-	if (!flow)
+	if (!find(&headers, control, &found))
 		return hand_over(ctx, NULL);
-	way = way_of(flow, &headers, 1);
+	flow = found.flow;
+	way = way_of(&found, &headers, 1);
 	if (way == NO_WAY)
 		return XDP_DROP;
 	if (way == LONG_WAY || headers.end > flow->max_frame ||
@@ -281,7 +286,7 @@ int express_xdp(struct xdp_md *ctx)
 	// What stands behind the packet is padding at best.
 	if (len > headers.end && bpf_xdp_adjust_tail(ctx, (int)headers.end - (int)len))
 		return hand_over(ctx, flow);
-	count(flow, &headers, 1);
+	count(&found, &headers, 1);
 	return XDP_REDIRECT;
 }
 

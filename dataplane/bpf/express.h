@@ -42,23 +42,33 @@
 
 // What is the same in every frame of one direction of a conversation, and how it travels between Ethernet
 // addresses: what a frame must have in common with a verdict. The ingress interface is part of it, so
-// nobody can use what was judged for another.
+// nobody can use what was judged for another. Of IPv6 addresses it has the last word, and `struct far` the rest.
 union flow_key {
 	struct {
-		__u8 src[16];		// IPv4 as ::ffff:a.b.c.d
-		__u8 dst[16];
+		__be32 src;
+		__be32 dst;
 		__be16 src_port;	// an echo's identifier
 		__be16 dst_port;	// an echo's type and code
 		__u32 ingress;		// interface index
 		__u8 eth_dst[6];
 		__u8 eth_src[6];
-		__u32 protocol;
+		__u32 protocol;		// and KEY_IPV6
 	};
-	__u64 words[7];			// it is taken from the frame, hashed and compared by words
+	__u64 words[4];			// it is taken from the frame, hashed and compared by words
 };
 
-// Words that are hashed: addresses, ports and interface.
-#define HASHED 5
+#define KEY_IPV6 0x100
+
+// What precedes the last words of IPv6's two addresses, source first.
+union far {
+	__u32 halves[6];
+	__u64 words[3];
+};
+
+// Pairs of 32-bit words that are hashed: of the key last words of addresses, ports and interface; and of IPv6
+// the rest.
+#define HASHED_NEAR 2
+#define HASHED_FAR 3
 
 // At the device's peer in another namespace, without passing its queue; else it leaves through it.
 #define FACT_PEER 1
@@ -69,42 +79,47 @@ union flow_key {
 // Where the processor stands that counts without locks, one more than its number, or 0.
 #define FACT_COUNTER 16
 
-// A verdict and what came of it, in two cache lines: what a lookup compares, and what it does then.
+// A verdict and what came of it, in two cache lines that lie apart. In one is what each frame needs.
 struct flow {
 	// Written by the data plane, and only read here.
 	union flow_key key;
-	__u64 epoch;
-
-	// Likewise.
+	__u32 epoch;		// its lower half; 0 if there is no verdict
 	__u32 egress;		// interface index
-	__u32 rule;
 	__u16 max_frame;	// longest frame that the egress takes, Ethernet header included
 	__u16 mark;		// added to the tag of what is punted, so that it is counted
-	__u32 passed;		// of the punted, how many have left the switch
-	// Likewise, but for the counter and the end: FACT_* in the lowest byte, in the second one TCP's flags in the
-	// connection's first frame.
-	__u32 facts;
 
-	__u32 punted;		// frames sent the long way, as they count after segmentation
+	// Frames sent the long way, as they count after segmentation, in the upper half; in the lower one how many
+	// of them have left the switch, which the data plane writes. Both modulo 2^16.
+	__u32 long_way;
+	// FACT_* in the lowest byte, in the second one TCP's flags in the connection's first frame. Written by the
+	// data plane, but for the counter and the end.
+	__u32 facts;
+	// Redirected, as they would count after segmentation, by the processor that counts.
+	__u32 frames;
+	__u64 bytes;
+};
+
+// In the other one is what only some need.
+struct details {
+	union far far;		// of the key; 0 for IPv4
+	__u32 rule;		// for who looks
 	__u32 seq;		// TCP: after the last byte sent, and its FIN
 	__u32 ack;		// TCP: after the last byte acknowledged
 	__u16 window;		// TCP: as in the header, unscaled
 	__u16 draining;		// since when what is too much for the long way is dropped; 0 if it is not
 	__u32 drained;		// frames dropped so
-	// Redirected, as they would count after segmentation: by the processor that counts, and by others.
-	__u32 frames;
-	__u32 frames_elsewhere;
+	__u32 frames;		// redirected, by processors that do not count
 	__u64 bytes;
-	__u64 bytes_elsewhere;
+	__u64 reserved;
 };
 
-_Static_assert(sizeof(struct flow) == 128 && __builtin_offsetof(struct flow, egress) == 64, "two lines");
+_Static_assert(sizeof(struct flow) == 64 && sizeof(struct details) == 64, "a line each");
 
 // Cells of the index that are searched together: a cache line.
 #define CELLS 16
 
-// Where flows are. Each cell is 0, or one more than a place in express_flows, with bits of the flow's
-// hash above.
+// Where flows are. Each cell is 0, or one more than a place in express_flows and express_details, with bits of
+// the flow's hash above.
 struct bucket {
 	__u32 cells[CELLS];
 };
@@ -116,12 +131,12 @@ struct control {
 	__u64 tick;		// of the kernel's clock, when it was last seen open
 	__u32 punt;		// interface index
 	__u32 devices;		// entries of express_devices
-	__u32 buckets;		// of express_index, less one: all bits of a number of one
+	__u32 buckets;		// of express_index in use, a power of two; the first one has that number
 	__u32 tag;		// bits of a cell that are of the hash
 	__u64 factor;		// of the hash: secret, and odd
 	__u64 shut;		// frames dropped because the door was; counted here
 	__u64 reserved;
-	__u32 secret[2 * HASHED];	// of the hash
+	__u32 secret[2 * (HASHED_NEAR + HASHED_FAR)];	// of the hash
 	__u32 reserved_too[6];
 };
 
@@ -162,9 +177,19 @@ struct {
 	__type(value, struct flow);
 } express_flows SEC(".maps");
 
+// As many.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct details);
+} express_details SEC(".maps");
+
 // A frame's headers, as far as they were understood.
 struct headers {
 	union flow_key key;
+	union far far;
 	__u32 ingress;
 	__u32 protocol;
 	__u32 end;		// of the packet, in bytes from the frame's start
@@ -202,7 +227,8 @@ static __always_inline int is_echo(const struct echo *echo, __u8 protocol)
 	return echo->type == ICMPV6_REQUEST || echo->type == ICMPV6_REPLY;
 }
 
-// RFC 1071, over the header's twenty bytes.
+// RFC 1071, over the header's twenty bytes: words of 16 bits that sum up to 0xffff, with each carry brought back,
+// sum up to a multiple of it without. They cannot sum up to 0: the version is one of them.
 static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
 {
 	const __u32 *words = (const void *)ip;
@@ -210,9 +236,7 @@ static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
 #pragma unroll
 	for (int i = 0; i < 5; i++)
 		sum += words[i];
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (__u16)((sum & 0xffff) + (sum >> 16)) == 0xffff;
+	return sum % 0xffff == 0;
 }
 
 // The transport header at `l4`, behind which the packet ends at headers->end.
@@ -223,6 +247,7 @@ static __always_inline int parse_transport(struct headers *headers, __u8 protoco
 
 	headers->transport = at;
 	headers->protocol = protocol;
+	headers->special = headers->fin = 0;
 	if (protocol == IPPROTO_TCP) {
 		const struct tcphdr *tcp = l4;
 		__u8 flags;
@@ -252,11 +277,12 @@ static __always_inline int parse_transport(struct headers *headers, __u8 protoco
 		if ((const void *)(echo + 1) > end || !is_echo(echo, protocol))
 			return 0;
 		headers->payload = at + sizeof(*echo);
+		headers->sum = 0;
 		ports = echo->identifier | (__u32)*(const __be16 *)l4 << 16;
 	} else {
 		return 0;
 	}
-	headers->key.words[4] = pair(ports, headers->ingress);
+	headers->key.words[1] = pair(ports, headers->ingress);
 	return headers->payload <= headers->end;
 }
 
@@ -270,7 +296,7 @@ static __always_inline int parse(const void *data, const void *end, __u32 len, _
 
 	if ((const void *)(eth + 1) > end)
 		return 0;
-	headers->key.words[5] = pair(words[0], words[1]);
+	headers->key.words[2] = pair(words[0], words[1]);
 	headers->ingress = ingress;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		const struct iphdr *ip = (const void *)(eth + 1);
@@ -280,10 +306,8 @@ static __always_inline int parse(const void *data, const void *end, __u32 len, _
 		// Any fragment: more to come, or an offset. Also the reserved bit.
 		if (ip->frag_off & bpf_htons(0xbfff) || !ipv4_checksum_is_right(ip))
 			return 0;
-		headers->key.words[0] = headers->key.words[2] = 0;
-		headers->key.words[1] = pair(bpf_htonl(0xffff), ip->saddr);
-		headers->key.words[3] = pair(bpf_htonl(0xffff), ip->daddr);
-		headers->key.words[6] = pair(words[2], ip->protocol);
+		headers->key.words[0] = pair(ip->saddr, ip->daddr);
+		headers->key.words[3] = pair(words[2], ip->protocol);
 		headers->end = sizeof(*eth) + bpf_ntohs(ip->tot_len);
 		if (headers->end > len)
 			return 0;
@@ -291,16 +315,20 @@ static __always_inline int parse(const void *data, const void *end, __u32 len, _
 	}
 	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		const struct ipv6hdr *ip = (const void *)(eth + 1);
+		const __be32 *src, *dst;
 
 		if ((const void *)(ip + 1) > end || ip->version != 6 || !ip->hop_limit)
 			return 0;
-#pragma unroll
-		for (int i = 0; i < 4; i++)
-			headers->key.words[i] = ((const __u64 *)&ip->saddr)[i];
-		// It would pass for IPv4's.
-		if (!headers->key.words[0] && (__u32)headers->key.words[1] == bpf_htonl(0xffff))
+		src = ip->saddr.s6_addr32;
+		dst = ip->daddr.s6_addr32;
+		// The switch takes it for IPv4's.
+		if (!src[0] && !src[1] && src[2] == bpf_htonl(0xffff))
 			return 0;
-		headers->key.words[6] = pair(words[2], ip->nexthdr);
+		headers->far.words[0] = pair(src[0], src[1]);
+		headers->far.words[1] = pair(src[2], dst[0]);
+		headers->far.words[2] = pair(dst[1], dst[2]);
+		headers->key.words[0] = pair(src[3], dst[3]);
+		headers->key.words[3] = pair(words[2], ip->nexthdr | KEY_IPV6);
 		headers->end = sizeof(*eth) + sizeof(*ip) + bpf_ntohs(ip->payload_len);
 		if (headers->end > len)
 			return 0;
@@ -309,89 +337,142 @@ static __always_inline int parse(const void *data, const void *end, __u32 len, _
 	return 0;
 }
 
+static __always_inline int is_ipv6(const union flow_key *key)
+{
+	return !!(key->protocol & KEY_IPV6);
+}
+
+static __always_inline __u64 product(__u64 word, const __u32 *secret)
+{
+	return (__u64)((__u32)word + secret[0]) * (__u32)((__u32)(word >> 32) + secret[1]);
+}
+
 // NH (RFC 4418, section 5.2) and a multiplication: whoever does not know the secrets cannot aim at
 // another's bucket. The same in dataplane/src/express/index.rs.
-static __always_inline __u64 hash_of(const union flow_key *key, const struct control *control)
+static __always_inline __u64 hash_of(const struct headers *headers, const struct control *control)
 {
 	const __u32 *secret = control->secret;
 	__u64 sum = 0;
 #pragma unroll
-	for (int i = 0; i < HASHED; i++) {
-		__u32 first = key->words[i], second = key->words[i] >> 32;
-
-		first += secret[2 * i];
-		second += secret[2 * i + 1];
-		sum += (__u64)first * second;
+	for (int i = 0; i < HASHED_NEAR; i++)
+		sum += product(headers->key.words[i], secret + 2 * i);
+	if (is_ipv6(&headers->key)) {
+		secret += 2 * HASHED_NEAR;
+#pragma unroll
+		for (int i = 0; i < HASHED_FAR; i++)
+			sum += product(headers->far.words[i], secret + 2 * i);
 	}
 	sum *= control->factor;
 	return sum ^ sum >> 32;
 }
 
+// Whether a flow's frames have what this one has.
 static __always_inline int same(const union flow_key *a, const union flow_key *b)
 {
 	__u64 difference = 0;
 #pragma unroll
-	for (int i = 0; i < 7; i++)
+	for (int i = 0; i < 4; i++)
 		difference |= a->words[i] ^ b->words[i];
 	return !difference;
 }
 
-// The flow's entry, if the bucket of that number says where it is, and its verdict is of that epoch, or
-// of the next, and for these very addresses. `first` is the cell where it should be.
-static __always_inline struct flow *find_in(__u32 number, __u32 first, __u32 tag,
-					    const union flow_key *key, __u64 epoch)
+static __always_inline int same_far(const union far *a, const union far *b)
+{
+	__u64 difference = 0;
+#pragma unroll
+	for (int i = 0; i < HASHED_FAR; i++)
+		difference |= a->words[i] ^ b->words[i];
+	return !difference;
+}
+
+// A verdict that was found.
+struct found {
+	struct flow *flow;
+	__u32 at;		// its place
+};
+
+static __always_inline struct details *details_of(const struct found *found)
+{
+	return bpf_map_lookup_elem(&express_details, &found->at);
+}
+
+// Whether the bucket of that number says where the flow is, and its verdict is of that epoch, or of the next,
+// and for these very addresses. `first` is the cell where it should be.
+static __always_inline int find_in(__u32 number, __u32 first, __u32 tag, const struct headers *headers,
+				   __u32 epoch, struct found *found)
 {
 	const struct bucket *bucket = bpf_map_lookup_elem(&express_index, &number);
 
 	if (!bucket)
-		return NULL;
+		return 0;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < CELLS; i++) {
-		// What has another tag is beyond all flows.
-		__u32 at = (READ_ONCE(bucket->cells[(first + i) % CELLS]) ^ tag) - 1;
-		struct flow *flow = bpf_map_lookup_elem(&express_flows, &at);
+		struct details *details;
+		struct flow *flow;
 
+		// What has another tag is beyond all flows.
+		found->at = (READ_ONCE(bucket->cells[(first + i) % CELLS]) ^ tag) - 1;
+		flow = bpf_map_lookup_elem(&express_flows, &found->at);
 		// The index may be of an entry that was replaced a moment ago: the entry itself says
 		// whose it is.
-		if (flow && READ_ONCE(flow->epoch) >= epoch && same(&flow->key, key))
-			return flow;
+		if (!flow || READ_ONCE(flow->epoch) < epoch || !same(&flow->key, &headers->key))
+			continue;
+		found->flow = flow;
+		if (!is_ipv6(&headers->key))
+			return 1;
+		details = details_of(found);
+		if (details && same_far(&details->far, &headers->far))
+			return 1;
 	}
-	return NULL;
+	return 0;
 }
 
-// The flow's entry, if there is one that may be used.
-static __always_inline struct flow *find(const struct headers *headers, const struct control *control)
+// Whether there is an entry of the flow that may be used.
+static __always_inline int find(const struct headers *headers, const struct control *control,
+				struct found *found)
 {
-	__u64 hash = hash_of(&headers->key, control), epoch = READ_ONCE(control->epoch);
-	__u32 tag = (hash >> 32) & control->tag, first = (hash >> 48) % CELLS;
-	struct flow *flow = find_in(hash & control->buckets, first, tag, &headers->key, epoch);
+	__u64 hash = hash_of(headers, control);
+	__u32 epoch = READ_ONCE(control->epoch), tag = (hash >> 32) & control->tag;
+	__u32 first = (hash >> 48) % CELLS, buckets = READ_ONCE(control->buckets);
 
-	// Where it is if that bucket was full.
-	return flow ?: find_in((hash >> 24) & control->buckets, first, tag, &headers->key, epoch);
+	return find_in(buckets | (hash & (buckets - 1)), first, tag, headers, epoch, found) ||
+	       // Where it is if that bucket was full.
+	       find_in(buckets | ((hash >> 24) & (buckets - 1)), first, tag, headers, epoch, found);
+}
+
+// Notes that so many frames of a flow, as they count after segmentation, go the long way.
+static __always_inline void note_punted(struct flow *flow, __u32 frames)
+{
+	__sync_fetch_and_add(&flow->long_way, frames << 16);
+}
+
+// Frames of the flow that are on the long way.
+static __always_inline __u16 on_long_way(const struct flow *flow)
+{
+	__u32 both = READ_ONCE(flow->long_way);
+
+	return (both >> 16) - both;
 }
 
 // Whether the flow's frames still go the long way: until the switch has sent on what was punted, later
 // frames would arrive first by the other.
 static __always_inline int is_held(const struct flow *flow)
 {
-	__u32 punted = READ_ONCE(flow->punted);
-
-	return !punted || punted != READ_ONCE(flow->passed);
+	return !(READ_ONCE(flow->long_way) >> 16) || on_long_way(flow);
 }
 
 // Whether a held flow has too much on the long way for this frame to follow.
-static __always_inline int is_excess(struct flow *flow)
+static __always_inline int is_excess(const struct flow *flow, struct details *details)
 {
-	__u16 since = READ_ONCE(flow->draining), units = (bpf_ktime_get_coarse_ns() >> 20) | 1;
+	__u16 since = READ_ONCE(details->draining), units = (bpf_ktime_get_coarse_ns() >> 20) | 1;
 
 	if (since && (__u16)(units - since) < DRAIN)
 		return 1;
-	if (flow->key.protocol == IPPROTO_TCP || since ||
-	    (__s32)(READ_ONCE(flow->punted) - READ_ONCE(flow->passed)) < MOST_HELD) {
-		flow->draining = 0;
+	if ((__u8)flow->key.protocol == IPPROTO_TCP || since || on_long_way(flow) < MOST_HELD) {
+		details->draining = 0;
 		return 0;
 	}
-	flow->draining = units;
+	details->draining = units;
 	return 1;
 }
 
@@ -403,13 +484,17 @@ enum way {
 };
 
 // The way of a frame that counts as so many on the wire.
-static __always_inline enum way way_of(struct flow *flow, const struct headers *headers, __u32 frames)
+static __always_inline enum way way_of(const struct found *found, const struct headers *headers,
+				       __u32 frames)
 {
-	if (!is_held(flow))
+	struct details *details;
+
+	if (!is_held(found->flow))
 		return headers->special ? LONG_WAY : SHORT_WAY;
-	if (!is_excess(flow))
+	details = details_of(found);
+	if (!details || !is_excess(found->flow, details))
 		return LONG_WAY;
-	__sync_fetch_and_add(&flow->drained, frames);
+	__sync_fetch_and_add(&details->drained, frames);
 	return NO_WAY;
 }
 
@@ -447,26 +532,40 @@ static __always_inline int counts(struct flow *flow, int *is_first)
 	return __sync_val_compare_and_swap(&flow->facts, facts, facts | me << FACT_COUNTER) == facts;
 }
 
-static __always_inline void count(struct flow *flow, const struct headers *headers, __u32 frames)
+// Keeps TCP's last numbers.
+static __always_inline void follow(struct flow *flow, struct details *details,
+				   const struct headers *headers, int is_first)
+{
+	if (is_first || is_after(headers->seq, details->seq))
+		details->seq = headers->seq;
+	if (is_first || !is_after(details->ack, headers->ack)) {
+		details->ack = headers->ack;
+		details->window = headers->window;
+	}
+	if (headers->fin)
+		__sync_fetch_and_or(&flow->facts, FACT_ENDED);
+}
+
+static __always_inline void count(const struct found *found, const struct headers *headers, __u32 frames)
 {
 	__u32 bytes = headers->end + (frames - 1) * headers->payload;
+	struct flow *flow = found->flow;
 	int is_first, is_ours = counts(flow, &is_first);
+	struct details *details;
 
-	if (headers->protocol == IPPROTO_TCP) {
-		if (is_first || is_after(headers->seq, flow->seq))
-			flow->seq = headers->seq;
-		if (is_first || !is_after(flow->ack, headers->ack)) {
-			flow->ack = headers->ack;
-			flow->window = headers->window;
-		}
-		if (headers->fin)
-			__sync_fetch_and_or(&flow->facts, FACT_ENDED);
-	}
 	if (is_ours) {
 		flow->bytes += bytes;
 		flow->frames += frames;
-	} else {
-		__sync_fetch_and_add(&flow->bytes_elsewhere, bytes);
-		__sync_fetch_and_add(&flow->frames_elsewhere, frames);
+		if (headers->protocol != IPPROTO_TCP)
+			return;
 	}
+	details = details_of(found);
+	if (!details)
+		return;
+	if (!is_ours) {
+		__sync_fetch_and_add(&details->bytes, bytes);
+		__sync_fetch_and_add(&details->frames, frames);
+	}
+	if (headers->protocol == IPPROTO_TCP)
+		follow(flow, details, headers, is_first);
 }

@@ -1,8 +1,8 @@
-//! Where in the array of flows each flow is, as the programs look it up.
+//! Where in the arrays of flows each flow is, as the programs look it up.
 //!
-//! The flows themselves stand close together in an array, in whatever slots are free: a table that is
+//! The flows themselves stand close together in arrays, in whatever slots are free: a table that is
 //! large and mostly empty would cost a walk through page tables for nearly every frame. The index is
-//! thirty times smaller. It has *buckets* of sixteen cells, a cache line each. A cell is the number of a
+//! much smaller, and [grows](super::growth) with them. It has *buckets* of sixteen cells, a cache line each. A cell is the number of a
 //! slot plus one, and in the bits above a *tag* of its flow's hash, so that hardly ever a slot of another
 //! flow is looked at; 0 is an empty cell. A flow stands in its first bucket, which its hash says; if that is
 //! full, in its second; if that is full too, another flow of the first is sent to its own second.
@@ -21,13 +21,13 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::sys::express::{Bucket, CELLS, FlowId, Hashing, Slot};
+use crate::sys::express::{Bucket, CELLS, FlowId, Hashing, Slot, Slots};
 
 /// The index, and the slots that it is of.
 #[derive(Clone, Copy)]
 pub(crate) struct Index<'a> {
     buckets: &'a [Bucket],
-    slots: &'a [Slot],
+    slots: Slots<'a>,
     hashing: &'a Hashing,
 }
 
@@ -42,9 +42,10 @@ struct Place {
 }
 
 impl Place {
-    fn of(id: &FlowId, hashing: &Hashing) -> Self {
+    /// Among so many buckets, a power of two.
+    fn of(id: &FlowId, hashing: &Hashing, buckets: usize) -> Self {
         let hash = hash_of(id, hashing);
-        let bucket = |hash: u64| (hash as u32 & hashing.buckets) as usize;
+        let bucket = |hash: u64| hash as u32 as usize & buckets.saturating_sub(1);
         Self {
             buckets: [bucket(hash), bucket(hash >> 24)],
             first: (hash >> 48) as usize % CELLS,
@@ -53,12 +54,13 @@ impl Place {
     }
 }
 
-/// NH (RFC 4418, section 5.2) over all but the protocol, and a multiplication that spreads it over all
-/// bits.
+/// NH (RFC 4418, section 5.2) over all but the protocol, of IPv4 without what all its addresses begin with, and
+/// a multiplication that spreads it over all bits.
 fn hash_of(id: &FlowId, hashing: &Hashing) -> u64 {
-    let words = id.words();
-    let pairs = words.as_chunks::<2>().0.iter().zip(hashing.secret.as_chunks::<2>().0);
-    let products = pairs.map(|([a, b], [c, d])| {
+    let (near, far) = id.words();
+    let far = if id.is_ipv6() { &far[..] } else { &[] };
+    let pairs = near.as_chunks::<2>().0.iter().chain(far.as_chunks::<2>().0);
+    let products = pairs.zip(hashing.secret.as_chunks::<2>().0).map(|([a, b], [c, d])| {
         u64::from(a.wrapping_add(*c)).wrapping_mul(b.wrapping_add(*d).into())
     });
     let hash = products.fold(0, u64::wrapping_add).wrapping_mul(hashing.factor);
@@ -66,20 +68,20 @@ fn hash_of(id: &FlowId, hashing: &Hashing) -> u64 {
 }
 
 impl<'a> Index<'a> {
-    pub(crate) const fn new(
-        buckets: &'a [Bucket],
-        slots: &'a [Slot],
-        hashing: &'a Hashing,
-    ) -> Self {
+    pub(crate) const fn new(buckets: &'a [Bucket], slots: Slots<'a>, hashing: &'a Hashing) -> Self {
         Self { buckets, slots, hashing }
+    }
+
+    fn place_of(&self, id: &FlowId) -> Place {
+        Place::of(id, self.hashing, self.buckets.len())
     }
 
     /// The slot of a flow that has a verdict.
     pub(crate) fn find(&self, id: &FlowId) -> Option<u32> {
-        let place = Place::of(id, self.hashing);
+        let place = self.place_of(id);
         let slots = place.buckets.into_iter().flat_map(|bucket| self.tagged(bucket, place));
         slots.map(|(_, slot)| slot).find(|&slot| {
-            let slot = self.slots.get(slot as usize);
+            let slot = self.slots.get(slot);
             slot.is_some_and(|slot| slot.is_open() && slot.id() == *id)
         })
     }
@@ -87,7 +89,7 @@ impl<'a> Index<'a> {
     /// Says that a flow, which is in none, is in that slot. Returns whether there was room for it.
     #[must_use]
     pub(crate) fn insert(&self, id: &FlowId, slot: u32) -> bool {
-        let place = Place::of(id, self.hashing);
+        let place = self.place_of(id);
         let empty = place.buckets.into_iter().find_map(|bucket| self.empty_in(bucket, place));
         let empty = empty.or_else(|| self.evict(place.buckets[0]));
         if let Some(cell) = empty {
@@ -101,7 +103,7 @@ impl<'a> Index<'a> {
     fn evict(&self, full: usize) -> Option<&'a AtomicU32> {
         self.cells(full, 0).find_map(|cell| {
             let named = load(cell);
-            let place = Place::of(&self.named(named)?.id(), self.hashing);
+            let place = self.place_of(&self.named(named)?.id());
             let [first, second] = place.buckets;
             if first != full {
                 return None;
@@ -115,7 +117,7 @@ impl<'a> Index<'a> {
 
     /// A flow is in that slot no more.
     pub(crate) fn remove(&self, id: &FlowId, slot: u32) {
-        let place = Place::of(id, self.hashing);
+        let place = self.place_of(id);
         let found = place.buckets.into_iter().flat_map(|bucket| self.tagged(bucket, place));
         found
             .filter(|&(_, other)| other == slot)
@@ -125,15 +127,15 @@ impl<'a> Index<'a> {
     /// Empties cells that name no verdict: of a process that ended between two stores.
     pub(crate) fn tidy(&self) {
         for cell in self.buckets.iter().flat_map(|bucket| &bucket.cells) {
-            if load(cell) != 0 && !self.named(load(cell)).is_some_and(Slot::is_open) {
+            if load(cell) != 0 && !self.named(load(cell)).is_some_and(|slot| slot.is_open()) {
                 cell.store(0, Ordering::SeqCst);
             }
         }
     }
 
     /// The slot that a cell names.
-    fn named(&self, cell: u32) -> Option<&'a Slot> {
-        self.slots.get(self.number(cell)? as usize)
+    fn named(&self, cell: u32) -> Option<Slot<'a>> {
+        self.slots.get(self.number(cell)?)
     }
 
     fn number(&self, cell: u32) -> Option<u32> {
@@ -167,7 +169,7 @@ fn load(cell: &AtomicU32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::HashMap;
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -175,7 +177,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sys::express::{Begin, Egress, FlowVerdict, HASHED};
+    use crate::sys::express::{Begin, Details, Egress, FAR, Flow, FlowVerdict, NEAR};
 
     const VERDICT: FlowVerdict = FlowVerdict {
         eth_dst: [2, 0, 0, 0, 0, 1],
@@ -188,38 +190,63 @@ mod tests {
         tcp_flags: 0,
     };
 
+    /// Slots, and how their index is asked.
+    pub(in crate::express) struct Memory {
+        flows: Vec<Flow>,
+        details: Vec<Details>,
+        pub(in crate::express) hashing: Hashing,
+    }
+
+    impl Memory {
+        pub(in crate::express) fn new(slots: u32) -> Self {
+            Self {
+                flows: (0..slots).map(|_| Flow::default()).collect(),
+                details: (0..slots).map(|_| Details::default()).collect(),
+                hashing: Hashing::random(slots),
+            }
+        }
+
+        pub(in crate::express) fn slots(&self) -> Slots<'_> {
+            Slots::new(&self.flows, &self.details)
+        }
+
+        pub(in crate::express) fn slot(&self, number: u32) -> Slot<'_> {
+            self.slots().get(number).unwrap()
+        }
+
+        pub(in crate::express) fn write(&self, id: &FlowId, slot: u32) {
+            self.slot(slot).write(id, &VERDICT, 0, Begin::Held);
+        }
+    }
+
     struct Table {
         buckets: Vec<Bucket>,
-        slots: Vec<Slot>,
-        hashing: Hashing,
+        memory: Memory,
     }
 
     impl Table {
         fn new(buckets: u32, slots: u32) -> Self {
-            Self {
-                buckets: (0..buckets).map(|_| Bucket::default()).collect(),
-                slots: (0..slots).map(|_| Slot::default()).collect(),
-                hashing: Hashing::random(buckets, slots),
-            }
+            let buckets = (0..buckets).map(|_| Bucket::default()).collect();
+            Self { buckets, memory: Memory::new(slots) }
         }
 
         fn index(&self) -> Index<'_> {
-            Index::new(&self.buckets, &self.slots, &self.hashing)
+            Index::new(&self.buckets, self.memory.slots(), &self.memory.hashing)
         }
 
         /// Gives a flow that slot, if the index has room.
         fn put(&self, id: &FlowId, slot: u32) -> bool {
-            self.slots[slot as usize].write(id, &VERDICT, 0, Begin::Held);
+            self.memory.write(id, slot);
             let is_in = self.index().insert(id, slot);
             if !is_in {
-                self.slots[slot as usize].close();
+                self.memory.slot(slot).close();
             }
             is_in
         }
 
         fn take(&self, id: &FlowId, slot: u32) {
             self.index().remove(id, slot);
-            self.slots[slot as usize].close();
+            self.memory.slot(slot).close();
         }
 
         fn taken_cells(&self) -> usize {
@@ -228,7 +255,7 @@ mod tests {
         }
     }
 
-    fn flow(number: u16) -> FlowId {
+    pub(in crate::express) fn flow(number: u16) -> FlowId {
         let [high, low] = number.to_be_bytes();
         let (src, dst): (IpAddr, IpAddr) = if number.is_multiple_of(2) {
             (Ipv4Addr::new(10, 0, high, low).into(), Ipv4Addr::new(10, 1, 0, 1).into())
@@ -245,7 +272,7 @@ mod tests {
         let is_found = |number| table.index().find(&flow(number)) == Some(number.into());
         assert!((0..4096).all(is_found));
         let is_second = |number| {
-            let place = Place::of(&flow(number), &table.hashing);
+            let place = table.index().place_of(&flow(number));
             table.index().tagged(place.buckets[0], place).all(|(_, slot)| slot != number.into())
         };
         assert!(
@@ -271,7 +298,7 @@ mod tests {
     fn what_a_killed_process_left_half_done_is_tidied_up() {
         let table = Table::new(2, 8);
         assert!(table.put(&flow(1), 1) && table.put(&flow(2), 2));
-        table.slots[1].close();
+        table.memory.slot(1).close();
         table.index().tidy();
         assert_eq!((table.index().find(&flow(1)), table.index().find(&flow(2))), (None, Some(2)));
         assert_eq!(table.taken_cells(), 1);
@@ -279,18 +306,48 @@ mod tests {
 
     #[test]
     fn every_bit_of_a_flow_and_every_secret_take_part() {
-        let hashing = Hashing::random(1, 1);
-        let base = hash_of(&flow(1), &hashing);
-        for word in 0..HASHED {
-            for bit in 0..32 {
-                let mut words = flow(1).words();
-                words[word] ^= 1 << bit;
-                assert_ne!(hash_of(&FlowId::of_words(words, 6), &hashing), base, "{word} {bit}");
+        let hashing = Hashing::random(1);
+        // Of the second one, IPv6's words too.
+        for (id, words) in [(flow(2), NEAR), (flow(1), NEAR + FAR)] {
+            let base = hash_of(&id, &hashing);
+            for word in 0..words {
+                for bit in 0..32 {
+                    let (mut near, mut far) = id.words();
+                    *near.iter_mut().chain(&mut far).nth(word).unwrap() ^= 1 << bit;
+                    let other = FlowId::of_words(near, far, 6);
+                    assert_ne!(hash_of(&other, &hashing), base, "{word} {bit}");
+                }
+                let mut other = hashing;
+                other.secret[word] ^= 1;
+                assert_ne!(hash_of(&id, &other), base, "{word}");
             }
-            let mut other = hashing;
-            other.secret[word] ^= 1;
-            assert_ne!(hash_of(&flow(1), &other), base, "{word}");
         }
+    }
+
+    #[test]
+    fn a_slot_tells_whose_it_is() {
+        let memory = Memory::new(1);
+        for id in (0..50).map(flow) {
+            memory.write(&id, 0);
+            assert_eq!(memory.slot(0).read(), Some((id, VERDICT)));
+        }
+        memory.slot(0).close();
+        assert_eq!(memory.slot(0).read(), None);
+    }
+
+    #[test]
+    fn what_is_on_the_long_way_is_counted_beyond_what_the_counter_holds() {
+        let memory = Memory::new(1);
+        memory.slot(0).write(&flow(1), &VERDICT, 0, Begin::AtOnce);
+        assert!(!memory.slot(0).is_held());
+        for _ in 0..3 << 16 {
+            memory.slot(0).pass();
+        }
+        assert!(!memory.slot(0).is_held(), "what has passed does not carry into what was punted");
+        memory.slot(0).pass();
+        assert!(memory.slot(0).is_held());
+        memory.slot(0).let_go();
+        assert!(!memory.slot(0).is_held());
     }
 
     proptest! {
@@ -310,7 +367,7 @@ mod tests {
                             oracle.insert(number, slot);
                         } else {
                             free.push(slot);
-                            let Place { buckets: [first, second], .. } = Place::of(&id, &table.hashing);
+                            let Place { buckets: [first, second], .. } = table.index().place_of(&id);
                             for bucket in [first, second] {
                                 let cells = &table.buckets[bucket].cells;
                                 prop_assert!(cells.iter().all(|cell| load(cell) != 0));

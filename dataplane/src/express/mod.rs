@@ -26,6 +26,7 @@
 //! [`FlowTable`] is what the kernel knows; docs/adr/0004 says why misses travel as they do.
 
 pub mod frames;
+pub(crate) mod growth;
 pub(crate) mod index;
 pub mod inherit;
 mod kept;

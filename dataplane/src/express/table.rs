@@ -16,6 +16,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+use super::growth::Growth;
 use super::index::Index;
 use crate::sys::express::{self, Begin, FlowId, FlowVerdict, Program, Progress};
 
@@ -97,6 +98,7 @@ struct Slots {
     resting: VecDeque<(Instant, u32)>,
     /// How many are in use, or rest, by the interface that their flows come in at.
     by_ingress: HashMap<u32, u32>,
+    growth: Growth,
 }
 
 impl FlowTable {
@@ -107,11 +109,11 @@ impl FlowTable {
     /// The table of a program whose maps have outlived another process, and what it holds.
     pub(super) fn resume(program: Arc<Program>) -> (Self, Vec<Inherited>) {
         let table = Self::new(program);
+        table.program.index().tidy();
         let index = table.index();
-        index.tidy();
         let mut inherited = Vec::new();
         let mut slots = Slots { fresh: table.capacity(), ..Slots::default() };
-        for (number, cell) in (0..table.capacity()).zip(table.program.flows()).rev() {
+        for (number, cell) in (0..table.capacity()).zip(table.program.slots().iter()).rev() {
             let Some((id, verdict)) = cell.read() else {
                 slots.free.push(number);
                 continue;
@@ -153,8 +155,7 @@ impl FlowTable {
         begin: Begin,
     ) -> Result<Slot, InstallError> {
         let mut slots = self.slots.lock();
-        let index = self.index();
-        if let Some(old) = index.find(id) {
+        if let Some(old) = self.index().find(id) {
             if let Some(cell) = self.cell(old)
                 && let Some((_, earlier)) = cell.read()
                 && earlier.does_as(verdict)
@@ -168,11 +169,14 @@ impl FlowTable {
         let full = InstallError::Full(self.capacity());
         let cell = self.cell(slot).ok_or(full)?;
         cell.write(id, verdict, next_mark(cell.mark()), begin);
-        if !index.insert(id, slot) {
+        let index = self.program.index();
+        if !slots.growth.insert(&index, id, slot) {
             cell.close();
             slots.give(id.ingress, slot);
             return Err(full);
         }
+        let (flows, fresh) = (slots.in_use() as u32, slots.fresh);
+        slots.growth.advance(&index, flows, fresh);
         Ok(Slot(slot))
     }
 
@@ -195,7 +199,7 @@ impl FlowTable {
     /// Out of the index first: should the process die in between, its successor finds a flow that it can
     /// put back.
     fn rest(&self, slots: &mut Slots, id: &FlowId, slot: u32) {
-        self.index().remove(id, slot);
+        slots.growth.remove(&self.program.index(), id, slot);
         if let Some(cell) = self.cell(slot) {
             cell.close();
         }
@@ -203,26 +207,26 @@ impl FlowTable {
     }
 
     fn index(&self) -> Index<'_> {
-        Index::new(self.program.index(), self.program.flows(), self.program.hashing())
+        self.program.index().current()
     }
 
-    fn cell(&self, slot: u32) -> Option<&express::Slot> {
-        self.program.flows().get(slot as usize)
+    fn cell(&self, slot: u32) -> Option<express::Slot<'_>> {
+        self.program.slots().get(slot)
     }
 
     /// The entries of flows that have verdicts.
-    fn open_cells(&self) -> impl Iterator<Item = &express::Slot> {
-        self.program.flows().iter().filter(|cell| cell.is_open())
+    fn open_cells(&self) -> impl Iterator<Item = express::Slot<'_>> {
+        self.program.slots().iter().filter(express::Slot::is_open)
     }
 
     /// What came of a flow so far.
     pub fn progress(&self, slot: Slot) -> Progress {
-        self.cell(slot.0).map(express::Slot::progress).unwrap_or_default()
+        self.cell(slot.0).map(|cell| cell.progress()).unwrap_or_default()
     }
 
     /// Whether the flow's frames still go the long way, because others before them do.
     pub fn is_held(&self, slot: Slot) -> bool {
-        self.cell(slot.0).is_some_and(express::Slot::is_held)
+        self.cell(slot.0).is_some_and(|cell| cell.is_held())
     }
 
     /// Counts a flow's frames on the long way anew, after some of them were lost there.
@@ -250,7 +254,7 @@ impl FlowTable {
 
     /// Holds no flow any longer, whatever of it is on the long way.
     pub(super) fn let_go(&self) {
-        self.open_cells().for_each(express::Slot::let_go);
+        self.open_cells().for_each(|cell| cell.let_go());
     }
 
     /// Flows in the table.
@@ -260,7 +264,7 @@ impl FlowTable {
 
     /// Most flows that fit.
     pub fn capacity(&self) -> u32 {
-        self.program.flows().len() as u32
+        self.program.slots().count()
     }
 
     /// Whether there is none.
@@ -289,8 +293,8 @@ impl Slots {
     /// A slot for a flow that comes in at that interface. Of the last eighth, only ports get one that have
     /// less than their share of the whole: those that are open, or have flows, have equal ones.
     fn take(&mut self, ingress: u32, program: &Program) -> Result<u32, InstallError> {
-        self.wake(program.flows());
-        let total = program.flows().len() as u32;
+        self.wake(program.slots());
+        let total = program.slots().count();
         let room = total - self.fresh + self.free.len() as u32;
         let own = self.by_ingress.get(&ingress).copied().unwrap_or(0);
         let ports = program.ports().max(self.by_ingress.len() as u32 + u32::from(own == 0));
@@ -321,12 +325,12 @@ impl Slots {
     }
 
     /// Takes back what has rested.
-    fn wake(&mut self, cells: &[express::Slot]) {
+    fn wake(&mut self, cells: express::Slots<'_>) {
         while let Some(&(since, slot)) = self.resting.front()
             && since.elapsed() >= REST
         {
             self.resting.pop_front();
-            if let Some(cell) = cells.get(slot as usize) {
+            if let Some(cell) = cells.get(slot) {
                 self.give(cell.id().ingress, slot);
             }
         }

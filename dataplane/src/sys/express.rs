@@ -1,6 +1,6 @@
 //! The express lane's two programs and their maps: load, attach, and the memory shared with them.
 //!
-//! The programs find verdicts by one array and read them, and write what came of them, in another. Both
+//! The programs find verdicts by one array and read them, and write what came of them, in two others. All
 //! are mapped: the switch gives and takes verdicts, reads a flow's counters and writes a policy's epoch
 //! with plain loads and stores. Only ports that come and go cost a system call.
 //!
@@ -33,17 +33,18 @@ use parking_lot::Mutex;
 use super::bpf::{self, LOADER, Mode, Steering, kernel_error};
 use super::mmap::Mapping;
 use super::pins::Pins;
+use crate::express::growth::Regions;
 use crate::link::Netlink;
 
 /// dataplane/bpf/express.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/express.bpf.o");
 
 /// Version of the layouts of [`MAPS`]: what another version has pinned is of no use.
-pub(crate) const LAYOUT: u32 = 3;
+pub(crate) const LAYOUT: u32 = 4;
 
 /// The maps that outlive the process, if they can be pinned.
-pub(crate) const MAPS: [&str; 4] =
-    ["express_control", "express_ports", "express_index", "express_flows"];
+pub(crate) const MAPS: [&str; 5] =
+    ["express_control", "express_ports", "express_index", "express_flows", "express_details"];
 
 /// The loader of programs whose maps are pinned: it keeps their paths.
 static PINNED: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| Mutex::new(bpf::loader()));
@@ -123,42 +124,50 @@ impl FlowId {
         Self { ingress, src, dst, src_port, dst_port, protocol: self.protocol }
     }
 
-    /// Of the words that the programs hash: addresses, ports and interface.
-    pub(crate) fn of_words(words: [u32; HASHED], protocol: u32) -> Self {
-        let address = |at: usize| {
+    /// Of its words, as [`words`](Self::words) has them.
+    pub(crate) fn of_words(near: [u32; NEAR], far: [u32; FAR], protocol: u32) -> Self {
+        let [src, dst, ports, ingress] = near;
+        let (src_far, dst_far) = far.split_at(FAR / 2);
+        let address = |far: &[u32], last: u32| {
             let mut bytes = [0; 16];
-            for (four, word) in bytes.chunks_exact_mut(4).zip(words.iter().skip(at)) {
+            for (four, word) in bytes.chunks_exact_mut(4).zip(far.iter().chain([&last])) {
                 four.copy_from_slice(&word.to_ne_bytes());
             }
             bytes
         };
-        let [a, b, c, d] = words[8].to_ne_bytes();
+        let [a, b, c, d] = ports.to_ne_bytes();
         Self {
-            ingress: words[9],
-            src: address(0),
-            dst: address(4),
+            ingress,
+            src: address(src_far, src),
+            dst: address(dst_far, dst),
             src_port: [a, b],
             dst_port: [c, d],
             protocol,
         }
     }
 
-    /// The words that the programs hash.
-    pub(crate) fn words(&self) -> [u32; HASHED] {
+    /// What the programs compare, but for the protocol: the addresses' last words, the ports and the interface,
+    /// and what precedes the addresses' last words.
+    pub(crate) fn words(&self) -> ([u32; NEAR], [u32; FAR]) {
         let word = |bytes: &[u8; 16], at: usize| {
-            bytes.get(at..at + 4).and_then(|four| four.first_chunk().copied())
+            let four = bytes.get(4 * at..4 * at + 4).and_then(|four| four.first_chunk().copied());
+            four.map_or(0, u32::from_ne_bytes)
         };
-        let mut words = [0; HASHED];
-        for i in 0..4 {
-            words[i] = word(&self.src, 4 * i).map_or(0, u32::from_ne_bytes);
-            words[4 + i] = word(&self.dst, 4 * i).map_or(0, u32::from_ne_bytes);
-        }
         let ([a, b], [c, d]) = (self.src_port, self.dst_port);
-        words[8] = u32::from_ne_bytes([a, b, c, d]);
-        words[9] = self.ingress;
-        words
+        let ports = u32::from_ne_bytes([a, b, c, d]);
+        let far =
+            |at| if at < FAR / 2 { word(&self.src, at) } else { word(&self.dst, at - FAR / 2) };
+        ([word(&self.src, 3), word(&self.dst, 3), ports, self.ingress], std::array::from_fn(far))
+    }
+
+    /// Whether the programs find it in frames of IPv6.
+    pub(crate) fn is_ipv6(&self) -> bool {
+        ![self.src, self.dst].iter().all(|address| address.starts_with(&MAPPED))
     }
 }
+
+/// What IPv4 addresses begin with.
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /// How a frame leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,34 +236,85 @@ pub struct Progress {
     pub drained: u32,
 }
 
-/// One value of the array of flows (`struct flow`): in the first cache line what a frame is compared
-/// with, in the second what is done with it.
+/// Of a flow's words, those that are looked at in every frame of it, and those that are in IPv6's only.
+pub(crate) const NEAR: usize = 4;
+pub(crate) const FAR: usize = 6;
+
+/// What each frame of a flow needs of its slot, a cache line: one value of the array of flows (`struct flow`).
 #[derive(Default)]
 #[repr(C)]
-pub(crate) struct Slot {
-    id: [AtomicU32; HASHED],
+pub(crate) struct Flow {
+    near: [AtomicU32; NEAR],
     macs: [AtomicU16; 6],
     protocol: AtomicU32,
-    epoch: AtomicU64,
+    epoch: AtomicU32,
     egress: AtomicU32,
-    rule: AtomicU32,
     max_frame: AtomicU16,
     mark: AtomicU16,
-    passed: AtomicU32,
+    long_way: AtomicU32,
     facts: AtomicU32,
-    punted: AtomicU32,
+    frames: AtomicU32,
+    bytes: AtomicU64,
+}
+
+/// What only some frames need of it, another one: one value of the array of details (`struct details`).
+#[derive(Default)]
+#[repr(C)]
+pub(crate) struct Details {
+    far: [AtomicU32; FAR],
+    rule: AtomicU32,
     seq: AtomicU32,
     ack: AtomicU32,
     window: AtomicU16,
     draining: AtomicU16,
     drained: AtomicU32,
-    frames: AtomicU32,
     frames_elsewhere: AtomicU32,
-    bytes: AtomicU64,
     bytes_elsewhere: AtomicU64,
+    _reserved: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Slot>() == 128);
+const _: () = assert!(size_of::<Flow>() == 64 && size_of::<Details>() == 64);
+
+/// The place of one flow in both arrays.
+#[derive(Clone, Copy)]
+pub(crate) struct Slot<'a> {
+    flow: &'a Flow,
+    details: &'a Details,
+}
+
+/// All of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Slots<'a> {
+    flows: &'a [Flow],
+    details: &'a [Details],
+}
+
+impl<'a> Slots<'a> {
+    pub(crate) const fn new(flows: &'a [Flow], details: &'a [Details]) -> Self {
+        Self { flows, details }
+    }
+
+    pub(crate) fn get(self, number: u32) -> Option<Slot<'a>> {
+        let at = number as usize;
+        Some(Slot { flow: self.flows.get(at)?, details: self.details.get(at)? })
+    }
+
+    pub(crate) fn iter(self) -> impl DoubleEndedIterator<Item = Slot<'a>> + ExactSizeIterator {
+        self.flows.iter().zip(self.details).map(|(flow, details)| Slot { flow, details })
+    }
+
+    pub(crate) fn count(self) -> u32 {
+        self.flows.len().min(self.details.len()) as u32
+    }
+}
+
+/// Set in a slot's protocol if its frames are of IPv6 (`KEY_IPV6`).
+const KEY_IPV6: u32 = 0x100;
+
+/// One frame that took the long way, in the half of the word that counts these, and in the one that counts
+/// those that have left the switch.
+const PUNTED: u32 = 1 << 16;
+const PASSED: u32 = 1;
 
 /// What is noted of a flow in one word (`FACT_*`).
 const PEER: u32 = 1;
@@ -282,17 +342,20 @@ pub(crate) struct Bucket {
 /// Cells of a bucket.
 pub(crate) const CELLS: usize = 16;
 
-impl Slot {
+impl Slot<'_> {
     /// Writes a verdict to a slot that the program does not use. `mark` is added to the tags of the
     /// flow's punted frames; `begin` says what becomes of the first.
     pub(crate) fn write(&self, id: &FlowId, verdict: &FlowVerdict, mark: u16, begin: Begin) {
-        self.epoch.store(0, Ordering::SeqCst);
-        for (cell, word) in self.id.iter().zip(id.words()) {
+        let Self { flow, details } = self;
+        flow.epoch.store(0, Ordering::SeqCst);
+        let (near, far) = id.words();
+        for (cell, word) in flow.near.iter().zip(near).chain(details.far.iter().zip(far)) {
             cell.store(word, Ordering::Relaxed);
         }
-        self.protocol.store(id.protocol, Ordering::Relaxed);
+        let family = if id.is_ipv6() { KEY_IPV6 } else { 0 };
+        flow.protocol.store(id.protocol | family, Ordering::Relaxed);
         let macs = verdict.eth_dst.chunks_exact(2).chain(verdict.eth_src.chunks_exact(2));
-        for (cell, pair) in self.macs.iter().zip(macs) {
+        for (cell, pair) in flow.macs.iter().zip(macs) {
             cell.store(
                 pair.first_chunk().map_or(0, |two| u16::from_ne_bytes(*two)),
                 Ordering::Relaxed,
@@ -304,30 +367,32 @@ impl Slot {
         };
         let reply = if verdict.is_reply { REPLY } else { 0 };
         let facts = peer | reply | u32::from(verdict.tcp_flags) << TCP_FLAGS;
-        self.egress.store(egress, Ordering::Relaxed);
-        self.max_frame.store(verdict.max_frame, Ordering::Relaxed);
-        self.rule.store(verdict.rule, Ordering::Relaxed);
-        self.facts.store(facts, Ordering::Relaxed);
-        self.window.store(0, Ordering::Relaxed);
-        for cell in [&self.seq, &self.ack, &self.drained, &self.frames, &self.frames_elsewhere] {
+        flow.egress.store(egress, Ordering::Relaxed);
+        flow.max_frame.store(verdict.max_frame, Ordering::Relaxed);
+        flow.facts.store(facts, Ordering::Relaxed);
+        details.rule.store(verdict.rule, Ordering::Relaxed);
+        details.window.store(0, Ordering::Relaxed);
+        let Details { seq, ack, drained, frames_elsewhere, bytes_elsewhere, .. } = details;
+        for cell in [seq, ack, drained, &flow.frames, frames_elsewhere] {
             cell.store(0, Ordering::Relaxed);
         }
-        for cell in [&self.bytes, &self.bytes_elsewhere] {
+        for cell in [&flow.bytes, bytes_elsewhere] {
             cell.store(0, Ordering::Relaxed);
         }
-        self.open(verdict.epoch, mark, begin);
+        self.open(verdict.epoch as u32, mark, begin);
     }
 
     /// The verdict that was written here, and its flow, if it was not closed.
     pub(crate) fn read(&self) -> Option<(FlowId, FlowVerdict)> {
-        let epoch = self.epoch.load(Ordering::SeqCst);
+        let Self { flow, details } = self;
+        let epoch = flow.epoch.load(Ordering::SeqCst);
         let mut macs = [0; 12];
-        for (pair, cell) in macs.chunks_exact_mut(2).zip(&self.macs) {
+        for (pair, cell) in macs.chunks_exact_mut(2).zip(&flow.macs) {
             pair.copy_from_slice(&cell.load(Ordering::Relaxed).to_ne_bytes());
         }
         let [a, b, c, d, e, f, g, h, i, j, k, l] = macs;
-        let index = self.egress.load(Ordering::Relaxed);
-        let facts = self.facts.load(Ordering::Relaxed);
+        let index = flow.egress.load(Ordering::Relaxed);
+        let facts = flow.facts.load(Ordering::Relaxed);
         let egress = match facts & PEER {
             0 => Egress::Transmit(index),
             _ => Egress::Peer(index),
@@ -336,9 +401,9 @@ impl Slot {
             eth_dst: [a, b, c, d, e, f],
             eth_src: [g, h, i, j, k, l],
             egress,
-            max_frame: self.max_frame.load(Ordering::Relaxed),
-            rule: self.rule.load(Ordering::Relaxed),
-            epoch,
+            max_frame: flow.max_frame.load(Ordering::Relaxed),
+            rule: details.rule.load(Ordering::Relaxed),
+            epoch: epoch.into(),
             is_reply: facts & REPLY != 0,
             tcp_flags: (facts >> TCP_FLAGS) as u8,
         };
@@ -347,85 +412,89 @@ impl Slot {
 
     /// Whether it has a verdict.
     pub(crate) fn is_open(&self) -> bool {
-        self.epoch.load(Ordering::Acquire) != 0
+        self.flow.epoch.load(Ordering::Acquire) != 0
     }
 
     /// Whose it is, or was.
     pub(crate) fn id(&self) -> FlowId {
-        let words = self.id.each_ref().map(|cell| cell.load(Ordering::Relaxed));
-        FlowId::of_words(words, self.protocol.load(Ordering::Relaxed))
+        let near = self.flow.near.each_ref().map(|cell| cell.load(Ordering::Relaxed));
+        let far = self.details.far.each_ref().map(|cell| cell.load(Ordering::Relaxed));
+        FlowId::of_words(near, far, self.flow.protocol.load(Ordering::Relaxed) & !KEY_IPV6)
     }
 
     /// Lets the flow begin the long way again: its frames are counted anew, under another mark.
     pub(crate) fn restart(&self, mark: u16) {
-        let epoch = self.epoch.swap(0, Ordering::SeqCst);
+        let epoch = self.flow.epoch.swap(0, Ordering::SeqCst);
         self.open(epoch, mark, Begin::Held);
     }
 
-    fn open(&self, epoch: u64, mark: u16, begin: Begin) {
-        self.mark.store(mark, Ordering::Relaxed);
-        self.draining.store(0, Ordering::Relaxed);
+    fn open(&self, epoch: u32, mark: u16, begin: Begin) {
+        self.flow.mark.store(mark, Ordering::Relaxed);
+        self.details.draining.store(0, Ordering::Relaxed);
         let frames = match begin {
             Begin::Held => 0,
-            Begin::AtOnce => 1,
+            Begin::AtOnce => PUNTED | PASSED,
         };
-        for cell in [&self.punted, &self.passed] {
-            cell.store(frames, Ordering::Relaxed);
-        }
-        self.epoch.store(epoch, Ordering::SeqCst);
+        self.flow.long_way.store(frames, Ordering::Relaxed);
+        self.flow.epoch.store(epoch, Ordering::SeqCst);
     }
 
     /// The verdict is that rule's of that epoch from now on, and else the same. It was not closed.
     pub(crate) fn renew(&self, rule: u32, epoch: u64) {
-        self.rule.store(rule, Ordering::Relaxed);
-        self.epoch.store(epoch, Ordering::SeqCst);
+        self.details.rule.store(rule, Ordering::Relaxed);
+        self.flow.epoch.store(epoch as u32, Ordering::SeqCst);
     }
 
     /// The verdict holds no longer: the flow's next frame is a miss.
     pub(crate) fn close(&self) {
-        self.epoch.store(0, Ordering::SeqCst);
+        self.flow.epoch.store(0, Ordering::SeqCst);
     }
 
     /// One more of the punted frames has left the switch.
     pub(crate) fn pass(&self) {
-        self.passed.fetch_add(1, Ordering::Release);
+        let next = |both: u32| {
+            let passed = (both as u16).wrapping_add(PASSED as u16);
+            Some(both & !u32::from(u16::MAX) | u32::from(passed))
+        };
+        // It never fails: there always is a next one.
+        let _ = self.flow.long_way.fetch_update(Ordering::Release, Ordering::Relaxed, next);
     }
 
     /// Index of the interface that it leaves by.
     pub(crate) fn egress(&self) -> u32 {
-        self.egress.load(Ordering::Relaxed)
+        self.flow.egress.load(Ordering::Relaxed)
     }
 
     /// Pretends that one frame was punted, and has left the switch.
     pub(crate) fn let_go(&self) {
-        self.punted.store(1, Ordering::Relaxed);
-        self.passed.store(1, Ordering::Release);
+        self.flow.long_way.store(PUNTED | PASSED, Ordering::Release);
     }
 
     /// Whether frames that were punted have not left the switch, or none was punted yet.
     pub(crate) fn is_held(&self) -> bool {
-        let punted = self.punted.load(Ordering::Relaxed);
-        punted == 0 || punted != self.passed.load(Ordering::Relaxed)
+        let both = self.flow.long_way.load(Ordering::Relaxed);
+        both < PUNTED || both / PUNTED != both % PUNTED
     }
 
     /// What is added to the tags of its punted frames.
     pub(crate) fn mark(&self) -> u16 {
-        self.mark.load(Ordering::Relaxed)
+        self.flow.mark.load(Ordering::Relaxed)
     }
 
     /// What came of it so far.
     pub(crate) fn progress(&self) -> Progress {
-        let frames =
-            [&self.frames, &self.frames_elsewhere].map(|cell| cell.load(Ordering::Relaxed));
-        let bytes = [&self.bytes, &self.bytes_elsewhere].map(|cell| cell.load(Ordering::Relaxed));
+        let Self { flow, details } = self;
+        let load = |cell: &AtomicU32| cell.load(Ordering::Relaxed);
+        let bytes = [&flow.bytes, &details.bytes_elsewhere];
+        let bytes = bytes.map(|cell| cell.load(Ordering::Relaxed));
         Progress {
-            frames: frames[0].wrapping_add(frames[1]),
+            frames: load(&flow.frames).wrapping_add(load(&details.frames_elsewhere)),
             bytes: bytes[0].wrapping_add(bytes[1]),
-            seq: self.seq.load(Ordering::Relaxed),
-            ack: self.ack.load(Ordering::Relaxed),
-            window: self.window.load(Ordering::Relaxed),
-            has_ended: self.facts.load(Ordering::Relaxed) & ENDED != 0,
-            drained: self.drained.load(Ordering::Relaxed),
+            seq: load(&details.seq),
+            ack: load(&details.ack),
+            window: details.window.load(Ordering::Relaxed),
+            has_ended: load(&flow.facts) & ENDED != 0,
+            drained: load(&details.drained),
         }
     }
 }
@@ -449,8 +518,8 @@ struct Control {
 
 const _: () = assert!(size_of::<Control>() == 128);
 
-/// Words of 32 bits that the hash of a flow takes.
-pub(crate) const HASHED: usize = 10;
+/// Words of 32 bits that the hash of a flow takes, at most.
+pub(crate) const HASHED: usize = NEAR + FAR;
 
 /// How flows are hashed, and what of it stands where in the index.
 #[derive(Clone, Copy, Debug)]
@@ -459,20 +528,17 @@ pub(crate) struct Hashing {
     pub(crate) secret: [u32; HASHED],
     /// Secret, and odd.
     pub(crate) factor: u64,
-    /// Bits of a bucket's number.
-    pub(crate) buckets: u32,
     /// Bits of a cell that are of the hash; below them is room for one more than every slot.
     pub(crate) tag: u32,
 }
 
 impl Hashing {
-    /// Secrets of the standard library's per-process randomness, for an index of so many buckets (a
-    /// power of two) and slots.
-    pub(crate) fn random(buckets: u32, slots: u32) -> Self {
+    /// Secrets of the standard library's per-process randomness, for an index of so many slots.
+    pub(crate) fn random(slots: u32) -> Self {
         let source = RandomState::new();
         let secret = std::array::from_fn(|word| source.hash_one(word) as u32);
         let factor = source.hash_one(HASHED) | 1;
-        Self { secret, factor, buckets: buckets - 1, tag: u32::MAX << (32 - slots.leading_zeros()) }
+        Self { secret, factor, tag: u32::MAX << (32 - slots.leading_zeros()) }
     }
 }
 
@@ -483,7 +549,6 @@ impl Control {
         (factor != 0).then(|| Hashing {
             secret: self.secret.each_ref().map(|word| word.load(Ordering::Relaxed)),
             factor,
-            buckets: self.buckets.load(Ordering::Relaxed),
             tag: self.tag.load(Ordering::Relaxed),
         })
     }
@@ -492,7 +557,6 @@ impl Control {
         for (cell, word) in self.secret.iter().zip(hashing.secret) {
             cell.store(word, Ordering::Relaxed);
         }
-        self.buckets.store(hashing.buckets, Ordering::Relaxed);
         self.tag.store(hashing.tag, Ordering::Relaxed);
         self.factor.store(hashing.factor, Ordering::Release);
     }
@@ -538,7 +602,7 @@ impl Intake {
 const QUEUE_BITS: u32 = 6;
 
 /// Where the socket is among those of the switch lane that receives what is punted.
-const PUNTED: u32 = 0;
+const RECEIVER: u32 = 0;
 
 /// The programs, loaded, with their maps.
 pub(crate) struct Program {
@@ -550,7 +614,8 @@ pub(crate) struct Program {
     control: Shared<Control>,
     intakes: Shared<Intake>,
     index: Shared<Bucket>,
-    flows: Shared<Slot>,
+    flows: Shared<Flow>,
+    details: Shared<Details>,
     hashing: Hashing,
     hook: TcHook,
     pins: Option<Pins>,
@@ -568,8 +633,9 @@ impl Program {
             }
         }
         let mut program = loader
-            .map_max_entries("express_index", buckets_for(flows))
+            .map_max_entries("express_index", 2 * buckets_for(flows))
             .map_max_entries("express_flows", flows)
+            .map_max_entries("express_details", flows)
             .load(OBJECT)
             .map_err(kernel_error)?;
         let mut take = |name| program.take_map(name).ok_or(io::ErrorKind::InvalidData);
@@ -578,11 +644,13 @@ impl Program {
         let sockets = XskMap::try_from(take("express_sockets")?).map_err(kernel_error)?;
         let control: Shared<Control> = Shared::map(take("express_control")?)?;
         let intakes = Shared::map(take("express_intakes")?)?;
-        let index = Shared::map(take("express_index")?)?;
-        let flows = Shared::map(take("express_flows")?)?;
+        let index: Shared<Bucket> = Shared::map(take("express_index")?)?;
+        let flows: Shared<Flow> = Shared::map(take("express_flows")?)?;
+        let details = Shared::map(take("express_details")?)?;
         let [cell] = control.values() else { return Err(io::ErrorKind::InvalidData.into()) };
         let hashing = cell.hashing().unwrap_or_else(|| {
-            let hashing = Hashing::random(index.count as u32, flows.count as u32);
+            let hashing = Hashing::random(flows.count as u32);
+            cell.buckets.store(FIRST_BUCKETS.min(index.count as u32 / 2), Ordering::Relaxed);
             cell.set_hashing(&hashing);
             hashing
         });
@@ -598,6 +666,7 @@ impl Program {
             intakes,
             index,
             flows,
+            details,
             hashing,
             hook,
             pins,
@@ -711,13 +780,13 @@ impl Program {
 
     /// What is punted is received by that AF_XDP socket, as long as it is open.
     pub(crate) fn set_receiver(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
-        self.sockets.lock().set(PUNTED, socket.as_raw_fd(), 0).map_err(kernel_error)
+        self.sockets.lock().set(RECEIVER, socket.as_raw_fd(), 0).map_err(kernel_error)
     }
 
     /// Nobody receives what is punted: no flow is held for it from now on.
     pub(crate) fn remove_receiver(&self) {
         // If there was none, that is what was wanted.
-        let _ = self.sockets.lock().unset(PUNTED);
+        let _ = self.sockets.lock().unset(RECEIVER);
     }
 
     /// Epoch of the policy in force: verdicts of earlier ones are stale from now on.
@@ -756,18 +825,14 @@ impl Program {
     }
 
     /// The index of flows.
-    pub(crate) fn index(&self) -> &[Bucket] {
-        self.index.values()
+    pub(crate) fn index(&self) -> Regions<'_> {
+        let (buckets, in_use) = (self.index.values(), &self.control().buckets);
+        Regions { buckets, in_use, slots: self.slots(), hashing: &self.hashing }
     }
 
-    /// The array of flows.
-    pub(crate) fn flows(&self) -> &[Slot] {
-        self.flows.values()
-    }
-
-    /// How the index is asked.
-    pub(crate) const fn hashing(&self) -> &Hashing {
-        &self.hashing
+    /// Where flows are.
+    pub(crate) fn slots(&self) -> Slots<'_> {
+        Slots::new(self.flows.values(), self.details.values())
     }
 
     /// What the port of that tag has on the long way.
@@ -784,6 +849,9 @@ impl Program {
         self.control.values().first().expect("the array has one value")
     }
 }
+
+/// Buckets of an index that is new.
+const FIRST_BUCKETS: u32 = 64;
 
 /// Buckets for so many flows: cells for twice as many, at least.
 fn buckets_for(flows: u32) -> u32 {
@@ -952,7 +1020,7 @@ struct Shared<T> {
     count: usize,
 }
 
-// SAFETY: access goes through `&T`, and `T` (Slot, Intake and Control) is made of atomics only.
+// SAFETY: access goes through `&T`, and `T` (Flow, Details, Bucket, Intake and Control) is made of atomics only.
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Shared<T> {}
