@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::goals::Goal;
+use super::metric::Metric;
 use super::report::Report;
-use super::scenario::Metric;
 use super::stats::Summary;
 
 /// An earlier report could not be read.

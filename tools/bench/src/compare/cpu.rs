@@ -64,20 +64,36 @@ impl Busy {
     }
 }
 
+/// Does `work` on every one of these processors, one after the other.
+///
+/// # Errors
+/// If the kernel does not let it.
+pub(super) fn on_each_processor<T: Send>(
+    processors: &[usize],
+    mut work: impl FnMut() -> T + Send,
+) -> io::Result<Vec<T>> {
+    let each = processors.iter().map(|&processor| {
+        affinity::pin_current_thread(processor)?;
+        Ok(work())
+    });
+    // A thread of its own: where it ran last is nobody else's business.
+    on_a_thread(|| each.collect())
+}
+
 /// Wakes every processor, and does `work` on the last of them.
 fn visit<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    // A thread of its own: where it ran last is nobody else's business.
-    let visited = std::thread::scope(|scope| {
-        let visitor = scope.spawn(|| -> io::Result<T> {
-            // One that this process may not use it keeps no busier, either.
-            for processor in affinity::online()? {
-                let _ = affinity::pin_current_thread(processor);
-            }
-            Ok(work())
-        });
-        visitor.join()
-    });
-    visited.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    on_a_thread(|| {
+        // One that this process may not use it keeps no busier, either.
+        for processor in affinity::online()? {
+            let _ = affinity::pin_current_thread(processor);
+        }
+        Ok(work())
+    })
+}
+
+fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let done = std::thread::scope(|scope| scope.spawn(work).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Processors, and how long they were idle altogether, of `/proc/timer_list`.

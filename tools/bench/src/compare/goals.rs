@@ -10,8 +10,8 @@ use std::cmp::Ordering;
 
 use serde::Serialize;
 
+use super::metric::Metric;
 use super::report::Row;
-use super::scenario::Metric;
 use super::stats::Summary;
 use super::sweep::{self, Axis, Sweep};
 
@@ -130,7 +130,7 @@ const fn ratio(
     Quantity::Ratio((ours, scenario, metric), (theirs, scenario, metric))
 }
 
-const SWITCH: &str = "firedoor";
+const SWITCH: &str = "firedoor-switch";
 const EXPRESS: &str = "firedoor-express";
 
 /// One goal, before anything is seen of it.
@@ -165,8 +165,8 @@ const AF_XDP: &[&str] = &["af_xdp", "xdp"];
 const GOALS: &[Aim] = {
     use Bound::{AtLeast, AtMost};
     use Metric::{
-        BitsPerSecond, ConnectionsPerSecond, CpuNsPerFrame, FramesPerSecond, Kept, OwnProcessors,
-        P50, P99,
+        BitsPerSecond, ConnectionsPerSecond, CpuNsPerFrame, FramesPerSecond, Kept, OwnNsPerFrame,
+        OwnProcessors, P50, P99,
     };
     use Quantity::{Growth, Ratio, Value};
     &[
@@ -191,17 +191,46 @@ const GOALS: &[Aim] = {
             AtMost(2.0),
             Growth(SWITCH, Axis::Flows, "udp-10k/1000"),
         ),
+        aim(
+            "switch lane, processor time of its own threads per frame (10,000 flows, 1,000 rules)",
+            AtMost(150.0),
+            Value((SWITCH, "udp-10k/1000", OwnNsPerFrame)),
+        ),
         beside(
             AF_XDP,
-            "switch lane, median latency over Open vSwitch's",
+            "switch lane, median latency over Open vSwitch's, ends that poll",
             AtMost(0.75),
             ratio(SWITCH, "ovs-afxdp", "latency/1000", P50),
         ),
         beside(
             AF_XDP,
-            "switch lane, 99th percentile of latency over Open vSwitch's",
+            "switch lane, 99th percentile of latency over Open vSwitch's, ends that poll",
             AtMost(0.75),
             ratio(SWITCH, "ovs-afxdp", "latency/1000", P99),
+        ),
+        beside(
+            AF_XDP,
+            "switch lane, median latency over Open vSwitch's, ends that take turns on one processor",
+            AtMost(0.75),
+            ratio(SWITCH, "ovs-afxdp", "latency-turns/1000", P50),
+        ),
+        beside(
+            AF_XDP,
+            "switch lane, 99th percentile of latency over Open vSwitch's, ends that take turns",
+            AtMost(0.75),
+            ratio(SWITCH, "ovs-afxdp", "latency-turns/1000", P99),
+        ),
+        beside(
+            AF_XDP,
+            "switch lane, median latency over Open vSwitch's, ends that sleep anywhere",
+            AtMost(0.75),
+            ratio(SWITCH, "ovs-afxdp", "latency-sleep/1000", P50),
+        ),
+        beside(
+            AF_XDP,
+            "switch lane, 99th percentile of latency over Open vSwitch's, ends that sleep anywhere",
+            AtMost(0.75),
+            ratio(SWITCH, "ovs-afxdp", "latency-sleep/1000", P99),
         ),
         aim(
             "switch lane, processor time of its own with 20 idle ports",
@@ -222,6 +251,16 @@ const GOALS: &[Aim] = {
             "switch lane, what a victim keeps under a SYN flood",
             AtLeast(0.9),
             Value((SWITCH, "syn-flood/4", Kept)),
+        ),
+        aim(
+            "switch lane, new connections that a victim still opens under a SYN flood",
+            AtLeast(0.9),
+            Value((SWITCH, "syn-flood-connect/4", Kept)),
+        ),
+        aim(
+            "the same flood makes Open vSwitch's victim fall",
+            AtMost(0.9),
+            Value(("ovs-afxdp+ct", "syn-flood-connect/4", Kept)),
         ),
         beside(
             TCX,
@@ -270,15 +309,39 @@ const GOALS: &[Aim] = {
         ),
         beside(
             TCX,
-            "express lane, median latency over the bridge's",
+            "express lane, median latency over the bridge's, ends that poll",
             AtMost(0.9),
             ratio(EXPRESS, "bridge", "latency/1000", P50),
         ),
         beside(
             TCX,
-            "express lane, 99th percentile of latency over the bridge's",
+            "express lane, 99th percentile of latency over the bridge's, ends that poll",
             AtMost(0.9),
             ratio(EXPRESS, "bridge", "latency/1000", P99),
+        ),
+        beside(
+            TCX,
+            "express lane, median latency over the bridge's, ends that take turns on one processor",
+            AtMost(0.9),
+            ratio(EXPRESS, "bridge", "latency-turns/1000", P50),
+        ),
+        beside(
+            TCX,
+            "express lane, 99th percentile of latency over the bridge's, ends that take turns",
+            AtMost(0.9),
+            ratio(EXPRESS, "bridge", "latency-turns/1000", P99),
+        ),
+        beside(
+            TCX,
+            "express lane, median latency over the bridge's, ends that sleep anywhere",
+            AtMost(0.9),
+            ratio(EXPRESS, "bridge", "latency-sleep/1000", P50),
+        ),
+        beside(
+            TCX,
+            "express lane, 99th percentile of latency over the bridge's, ends that sleep anywhere",
+            AtMost(0.9),
+            ratio(EXPRESS, "bridge", "latency-sleep/1000", P99),
         ),
         beside(
             TCX,

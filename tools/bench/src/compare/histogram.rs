@@ -2,6 +2,8 @@
 //!
 //! Log-linear, as HdrHistogram's: each power of two is divided into 64 buckets of equal width.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 /// Buckets per power of two.
@@ -36,6 +38,11 @@ impl Histogram {
         }
         self.counts[bucket] += 1;
         self.total += 1;
+    }
+
+    /// Likewise.
+    pub(super) fn record_time(&mut self, time: Duration) {
+        self.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// Adds all of another's times.

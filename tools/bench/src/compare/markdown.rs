@@ -7,8 +7,8 @@ use std::fmt::Write;
 
 use super::against::{Agreement, Disagreement};
 use super::goals::Goal;
+use super::metric::Metric;
 use super::report::{COMPARED, Cell, Report, Row};
-use super::scenario::Metric;
 use super::stats::Summary;
 
 /// The tables, with what `agreement` with an earlier report there is.

@@ -19,6 +19,7 @@ pub mod html;
 mod machine;
 pub mod markdown;
 mod measure;
+pub mod metric;
 mod policy;
 pub mod report;
 mod run;
@@ -40,7 +41,7 @@ pub use machine::Machine;
 pub use report::Report;
 pub use stats::Summary;
 
-use measure::Manner;
+use measure::{Manner, Pace};
 use report::{MissingSystem, SystemInfo};
 use run::Plan;
 use scenario::Scenario;
@@ -124,7 +125,8 @@ pub fn compare(
             }
         }
     }
-    let manner = Manner { time: options.window, interrupted: options.interrupted };
+    let pace = Pace::unknown();
+    let manner = Manner { time: options.window, pace: &pace, interrupted: options.interrupted };
     let mut plan = Plan {
         scenarios: &options.scenarios,
         systems: &systems,

@@ -7,8 +7,9 @@ use serde::Serialize;
 use super::goals::{Goal, goals};
 use super::histogram::Bar;
 use super::machine::Machine;
+use super::metric::Metric;
 use super::run::{Findings, is_measured, is_too_large};
-use super::scenario::{Metric, Scenario};
+use super::scenario::Scenario;
 use super::stats::Summary;
 use super::sweep::{Sweep, sweeps};
 use super::system::{Missing, System};
@@ -155,7 +156,7 @@ fn cell(system: &str, rules: usize, findings: &Findings) -> Cell {
 }
 
 /// What the names of Firedoor's lanes begin with.
-const OURS: &str = "firedoor";
+const OURS: &str = "firedoor-";
 /// Metrics that systems are compared by: what a scenario is about, and what it costs.
 pub const COMPARED: usize = 2;
 
@@ -195,7 +196,7 @@ pub(super) mod tests {
     pub(in crate::compare) fn example() -> Report {
         let scenarios = crate::compare::scenario::all();
         let systems: Vec<&'static dyn System> =
-            ["bridge", "ovs-afxdp+ct", "tcx", "firedoor", "firedoor-express"]
+            ["bridge", "ovs-afxdp+ct", "tcx", "firedoor-switch", "firedoor-express"]
                 .iter()
                 .filter_map(|n| crate::compare::system::named(n).into_iter().next())
                 .collect();
@@ -254,7 +255,7 @@ pub(super) mod tests {
         assert_eq!(row["id"], "udp-1/0");
         assert_eq!(row["cells"][0]["system"], "bridge");
         assert!(row["cells"][0]["metrics"]["frames_per_second"]["median"].is_f64());
-        for lane in ["firedoor", "firedoor-express"] {
+        for lane in ["firedoor-switch", "firedoor-express"] {
             assert!(row["cells"][0]["ratios"][lane]["cpu_ns_per_frame"]["median"].is_f64());
         }
     }
@@ -266,15 +267,18 @@ pub(super) mod tests {
 
     #[test]
     fn ratios_are_each_lanes_over_the_others() {
-        let systems = [("bridge", 4.0), ("firedoor", 3.0), ("firedoor-express", 6.0)];
+        let systems = [("bridge", 4.0), ("firedoor-switch", 3.0), ("firedoor-express", 6.0)];
         let mut cells = systems.map(|(system, rate)| cell_of(system, rate));
         compare(&mut cells, &[Metric::FramesPerSecond]);
         let ratio = |at: usize, lane: &str| {
             let ratios: &Cell = &cells[at];
             ratios.ratios.get(lane).map(|ratios| ratios[&Metric::FramesPerSecond].median)
         };
-        assert_eq!([ratio(0, "firedoor"), ratio(0, "firedoor-express")], [Some(0.75), Some(1.5)]);
-        assert_eq!([ratio(1, "firedoor"), ratio(1, "firedoor-express")], [None, Some(2.0)]);
+        assert_eq!(
+            [ratio(0, "firedoor-switch"), ratio(0, "firedoor-express")],
+            [Some(0.75), Some(1.5)]
+        );
+        assert_eq!([ratio(1, "firedoor-switch"), ratio(1, "firedoor-express")], [None, Some(2.0)]);
     }
 
     #[test]

@@ -17,8 +17,9 @@ use super::error::{BuildError, building};
 use super::goals;
 use super::histogram::Histogram;
 use super::measure::{Manner, Sample, busy_processors, measure, prime};
+use super::metric::Metric;
 use super::policy::Policy;
-use super::scenario::{Metric, Scenario, Traffic};
+use super::scenario::{Scenario, Traffic};
 use super::system::{Site, System, Up};
 use super::topology::Topology;
 
@@ -208,6 +209,7 @@ impl Plan<'_> {
             topology: &topology,
             policy: &policy,
             connections,
+            room: scenarios().find_map(Scenario::room),
             directory: directory.path(),
             firedoor: self.firedoor,
         };

@@ -2,139 +2,10 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::metric::Metric;
 use crate::traffic::{FrameSize, Kind};
-
-/// What a run measures, and in which unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// Frames that arrived, per second.
-    FramesPerSecond,
-    /// Payload bits that arrived, per second.
-    BitsPerSecond,
-    /// TCP connections opened and closed, per second.
-    ConnectionsPerSecond,
-    /// Time that all processors together were busy, in nanoseconds per frame that arrived.
-    CpuNsPerFrame,
-    /// Likewise, per 1,000 bytes of payload.
-    CpuNsPerKilobyte,
-    /// Likewise, per connection.
-    CpuNsPerConnection,
-    /// Frames that the generator offered, or an attacker, per second.
-    Offered,
-    /// Share of the offered frames that did not arrive, 0 to 1.
-    Lost,
-    /// Highest rate at which all frames arrived, per second.
-    LossFree,
-    /// Round trip that half of all did not exceed, in nanoseconds.
-    P50,
-    /// Likewise, 90 %.
-    P90,
-    /// Likewise, 99 %.
-    P99,
-    /// Likewise, 99.9 %.
-    P999,
-    /// Processors busy while nothing is sent, 0.01 for 1 % of one.
-    IdleProcessors,
-    /// Of those, what the system added: less those that were busy on the same wires before it was there.
-    AddedProcessors,
-    /// Those that were busy before.
-    BareProcessors,
-    /// What the system's own processes ran, to the nanosecond.
-    OwnProcessors,
-    /// Share of its own rate that the victim keeps while an attack goes on.
-    Kept,
-}
-
-impl Metric {
-    /// What it is called where there is little room.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::FramesPerSecond | Self::BitsPerSecond | Self::ConnectionsPerSecond => "rate",
-            Self::Offered => "offered",
-            Self::LossFree => "without loss",
-            Self::CpuNsPerFrame => "CPU per frame",
-            Self::CpuNsPerKilobyte => "CPU per kB",
-            Self::CpuNsPerConnection => "CPU per connection",
-            Self::Lost => "lost",
-            Self::P50 => "p50",
-            Self::P90 => "p90",
-            Self::P99 => "p99",
-            Self::P999 => "p99.9",
-            Self::IdleProcessors => "busy processors",
-            Self::AddedProcessors => "added",
-            Self::BareProcessors => "without it",
-            Self::OwnProcessors => "its own",
-            Self::Kept => "kept",
-        }
-    }
-
-    /// A value of it with its unit, to three significant digits.
-    pub fn show(self, value: f64) -> String {
-        match self {
-            Self::FramesPerSecond | Self::Offered | Self::LossFree => scaled(value, "pps"),
-            Self::BitsPerSecond => scaled(value, "bit/s"),
-            Self::ConnectionsPerSecond => scaled(value, "conn/s"),
-            Self::CpuNsPerFrame | Self::CpuNsPerKilobyte | Self::CpuNsPerConnection => time(value),
-            Self::P50 | Self::P90 | Self::P99 | Self::P999 => time(value),
-            Self::Lost | Self::Kept => share(value),
-            Self::IdleProcessors | Self::AddedProcessors => share(value),
-            Self::BareProcessors | Self::OwnProcessors => share(value),
-        }
-    }
-
-    /// Whether more of it is better.
-    pub fn more_is_better(self) -> bool {
-        matches!(
-            self,
-            Self::FramesPerSecond
-                | Self::BitsPerSecond
-                | Self::ConnectionsPerSecond
-                | Self::LossFree
-                | Self::Kept
-        )
-    }
-}
-
-/// A share of one, in percent.
-fn share(value: f64) -> String {
-    format!("{} %", digits(value * 100.0))
-}
-
-/// A value with the largest prefix that keeps it above one.
-fn scaled(value: f64, unit: &str) -> String {
-    const PREFIXES: [&str; 4] = ["", "k", "M", "G"];
-    let mut value = value;
-    let mut prefix = 0;
-    // What would round to four digits goes to the next prefix.
-    while value >= 999.5 && prefix + 1 < PREFIXES.len() {
-        value /= 1e3;
-        prefix += 1;
-    }
-    format!("{} {}{unit}", digits(value), PREFIXES[prefix])
-}
-
-/// A time given in nanoseconds.
-fn time(ns: f64) -> String {
-    match ns {
-        _ if !ns.is_finite() => "∞".to_owned(),
-        _ if ns < 999.5 => format!("{} ns", digits(ns)),
-        _ if ns < 999.5e3 => format!("{} µs", digits(ns / 1e3)),
-        _ => format!("{} ms", digits(ns / 1e6)),
-    }
-}
-
-/// Three significant digits, and no more than two behind the point.
-fn digits(value: f64) -> String {
-    match value.abs() {
-        _ if !value.is_finite() => "–".to_owned(),
-        99.95.. => format!("{value:.0}"),
-        9.995.. => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
-    }
-}
 
 /// A load of UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -164,12 +35,14 @@ pub enum Traffic {
     },
     /// One request, its answer, the next request.
     RoundTrips(Waiting),
+    /// Conversations of a few round trips each, of which the first matters.
+    Firsts(Opening),
     /// TCP connections, opened and closed.
     Connections,
-    /// UDP at a modest rate, and from another port an attack.
+    /// A victim that sends at a modest rate, and from another port an attack.
     Attack {
-        /// The victim's load.
-        victim: Load,
+        /// What the victim sends.
+        victim: Victim,
         /// What the attacker sends.
         attack: Attack,
     },
@@ -184,8 +57,40 @@ pub enum Waiting {
     /// One thread is both and asks again and again, so that nobody has to be woken and the rest is the
     /// system's own part.
     Polling,
+    /// They sleep in the kernel, both on the first processor, where one goes on when the other waits: nobody has to
+    /// wake a processor.
+    TakingTurns,
     /// They sleep in the kernel, wherever it puts them, as programs do.
     Sleeping,
+}
+
+/// How conversations begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Opening {
+    /// By what.
+    pub transport: Transport,
+    /// Whether nothing is sent for a while before each, so that a system that waits for frames sleeps.
+    pub rested: bool,
+}
+
+/// What a conversation is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// The first frame is a datagram, and its answer another.
+    Udp,
+    /// SYN and SYN-ACK.
+    Tcp,
+}
+
+/// What the victim of an attack sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Victim {
+    /// UDP in flows that were there before the attack.
+    Udp(Load),
+    /// New TCP connections, so many a second.
+    Connections(u32),
 }
 
 /// What an attacker sends.
@@ -202,22 +107,29 @@ pub enum Attack {
 impl Traffic {
     /// What it measures: first what it is about, then what it costs, then the rest.
     pub fn metrics(self) -> &'static [Metric] {
+        use Metric::{
+            AddedProcessors, BareProcessors, BitsPerSecond, ConnectionsPerSecond,
+            CpuNsPerConnection, CpuNsPerFrame, CpuNsPerKilobyte, FramesPerSecond, IdleProcessors,
+            Kept, Later, LossFree, Lost, More, Offered, OwnNsPerFrame, OwnProcessors, P50, P90,
+            P99, P999, Undisturbed,
+        };
         match self {
             Self::Udp(Load { rate: None, .. }) => {
-                &[Metric::FramesPerSecond, Metric::CpuNsPerFrame, Metric::Offered]
+                &[FramesPerSecond, CpuNsPerFrame, Offered, OwnNsPerFrame, Undisturbed]
             }
-            Self::Udp(Load { rate: Some(_), .. }) => &[Metric::CpuNsPerFrame, Metric::Lost],
-            Self::LossFree(_) => &[Metric::LossFree],
-            Self::Tcp { .. } => &[Metric::BitsPerSecond, Metric::CpuNsPerKilobyte],
-            Self::Attack { .. } => &[Metric::Kept, Metric::FramesPerSecond, Metric::Offered],
-            Self::RoundTrips(_) => &[Metric::P50, Metric::P99, Metric::P90, Metric::P999],
-            Self::Connections => &[Metric::ConnectionsPerSecond, Metric::CpuNsPerConnection],
-            Self::Silence => &[
-                Metric::IdleProcessors,
-                Metric::OwnProcessors,
-                Metric::AddedProcessors,
-                Metric::BareProcessors,
-            ],
+            Self::Udp(Load { rate: Some(_), .. }) => {
+                &[CpuNsPerFrame, Lost, OwnNsPerFrame, Undisturbed]
+            }
+            Self::LossFree(_) => &[LossFree],
+            Self::Tcp { .. } => &[BitsPerSecond, CpuNsPerKilobyte, Undisturbed],
+            Self::Attack { victim: Victim::Udp(_), .. } => &[Kept, FramesPerSecond, Offered],
+            Self::Attack { victim: Victim::Connections(_), .. } => {
+                &[Kept, ConnectionsPerSecond, Offered]
+            }
+            Self::RoundTrips(_) => &[P50, P99, P90, P999, Undisturbed],
+            Self::Firsts(_) => &[P50, P99, P90, Later, More, Lost, Undisturbed],
+            Self::Connections => &[ConnectionsPerSecond, CpuNsPerConnection, Undisturbed],
+            Self::Silence => &[IdleProcessors, OwnProcessors, AddedProcessors, BareProcessors],
         }
     }
 }
@@ -225,14 +137,17 @@ impl Traffic {
 impl Traffic {
     /// How long a measurement of `window` takes with all that belongs to it, about.
     pub(super) fn duration(self, window: Duration) -> Duration {
+        let window_ms = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
         let more = match self {
             // Each flow has to be there some times, in ten seconds at most.
             Self::Udp(load) => 1_200 + (u64::from(load.flows) / 100).min(9_000),
-            Self::LossFree(_) => 12_000,
+            Self::LossFree(_) => 8_000,
             Self::Tcp { .. } | Self::Connections => 600,
             Self::RoundTrips(_) => 250,
-            Self::Attack { .. } => 3_000,
-            Self::Silence => 6_500,
+            Self::Firsts(Opening { rested, .. }) => 250 + 500 * u64::from(rested),
+            // The victim is watched twice.
+            Self::Attack { .. } => 4_000 + window_ms,
+            Self::Silence => 4_500,
         };
         window + Duration::from_millis(more)
     }
@@ -243,9 +158,10 @@ impl Traffic {
         match self {
             Self::Silence => 0,
             Self::RoundTrips(_) => 1,
-            Self::Tcp { .. } => 2,
-            Self::Connections => 3,
-            Self::Udp(load) | Self::LossFree(load) => 4 + load.flows,
+            Self::Firsts(_) => 2,
+            Self::Tcp { .. } => 3,
+            Self::Connections => 4,
+            Self::Udp(load) | Self::LossFree(load) => 5 + load.flows,
             Self::Attack { .. } => u32::MAX,
         }
     }
@@ -294,6 +210,12 @@ impl Scenario {
         self.family == name || self.id() == name
     }
 
+    /// The most connections that each system may remember meanwhile, if that is to be the same for all: who is
+    /// attacked fills any table.
+    pub fn room(&self) -> Option<usize> {
+        self.is_attacked().then_some(ROOM)
+    }
+
     /// Connections that it makes, about.
     pub fn connections(&self) -> usize {
         match self.traffic {
@@ -312,8 +234,15 @@ const SOME: [usize; 2] = [0, 1_000];
 /// With policy.
 const POLICY: [usize; 1] = [1_000];
 
+/// The most connections that each system may remember while it is attacked: what Firedoor and, with some gigabytes of
+/// memory, Linux have by default.
+const ROOM: usize = 1 << 18;
+
 /// The rate of a load that every system can carry, in frames per second.
 const MODEST: u64 = 200_000;
+
+/// New connections a second that every system can carry.
+const NEW_CONNECTIONS: u32 = 400;
 
 /// As many frames as possible.
 const fn flood(flows: u32, size: FrameSize) -> Load {
@@ -328,11 +257,15 @@ pub fn all() -> Vec<Scenario> {
     let modest = Load { rate: Some(MODEST), ..as_workloads };
     let tcp = |streams| Traffic::Tcp { streams };
     let victim = Load { flows: 1_000, ..modest };
-    let tuple_space = Traffic::Attack { victim, attack: Attack::TupleSpace };
-    let syn_flood = Traffic::Attack { victim, attack: Attack::SynFlood };
+    let attacked = |victim, attack| Traffic::Attack { victim, attack };
+    let tuple_space = attacked(Victim::Udp(victim), Attack::TupleSpace);
+    let syn_flood = attacked(Victim::Udp(victim), Attack::SynFlood);
+    let syn_flood_connect = attacked(Victim::Connections(NEW_CONNECTIONS), Attack::SynFlood);
     let row = |family, title, traffic| Family { family, title, traffic, ..Family::default() };
     let polling = Traffic::RoundTrips(Waiting::Polling);
+    let turns = Traffic::RoundTrips(Waiting::TakingTurns);
     let sleeping = Traffic::RoundTrips(Waiting::Sleeping);
+    let first = |transport, rested| Traffic::Firsts(Opening { transport, rested });
     let families = [
         Family {
             quick: &[0],
@@ -389,7 +322,39 @@ pub fn all() -> Vec<Scenario> {
         },
         Family {
             rules: &POLICY,
+            ..row(
+                "latency-turns",
+                "UDP request and response, ends that take turns on one processor",
+                turns,
+            )
+        },
+        Family {
+            rules: &POLICY,
             ..row("latency-sleep", "UDP request and response, ends that sleep", sleeping)
+        },
+        Family {
+            rules: &POLICY,
+            ..row(
+                "first-udp",
+                "a flow's first datagram and its answer",
+                first(Transport::Udp, false),
+            )
+        },
+        Family {
+            rules: &POLICY,
+            ..row(
+                "first-udp-rested",
+                "a flow's first datagram and its answer, after a rest",
+                first(Transport::Udp, true),
+            )
+        },
+        Family {
+            rules: &POLICY,
+            ..row("first-tcp", "SYN and SYN-ACK", first(Transport::Tcp, false))
+        },
+        Family {
+            rules: &POLICY,
+            ..row("first-tcp-rested", "SYN and SYN-ACK, after a rest", first(Transport::Tcp, true))
         },
         Family {
             rules: &SOME,
@@ -416,6 +381,15 @@ pub fn all() -> Vec<Scenario> {
             rules: &ATTACKED,
             ports: 3,
             ..row("syn-flood", "a victim's UDP beside a SYN flood", syn_flood)
+        },
+        Family {
+            rules: &ATTACKED,
+            ports: 3,
+            ..row(
+                "syn-flood-connect",
+                "a victim's new TCP connections beside a SYN flood",
+                syn_flood_connect,
+            )
         },
         Family {
             rules: &SOME[..1],
@@ -478,20 +452,6 @@ mod tests {
         assert_eq!(ids.len(), all.len());
         assert!(all.iter().all(|scenario| !scenario.traffic.metrics().is_empty()));
         assert!(all.iter().any(|scenario| scenario.quick));
-    }
-
-    #[test]
-    fn values_are_shown_with_three_digits() {
-        assert_eq!(Metric::FramesPerSecond.show(1_744_321.0), "1.74 Mpps");
-        assert_eq!(Metric::FramesPerSecond.show(999_600.0), "1.00 Mpps");
-        assert_eq!(Metric::FramesPerSecond.show(0.0), "0.00 pps");
-        assert_eq!(Metric::BitsPerSecond.show(32.1e9), "32.1 Gbit/s");
-        assert_eq!(Metric::P99.show(44_700.0), "44.7 µs");
-        assert_eq!(Metric::P50.show(812.0), "812 ns");
-        assert_eq!(Metric::P999.show(2.5e6), "2.50 ms");
-        assert_eq!(Metric::CpuNsPerFrame.show(f64::INFINITY), "∞");
-        assert_eq!(Metric::Lost.show(0.123), "12.3 %");
-        assert_eq!(Metric::Kept.show(1.0), "100 %");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use super::metric::Metric;
 use super::report::{Cell, Row};
-use super::scenario::{Metric, Traffic};
+use super::scenario::Traffic;
 use super::stats::Summary;
 
 /// What becomes more.
@@ -149,7 +150,7 @@ mod tests {
         let growth =
             |system: &str| rules.lines.iter().find(|line| line.system == system).unwrap().growth;
         assert_eq!(growth("bridge"), None, "it knows no rules");
-        assert!(growth("firedoor").unwrap() > 1.0);
+        assert!(growth("firedoor-switch").unwrap() > 1.0);
         let flows = sweeps.iter().find(|sweep| sweep.axis == Axis::Flows).unwrap();
         assert!(flows.lines.iter().all(|line| line.growth.unwrap() > 1.0), "flows it does know");
     }

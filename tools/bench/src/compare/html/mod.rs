@@ -4,11 +4,13 @@ mod svg;
 
 use std::fmt::Write;
 
+use super::metric::Metric;
 use super::report::{COMPARED, Cell, Report, Row, lanes};
-use super::scenario::Metric;
 use super::sweep::{self, Sweep};
 use svg::{Bar, Line, Point};
 
+/// Whose colour is Firedoor's own.
+const SWITCH_LANE: &str = "firedoor-switch";
 const STYLE: &str = include_str!("style.css");
 
 /// The page.
@@ -106,9 +108,9 @@ fn systems(report: &Report) -> String {
 
 /// Firedoor has the colour of its own, 0; the others count from 1.
 fn colour(report: &Report, position: usize) -> usize {
-    let others = |at: usize| report.systems[..at].iter().filter(|s| s.name != "firedoor").count();
+    let others = |at: usize| report.systems[..at].iter().filter(|s| s.name != SWITCH_LANE).count();
     match report.systems.get(position) {
-        Some(system) if system.name == "firedoor" => 0,
+        Some(system) if system.name == SWITCH_LANE => 0,
         Some(_) => others(position) + 1,
         None => 0,
     }

@@ -1,4 +1,4 @@
-//! A victim's flow, and beside it an attack on the switch from another port.
+//! A victim, and beside it an attack on the switch from another port.
 //!
 //! The victim sends at a modest rate, first alone, then while the attacker sends, too. What it
 //! keeps is the rate that arrives during the attack over the rate that arrived before.
@@ -15,11 +15,12 @@ use firedoor_dataplane::sys::packet::{MAX_BATCH, PacketSender};
 use firedoor_lab::netns::Netns;
 
 use super::udp::{SEED, Sinks, generator, settle, start};
-use super::window::watch;
-use super::{Manner, Sample};
+use super::window::{Count, Window, watch};
+use super::{Manner, Sample, stream};
 use crate::compare::error::{BuildError, building};
+use crate::compare::metric::Metric;
 use crate::compare::policy::{OPEN_PORT, TRUSTED_SOURCE, TRUSTED_SOURCE_PORT};
-use crate::compare::scenario::{Attack, Load, Metric};
+use crate::compare::scenario::{Attack, Load, Victim};
 use crate::compare::topology::{ATTACKER, Host, Topology};
 use crate::traffic::pacer::Pacer;
 
@@ -29,49 +30,116 @@ const TUPLE_SPACE_RATE: u64 = 20_000;
 const SYN_RATE: u64 = 200_000;
 /// How many connections the flood begins before it repeats itself, which is not while it is watched.
 const SYN_CONNECTIONS: usize = 1 << 20;
-/// How long an attack goes on before the victim is watched: each packet was there once.
-const ATTACK_SETTLE: Duration = Duration::from_millis(1_500);
+/// How long an attack goes on before the victim is watched: each packet of one was there, and the other has filled a
+/// table of as many connections as there is room for.
+const ATTACK_SETTLE: Duration = Duration::from_secs(2);
+/// How long connections are made before they are watched.
+const CLIENTS_SETTLE: Duration = Duration::from_millis(500);
 /// Length of a TCP packet's frame without data: Ethernet, IPv4 and TCP headers, and padding.
 const FRAME: usize = 60;
 
 /// Measures what a victim keeps of its rate.
 pub(super) fn measure(
-    victim: Load,
+    victim: Victim,
     attack: Attack,
     topology: &Topology,
     manner: &Manner<'_>,
 ) -> Result<Sample, BuildError> {
-    let Some((attacker, netns)) = topology.attacker().zip(topology.inside(ATTACKER)) else {
-        return building("attack", Err(io::ErrorKind::NotFound.into()));
+    let attacker = Attacker::of(attack, topology)?;
+    let (seen, metric) = match victim {
+        Victim::Udp(load) => {
+            (beside_udp(load, &attacker, topology, manner)?, Metric::FramesPerSecond)
+        }
+        Victim::Connections(rate) => {
+            let seen = stream::with_clients(topology, OPEN_PORT, Some(rate), |count| {
+                manner.wait(CLIENTS_SETTLE)?;
+                attacker.beside(manner, count)
+            })?;
+            (seen, Metric::ConnectionsPerSecond)
+        }
     };
-    let (frames, rate) = match attack {
-        Attack::TupleSpace => (tuple_space(attacker, topology.receiver()), TUPLE_SPACE_RATE),
-        Attack::SynFlood => (syn_flood(attacker, topology.receiver()), SYN_RATE),
-    };
-    let sinks = Sinks::attach(victim.kind, topology)?;
-    let sender = open(netns, attacker)?;
-    let generator = start(generator(victim, topology)?)?;
-    let watched = settle(victim, &sinks, manner).and_then(|()| {
-        let count = || Ok(sinks.read()?.frames);
-        let alone = watch(manner, count)?;
+    Ok(Sample::of([
+        (Metric::Kept, seen.attacked.rate() / seen.alone.rate().max(1.0)),
+        (metric, seen.attacked.rate()),
+        (Metric::Offered, seen.offered),
+    ]))
+}
+
+fn beside_udp(
+    load: Load,
+    attacker: &Attacker,
+    topology: &Topology,
+    manner: &Manner<'_>,
+) -> Result<Seen, BuildError> {
+    let sinks = Sinks::attach(load.kind, topology)?;
+    let generator = start(generator(load, topology)?)?;
+    let seen = settle(load, &sinks, manner)
+        .and_then(|()| attacker.beside(manner, || Ok(Count::arrived(sinks.read()?.frames))));
+    generator.stop()?;
+    seen
+}
+
+/// What arrived of the victim's.
+struct Seen {
+    alone: Window,
+    attacked: Window,
+    /// What the attacker really sent, per second.
+    offered: f64,
+}
+
+/// Who attacks, with all that it sends.
+struct Attacker {
+    sender: PacketSender,
+    frames: Vec<[u8; FRAME]>,
+    rate: u64,
+}
+
+impl Attacker {
+    fn of(attack: Attack, topology: &Topology) -> Result<Self, BuildError> {
+        let Some((attacker, netns)) = topology.attacker().zip(topology.inside(ATTACKER)) else {
+            return building("attack", Err(io::ErrorKind::NotFound.into()));
+        };
+        let (frames, rate) = match attack {
+            Attack::TupleSpace => (tuple_space(attacker, topology.receiver()), TUPLE_SPACE_RATE),
+            Attack::SynFlood => (syn_flood(attacker, topology.receiver()), SYN_RATE),
+        };
+        Ok(Self { sender: open(netns, attacker)?, frames, rate })
+    }
+
+    /// Watches a victim alone, and then beside the attack.
+    fn beside(
+        &self,
+        manner: &Manner<'_>,
+        count: impl Fn() -> Result<Count, BuildError>,
+    ) -> Result<Seen, BuildError> {
+        let alone = watch(manner, &count)?;
         let done = AtomicBool::new(false);
-        let (attacked, offered) = thread::scope(|scope| {
-            let attacking = scope.spawn(|| send(&sender, &frames, rate, &done));
-            let watched = manner.wait(ATTACK_SETTLE).and_then(|()| watch(manner, count));
+        thread::scope(|scope| {
+            let attacking = scope.spawn(|| self.send(&done));
+            let attacked = manner.wait(ATTACK_SETTLE).and_then(|()| watch(manner, &count));
             done.store(true, Ordering::Relaxed);
             let sent = attacking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            let sent = building("attack", sent)?;
-            watched.map(|watched| (watched, sent))
-        })?;
-        Ok((alone, attacked, offered))
-    });
-    generator.stop()?;
-    let (alone, attacked, offered) = watched?;
-    Ok(Sample::of([
-        (Metric::Kept, attacked.rate() / alone.rate().max(1.0)),
-        (Metric::FramesPerSecond, attacked.rate()),
-        (Metric::Offered, offered),
-    ]))
+            let offered = building("attack", sent)?;
+            Ok(Seen { alone, attacked: attacked?, offered })
+        })
+    }
+
+    /// Sends the frames again and again until told to stop. Returns how many it really sent, per second.
+    fn send(&self, done: &AtomicBool) -> io::Result<f64> {
+        let mut pacer = Pacer::new(self.rate);
+        let mut frames = self.frames.iter().cycle();
+        let (start, mut sent) = (Instant::now(), 0);
+        while !done.load(Ordering::Relaxed) {
+            thread::sleep(pacer.due().saturating_sub(start.elapsed()));
+            let count = pacer.take(start.elapsed()) as usize;
+            let burst: Vec<&[u8]> =
+                frames.by_ref().take(count.min(MAX_BATCH)).map(<[u8; FRAME]>::as_slice).collect();
+            if !burst.is_empty() {
+                sent += self.sender.send(&burst)?;
+            }
+        }
+        Ok(sent as f64 / start.elapsed().as_secs_f64())
+    }
 }
 
 fn open(netns: &Netns, attacker: &Host) -> Result<PacketSender, BuildError> {
@@ -80,29 +148,6 @@ fn open(netns: &Netns, attacker: &Host) -> Result<PacketSender, BuildError> {
         PacketSender::open(link.index)
     })?;
     building("open a packet socket", opened)
-}
-
-/// Sends the frames again and again, at a rate, until told to stop. Returns how many it really sent, per
-/// second.
-fn send(
-    sender: &PacketSender,
-    frames: &[[u8; FRAME]],
-    rate: u64,
-    done: &AtomicBool,
-) -> io::Result<f64> {
-    let mut pacer = Pacer::new(rate);
-    let mut frames = frames.iter().cycle();
-    let (start, mut sent) = (Instant::now(), 0);
-    while !done.load(Ordering::Relaxed) {
-        thread::sleep(pacer.due().saturating_sub(start.elapsed()));
-        let count = pacer.take(start.elapsed()) as usize;
-        let burst: Vec<&[u8]> =
-            frames.by_ref().take(count.min(MAX_BATCH)).map(<[u8; FRAME]>::as_slice).collect();
-        if !burst.is_empty() {
-            sent += sender.send(&burst)?;
-        }
-    }
-    Ok(sent as f64 / start.elapsed().as_secs_f64())
 }
 
 /// One packet for each bit of the trusted address, of the trusted source port and of the open port
@@ -123,13 +168,14 @@ fn tuple_space(attacker: &Host, target: &Host) -> Vec<[u8; FRAME]> {
     frames
 }
 
-/// Beginnings of connections to the open port from many sources, each with another address or port.
+/// Beginnings of connections from many sources, each with another address or port, to ports at which nobody listens:
+/// it is the switch that is attacked.
 fn syn_flood(attacker: &Host, target: &Host) -> Vec<[u8; FRAME]> {
     let mut rng = Rng::with_seed(SEED);
     let syn = |_| {
-        // Addresses of 198.18.0.0/15, from which nobody answers.
+        // Addresses of 198.18.0.0/15, to which nobody knows a way back.
         let address = Ipv4Addr::from_bits(0xc612_0000 | rng.u32(..1 << 17));
-        syn(attacker, target, address, (rng.u16(1_024..), OPEN_PORT))
+        syn(attacker, target, address, (TRUSTED_SOURCE_PORT, rng.u16(1_024..)))
     };
     (0..SYN_CONNECTIONS).map(syn).collect()
 }

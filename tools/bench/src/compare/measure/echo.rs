@@ -1,7 +1,8 @@
 //! Requests and their answers over UDP, one at a time: how long each takes.
 //!
-//! Both ends wait in the kernel for what comes, as programs do; or one thread is both, and looks for what
-//! comes again and again, so that nobody has to be woken and the rest is the system's own part.
+//! Both ends wait in the kernel for what comes, as programs do, wherever it puts them or in turns on one processor; or
+//! one thread is both, and looks for what comes again and again, so that nobody has to be woken and the rest is the
+//! system's own part.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -12,10 +13,13 @@ use std::time::{Duration, Instant};
 use firedoor_dataplane::sys::affinity;
 use firedoor_lab::netns::Netns;
 
+use super::steady::Parts;
 use super::{Manner, Sample};
+use crate::compare::confine::Confined;
 use crate::compare::error::{BuildError, building};
 use crate::compare::histogram::Histogram;
-use crate::compare::scenario::{Metric, Waiting};
+use crate::compare::metric::Metric;
+use crate::compare::scenario::Waiting;
 use crate::compare::topology::{Host, Topology};
 
 /// The receiver's port.
@@ -23,11 +27,15 @@ const PORT: u16 = 7;
 /// Payload of a frame of 64 bytes.
 const PAYLOAD: usize = 18;
 /// How long either end waits before it looks whether to stop.
-const PATIENCE: Duration = Duration::from_millis(100);
+pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 /// How long a system may take until something gets through and back.
 const PRIME_PATIENCE: Duration = Duration::from_secs(5);
 /// How long round trips are made before they count.
-const SETTLE: Duration = Duration::from_millis(200);
+pub(super) const SETTLE: Duration = Duration::from_millis(200);
+/// Round trips between two looks at how fast this processor is.
+const BURST: usize = 64;
+/// How long round trips are made between two looks at how fast all processors are.
+const PART: Duration = Duration::from_millis(50);
 
 /// Makes sure that the system carries traffic both ways, and lets it learn the hosts' addresses.
 ///
@@ -39,7 +47,7 @@ pub(in crate::compare) fn prime(
 ) -> Result<(), BuildError> {
     let answered = with_echo(topology, |socket| {
         let start = Instant::now();
-        while start.elapsed() < PRIME_PATIENCE && !manner.interrupted.load(Ordering::Relaxed) {
+        while start.elapsed() < PRIME_PATIENCE && !manner.is_interrupted() {
             if round_trip(socket, 0)?.is_some() {
                 return Ok(true);
             }
@@ -48,7 +56,7 @@ pub(in crate::compare) fn prime(
     })?;
     match answered {
         true => Ok(()),
-        false if manner.interrupted.load(Ordering::Relaxed) => Err(BuildError::Interrupted),
+        false if manner.is_interrupted() => Err(BuildError::Interrupted),
         false => Err(BuildError::Silence {
             from: topology.sender().name.clone(),
             to: topology.receiver().name.clone(),
@@ -63,46 +71,65 @@ pub(super) fn measure(
     topology: &Topology,
     manner: &Manner<'_>,
 ) -> Result<Sample, BuildError> {
-    let trips = match waiting {
-        Waiting::Sleeping => with_echo(topology, |client| {
-            round_trips(manner, |sequence| round_trip(client, sequence))
-        }),
+    let sleeping = || {
+        with_echo(topology, |client| round_trips(manner, |sequence| round_trip(client, sequence)))
+    };
+    let parts = match waiting {
+        Waiting::Sleeping => sleeping(),
+        Waiting::TakingTurns => {
+            let _confined = building("stay on one processor", Confined::to_one_core())?;
+            sleeping()
+        }
         Waiting::Polling => with_both(topology, |client, echo| {
             round_trips(manner, |sequence| polled_round_trip(client, echo, sequence))
         }),
     }?;
-    if manner.interrupted.load(Ordering::Relaxed) {
+    if manner.is_interrupted() {
         return Err(BuildError::Interrupted);
     }
+    let (steady, share) = parts.steady();
+    let mut trips = Histogram::default();
+    steady.flatten().for_each(|&trip| trips.record_time(trip));
     let quantile = |share| trips.quantile(share) as f64;
-    let mut sample = Sample::of([
+    let sample = Sample::of([
         (Metric::P50, quantile(0.5)),
         (Metric::P90, quantile(0.9)),
         (Metric::P99, quantile(0.99)),
         (Metric::P999, quantile(0.999)),
+        (Metric::Undisturbed, share),
     ]);
-    sample.round_trips = trips;
-    Ok(sample)
+    Ok(Sample { round_trips: trips, ..sample })
 }
 
-/// Makes round trips for as long as `manner` says.
-fn round_trips(
-    manner: &Manner<'_>,
+/// Makes round trips until as much as `manner` says was seen with the processor at full speed.
+fn round_trips<'a>(
+    manner: &Manner<'a>,
     round_trip: impl Fn(u64) -> io::Result<Option<Duration>>,
-) -> io::Result<Histogram> {
-    let mut trips = Histogram::default();
+) -> io::Result<Parts<'a, Vec<Duration>>> {
     let start = Instant::now();
     let mut sequence = 0;
-    while start.elapsed() < SETTLE + manner.time && !manner.interrupted.load(Ordering::Relaxed) {
-        let trip = round_trip(sequence)?;
-        sequence = sequence.wrapping_add(1);
-        if let Some(trip) = trip
-            && start.elapsed() > SETTLE
-        {
-            trips.record(u64::try_from(trip.as_nanos()).unwrap_or(u64::MAX));
-        }
+    let mut next = || {
+        sequence += 1;
+        round_trip(sequence)
+    };
+    while start.elapsed() < SETTLE && !manner.is_interrupted() {
+        next()?;
     }
-    Ok(trips)
+    // This processor is looked at often, and the others, which the system may use, as seldom as they have to be woken for it.
+    let mut parts = Parts::begin(manner.pace, manner.pace.probe_all()?);
+    while parts.want_more(manner.time) && !manner.is_interrupted() {
+        let (begun, mut bursts) = (Instant::now(), Parts::begin(manner.pace, manner.pace.probe()));
+        while begun.elapsed() < PART {
+            let (begun, mut trips) = (Instant::now(), Vec::with_capacity(BURST));
+            while trips.len() < BURST && begun.elapsed() < PATIENCE {
+                trips.extend(next()?);
+            }
+            bursts.end(trips, begun.elapsed(), manner.pace.probe());
+        }
+        let trips = bursts.steady().0.flatten().copied().collect();
+        parts.end(trips, begun.elapsed(), manner.pace.probe_all()?);
+    }
+    Ok(parts)
 }
 
 /// Does `work` at the sender, with a socket connected to an echo at the receiver.
@@ -151,7 +178,7 @@ fn open_both(topology: &Topology) -> Result<(UdpSocket, UdpSocket), BuildError> 
 }
 
 /// A UDP socket of a host. Sockets stay in the namespace they were made in.
-fn open(netns: &Netns, host: &Host, port: u16) -> Result<UdpSocket, BuildError> {
+pub(super) fn open(netns: &Netns, host: &Host, port: u16) -> Result<UdpSocket, BuildError> {
     let made = netns.run(|| {
         let any = if port == 0 { host.ip } else { Ipv4Addr::UNSPECIFIED };
         let socket = UdpSocket::bind((any, port))?;
@@ -193,7 +220,7 @@ fn round_trip(socket: &UdpSocket, sequence: u64) -> io::Result<Option<Duration>>
 }
 
 /// Likewise, as both ends.
-fn polled_round_trip(
+pub(super) fn polled_round_trip(
     client: &UdpSocket,
     echo: &UdpSocket,
     sequence: u64,

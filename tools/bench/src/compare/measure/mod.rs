@@ -6,6 +6,8 @@
 
 mod attack;
 mod echo;
+mod first;
+mod steady;
 mod stream;
 mod udp;
 mod window;
@@ -16,10 +18,12 @@ use std::time::{Duration, Instant};
 
 use super::error::BuildError;
 use super::histogram::Histogram;
-use super::scenario::{Metric, Traffic};
+use super::metric::Metric;
+use super::scenario::Traffic;
 use super::topology::Topology;
 
 pub(super) use echo::prime;
+pub(super) use steady::Pace;
 pub(super) use udp::SEED;
 
 /// How a measurement is made.
@@ -27,17 +31,24 @@ pub(super) use udp::SEED;
 pub(super) struct Manner<'a> {
     /// How long traffic is watched.
     pub time: Duration,
+    /// How fast the processors are.
+    pub pace: &'a Pace,
     /// Becomes true when it should stop.
     pub interrupted: &'a AtomicBool,
 }
 
 impl Manner<'_> {
+    /// Whether someone asks to stop.
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
     /// Waits, unless someone asks to stop.
     fn wait(&self, time: Duration) -> Result<(), BuildError> {
         const STEP: Duration = Duration::from_millis(50);
         let mut left = time;
         while !left.is_zero() {
-            if self.interrupted.load(Ordering::Relaxed) {
+            if self.is_interrupted() {
                 return Err(BuildError::Interrupted);
             }
             let step = left.min(STEP);
@@ -91,6 +102,7 @@ pub(super) fn measure(
         Traffic::Attack { victim, attack } => attack::measure(victim, attack, topology, manner),
         Traffic::Tcp { streams } => stream::measure(streams, topology, manner),
         Traffic::Connections => stream::measure_connections(topology, manner),
+        Traffic::Firsts(opening) => first::measure(opening, topology, manner),
         Traffic::RoundTrips(waiting) => echo::measure(waiting, topology, manner),
         Traffic::Silence => silence(topology, manner),
     }
@@ -103,8 +115,8 @@ pub(super) fn measure(
 pub(super) fn busy_processors(manner: &Manner<'_>) -> Result<f64, BuildError> {
     manner.wait(REST)?;
     // A longer look averages out what else the machine does from time to time.
-    let patient = Manner { time: manner.time.max(Duration::from_secs(3)), ..*manner };
-    Ok(window::watch(&patient, || Ok(0))?.processors)
+    let patient = Manner { time: manner.time.max(Duration::from_secs(2)), ..*manner };
+    window::busy_processors(&patient)
 }
 
 /// How long after the last traffic the machine is left to come to rest.

@@ -4,12 +4,12 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::window::{Window, watch};
+use super::window::{Count, watch};
 use super::{Manner, Sample};
 use crate::compare::error::{BuildError, building};
-use crate::compare::scenario::Metric;
+use crate::compare::metric::Metric;
 use crate::compare::topology::Topology;
 
 /// The receiver's port.
@@ -23,7 +23,7 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// How long streams run before they are watched: slow start is over.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Clients that open and close connections at once.
-const CLIENTS: usize = 4;
+const CLIENTS: u64 = 4;
 
 /// Measures the throughput of `streams` connections.
 pub(super) fn measure(
@@ -32,7 +32,7 @@ pub(super) fn measure(
     manner: &Manner<'_>,
 ) -> Result<Sample, BuildError> {
     let (received, done) = (AtomicU64::new(0), AtomicBool::new(false));
-    let listener = listen(topology)?;
+    let listener = listen(topology, PORT)?;
     let window = thread::scope(|scope| {
         let stop = Stop(&done);
         // All before any is filled, whose frames would crowd out the others' handshakes.
@@ -42,13 +42,14 @@ pub(super) fn measure(
             scope.spawn(|| drain(to, &received, &done));
         }
         manner.wait(SETTLE)?;
-        let window = watch(manner, || Ok(received.load(Ordering::Relaxed)));
+        let window = watch(manner, || Ok(Count::arrived(received.load(Ordering::Relaxed))));
         drop(stop);
         window
     })?;
     Ok(Sample::of([
         (Metric::BitsPerSecond, 8.0 * window.rate()),
         (Metric::CpuNsPerKilobyte, 1e3 * window.ns_each()),
+        (Metric::Undisturbed, window.undisturbed),
     ]))
 }
 
@@ -57,35 +58,50 @@ pub(super) fn measure_connections(
     topology: &Topology,
     manner: &Manner<'_>,
 ) -> Result<Sample, BuildError> {
+    let window = with_clients(topology, PORT, None, |count| {
+        manner.wait(SETTLE)?;
+        watch(manner, count)
+    })?;
+    Ok(Sample::of([
+        (Metric::ConnectionsPerSecond, window.rate()),
+        (Metric::CpuNsPerConnection, window.ns_each()),
+        (Metric::Undisturbed, window.undisturbed),
+    ]))
+}
+
+/// Does `work` while clients open and close connections to a port of the receiver: as many as they can, or so many
+/// a second together. `work` may count those that were closed so far.
+pub(super) fn with_clients<T>(
+    topology: &Topology,
+    port: u16,
+    rate: Option<u32>,
+    work: impl FnOnce(&dyn Fn() -> Result<Count, BuildError>) -> Result<T, BuildError>,
+) -> Result<T, BuildError> {
     let (closed, done) = (AtomicU64::new(0), AtomicBool::new(false));
-    let listener = listen(topology)?;
-    let to = SocketAddr::from((topology.receiver().ip, PORT));
-    let window: Result<Window, BuildError> = thread::scope(|scope| {
-        let stop = Stop(&done);
+    let listener = listen(topology, port)?;
+    let to = SocketAddr::from((topology.receiver().ip, port));
+    let pause = rate.map_or(Duration::ZERO, |rate| Duration::from_secs(CLIENTS) / rate.max(1));
+    thread::scope(|scope| {
+        let _stop = Stop(&done);
         scope.spawn(|| close_what_comes(&listener, &done));
         for _ in 0..CLIENTS {
             scope.spawn(|| {
                 topology.sender_netns().run(|| {
                     while !done.load(Ordering::Relaxed) {
+                        let start = Instant::now();
                         // One that failed does not count, and may have failed for want of a port.
-                        match open_and_close(to) {
-                            Ok(()) => closed.fetch_add(1, Ordering::Relaxed),
-                            Err(_) => continue,
-                        };
+                        if open_and_close(to).is_ok() {
+                            closed.fetch_add(1, Ordering::Relaxed);
+                        }
+                        if let Some(rest) = pause.checked_sub(start.elapsed()) {
+                            thread::sleep(rest);
+                        }
                     }
                 })
             });
         }
-        manner.wait(SETTLE)?;
-        let window = watch(manner, || Ok(closed.load(Ordering::Relaxed)));
-        drop(stop);
-        window
-    });
-    let window = window?;
-    Ok(Sample::of([
-        (Metric::ConnectionsPerSecond, window.rate()),
-        (Metric::CpuNsPerConnection, window.ns_each()),
-    ]))
+        work(&|| Ok(Count::arrived(closed.load(Ordering::Relaxed))))
+    })
 }
 
 /// Ends the threads of a scope on every way out of it.
@@ -97,13 +113,14 @@ impl Drop for Stop<'_> {
     }
 }
 
-fn listen(topology: &Topology) -> Result<TcpListener, BuildError> {
+/// A socket of the receiver that takes connections.
+pub(super) fn listen(topology: &Topology, port: u16) -> Result<TcpListener, BuildError> {
     let listener = topology.receiver_netns().run(|| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         // `accept` gives up as reads do.
         socket.set_read_timeout(Some(PATIENCE))?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into())?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
         socket.listen(1_024)?;
         Ok(TcpListener::from(socket))
     })?;

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use firedoor_dataplane::sys::affinity;
 
-use super::window::watch;
+use super::window::{Count, watch};
 use super::{Manner, Sample};
 use crate::compare::error::BuildError;
-use crate::compare::scenario::{Load, Metric};
+use crate::compare::metric::Metric;
+use crate::compare::scenario::Load;
 use crate::compare::tool::tool;
 use crate::compare::topology::{Host, Topology};
 use crate::traffic::search::{self, Trial, search};
@@ -25,7 +26,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 const SETTLE_FRAMES: u64 = 8;
 const SETTLE_LONGEST: Duration = Duration::from_secs(20);
 /// Length of one trial of a search.
-const TRIAL: Duration = Duration::from_millis(250);
+const TRIAL: Duration = Duration::from_millis(150);
 /// How long the last frames of a trial may be under way.
 const UNDER_WAY: Duration = Duration::from_millis(500);
 /// How to search: to two percent, and a frame in 100,000 may get lost.
@@ -47,18 +48,22 @@ pub(super) fn measure(
     let sinks = Sinks::attach(load.kind, topology)?;
     let generator = start(generator(load, topology)?)?;
     let watched = settle(load, &sinks, manner).and_then(|()| {
-        let (before, start) = (generator.frames(), Instant::now());
-        let window = watch(manner, || Ok(sinks.read()?.frames))?;
-        let offered = (generator.frames() - before) as f64 / start.elapsed().as_secs_f64();
-        Ok((window, offered))
+        let (ran_before, start) = (topology.ran_in_switch(), Instant::now());
+        let count = || Ok(Count { arrived: sinks.read()?.frames, offered: generator.frames() });
+        let window = watch(manner, count)?;
+        let ran = topology.ran_in_switch().saturating_sub(ran_before);
+        Ok((window, ran.as_nanos() as f64 / start.elapsed().as_secs_f64()))
     });
     generator.stop()?;
-    let (window, offered) = watched?;
+    let (window, own) = watched?;
+    let (rate, offered) = (window.rate(), window.offered());
     Ok(Sample::of([
-        (Metric::FramesPerSecond, window.rate()),
+        (Metric::FramesPerSecond, rate),
         (Metric::CpuNsPerFrame, window.ns_each()),
+        (Metric::OwnNsPerFrame, own / rate.max(1.0)),
         (Metric::Offered, offered),
-        (Metric::Lost, (1.0 - window.rate() / offered.max(1.0)).clamp(0.0, 1.0)),
+        (Metric::Lost, (1.0 - rate / offered.max(1.0)).clamp(0.0, 1.0)),
+        (Metric::Undisturbed, window.undisturbed),
     ]))
 }
 

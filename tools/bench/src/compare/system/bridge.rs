@@ -71,7 +71,10 @@ impl System for Bridge {
 
 /// Loads the policy.
 fn judge(site: &Site<'_>) -> Result<Up, BuildError> {
-    let room = Room::for_connections(site.connections);
+    let room = match site.room {
+        Some(room) => Room::of(room),
+        None => Room::for_connections(site.connections),
+    };
     // The bridge's own connection tracking, where the kernel has it.
     if load(site.policy, "bridge", site.topology).is_ok() {
         return Ok(Up::new(room).with_note("connections tracked by nf_conntrack_bridge"));
@@ -82,7 +85,7 @@ fn judge(site: &Site<'_>) -> Result<Up, BuildError> {
         .with_note("connections tracked by br_netfilter: the kernel has no nf_conntrack_bridge"))
 }
 
-/// More room in the kernel's connection table, which all namespaces share, until this is dropped.
+/// Another size of the kernel's connection table, which all namespaces share, until this is dropped.
 struct Room {
     before: Option<String>,
 }
@@ -91,11 +94,20 @@ impl Room {
     /// Makes room for twice as many connections, at least [`Self::LEAST`], if there is less.
     fn for_connections(connections: usize) -> Self {
         let wanted = (2 * connections).max(Self::LEAST);
+        match fs::read_to_string(Self::LIMIT) {
+            Ok(limit) if limit.trim().parse().is_ok_and(|limit: usize| limit < wanted) => {
+                Self::of(wanted)
+            }
+            _ => Self { before: None },
+        }
+    }
+
+    /// Makes room for just so many.
+    fn of(wanted: usize) -> Self {
         let before = fs::read_to_string(Self::LIMIT).ok();
-        let before = before.filter(|limit| limit.trim().parse().is_ok_and(|n: usize| n < wanted));
-        // Where the limit cannot be raised, connections beyond it are refused, and that shows.
-        let raised = before.is_some() && fs::write(Self::LIMIT, wanted.to_string()).is_ok();
-        Self { before: before.filter(|_| raised) }
+        // Where the limit cannot be changed, more or fewer connections are refused, and that shows.
+        let changed = before.is_some() && fs::write(Self::LIMIT, wanted.to_string()).is_ok();
+        Self { before: before.filter(|_| changed) }
     }
 
     const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";

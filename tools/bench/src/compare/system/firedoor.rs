@@ -35,7 +35,7 @@ pub(super) struct Firedoor {
 }
 
 pub(super) static SWITCH_LANE: Firedoor = Firedoor {
-    name: "firedoor",
+    name: "firedoor-switch",
     about: "Firedoor's switch lane, one worker",
     is_usual: true,
     settings: "",
@@ -88,9 +88,12 @@ impl System for Firedoor {
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
-        let connections = match site.connections > DEFAULT_CONNECTIONS / 2 {
-            true => (2 * site.connections).next_power_of_two(),
-            false => DEFAULT_CONNECTIONS,
+        let connections = match site.room {
+            Some(room) => room,
+            None if site.connections > DEFAULT_CONNECTIONS / 2 => {
+                (2 * site.connections).next_power_of_two()
+            }
+            None => DEFAULT_CONNECTIONS,
         };
         let settings = format!("max_connections = {connections}\n{}", self.settings);
         if self.redirects {

@@ -65,6 +65,8 @@ pub struct Site<'a> {
     pub policy: &'a Policy,
     /// Connections that it will see at once, about.
     pub connections: usize,
+    /// The most connections that it may remember, where that is to be the same for all.
+    pub room: Option<usize>,
     /// An empty directory of its own.
     pub directory: &'a Path,
     /// The `firedoor` executable.
@@ -134,6 +136,7 @@ pub fn named(name: &str) -> Vec<&'static dyn System> {
     let group: &[&str] = match name {
         "ovs-afxdp" => &["ovs-afxdp", "ovs-afxdp+ct"],
         "redirect" => &["af_xdp", "xdp", "tcx"],
+        "firedoor" => &["firedoor-switch", "firedoor-express"],
         name => &[name],
     };
     ALL.into_iter().filter(|system| group.contains(&system.name())).collect()
@@ -149,6 +152,13 @@ mod tests {
             assert!(named(system.name()).iter().any(|found| found.name() == system.name()));
         }
         assert!(named("carrier-pigeon").is_empty());
+    }
+
+    #[test]
+    fn a_name_may_stand_for_all_of_a_kind() {
+        for (name, count) in [("ovs-afxdp", 2), ("redirect", 3), ("firedoor", 2), ("bridge", 1)] {
+            assert_eq!(named(name).len(), count, "{name}");
+        }
     }
 
     #[test]

@@ -29,12 +29,13 @@ const PORT_SECONDS: usize = 2;
 const PORT_LIMIT: (usize, &str) =
     (64, "left out: 200 AF_XDP ports take it 15 GB and three minutes to add");
 /// Programs, and the packages that bring them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("ovs-vswitchd", "openvswitch-switch"),
     ("ovsdb-server", "openvswitch-switch"),
     ("ovsdb-tool", "openvswitch-common"),
     ("ovs-vsctl", "openvswitch-switch"),
     ("ovs-ofctl", "openvswitch-common"),
+    ("ovs-appctl", "openvswitch-common"),
     ("ethtool", "ethtool"),
 ];
 
@@ -94,6 +95,9 @@ impl System for OpenVswitch {
         let database = daemons.start_database()?;
         let switch = daemons.start_switch()?;
         daemons.add_ports()?;
+        if let Some(room) = site.room {
+            daemons.bound_connections(room)?;
+        }
         match self.judges {
             true => daemons.load(&site.policy.open_vswitch(site.topology))?,
             false => daemons.load("actions=NORMAL\n")?,
@@ -169,6 +173,13 @@ impl Daemons<'_> {
             None => Ok(()),
             Some(line) => building("add ports to Open vSwitch", Err(std::io::Error::other(line))),
         }
+    }
+
+    /// Lets the connection tracker remember at most so many; by default three million.
+    fn bound_connections(&self, room: usize) -> Result<(), BuildError> {
+        let control = format!("--target={}", self.path("vswitchd.ctl"));
+        tool(None, "ovs-appctl", [&control, "dpctl/ct-set-maxconns", &room.to_string()])?;
+        Ok(())
     }
 
     /// Loads flows in OpenFlow's words.

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use firedoor_bench::compare::against::{Agreement, Earlier};
+use firedoor_bench::compare::metric::Metric;
 use firedoor_bench::compare::report::{COMPARED, Cell as Measured, Row, lanes};
-use firedoor_bench::compare::scenario::{self, Metric, Scenario};
+use firedoor_bench::compare::scenario::{self, Scenario};
 use firedoor_bench::compare::system::{self, System};
 use firedoor_bench::compare::{Options, Progress, Report, Summary, compare, html, markdown};
 use indicatif::{ProgressBar, ProgressStyle};
