@@ -264,6 +264,9 @@ pub(crate) struct StatusArgs {
 }
 
 /// Lists ports with their counters.
+///
+/// The mode is how frames get in: by a program at tcx, or at clsact before Linux 6.6, on the express
+/// lane; by native or generic XDP and by copy or zero-copy on the switch lane.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: firedoor ports --json | jq '.[].workload'")]
 pub(crate) struct PortsArgs {
@@ -337,6 +340,12 @@ pub(crate) struct PortDelArgs {
 }
 
 /// Lists live connections and cached flows.
+///
+/// Where a port of a connection is on the express lane and the switch forwards it all the same, the
+/// lane says why: protocol (neither TCP, UDP nor ping); audit (it lives by audit or learn mode alone);
+/// router, trunk (an end is one); window-check (TCP under tcp_window_check); state (TCP not answered yet,
+/// or ended); short (few frames, and no answer); stale (its next frame is judged by a new policy);
+/// table-full (express_flows is used up).
 #[derive(Debug, Args)]
 #[command(after_help = "Example: firedoor flows --workload web")]
 pub(crate) struct FlowsArgs {
