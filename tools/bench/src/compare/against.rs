@@ -2,7 +2,8 @@
 //!
 //! Values move from run to run with the machine; ratios of what was measured side by side are meant to
 //! stay. They agree if their ranges over the rounds have something in common. Of two sets of three
-//! values of the same thing, one in ten does not.
+//! values of the same thing, one in ten does not. What was measured in one round only has no range, and is not
+//! compared.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -88,7 +89,7 @@ impl Earlier {
 /// How a comparison's ratios stand to an earlier one's.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Agreement {
-    /// Ratios that both have.
+    /// Ratios that both have of several rounds.
     pub common: usize,
     /// Those of them that do not agree.
     pub disagree: Vec<Disagreement>,
@@ -146,7 +147,8 @@ impl Agreement {
                 for (ours, metrics) in &cell.ratios {
                     for (&metric, now) in metrics {
                         let before = before.get(ours).and_then(|metrics| metrics.get(&metric));
-                        let Some(before) = before else { continue };
+                        let both = before.filter(|before| before.has_spread() && now.has_spread());
+                        let Some(before) = both else { continue };
                         agreement.common += 1;
                         if !now.agrees_with(before) {
                             agreement.disagree.push(Disagreement {
@@ -169,7 +171,9 @@ impl Agreement {
 fn goals(goals: &[Goal], earlier: &Earlier) -> Vec<GoalAgreement> {
     let both = goals.iter().filter_map(|goal| {
         let before = earlier.goals.iter().find(|before| before.what == goal.what)?.seen.clone()?;
-        Some(GoalAgreement { goal: goal.clone(), before, now: goal.seen.clone()? })
+        let now = goal.seen.clone()?;
+        let comparable = before.has_spread() && now.has_spread();
+        comparable.then(|| GoalAgreement { goal: goal.clone(), before, now })
     });
     both.collect()
 }

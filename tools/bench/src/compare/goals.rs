@@ -418,11 +418,23 @@ impl Quantity {
                 let sweep = sweeps.find(|sweep| sweep.rows.iter().any(|id| id == row))?;
                 let line = sweep.lines.iter().find(|line| line.system == *system)?;
                 // Complete, or a part of the way would pass for the whole.
-                let complete = line.points.iter().all(Option::is_some);
-                Summary::of(&[line.growth.filter(|_| complete)?])
+                let points: Option<Vec<&Summary>> =
+                    line.points.iter().map(Option::as_ref).collect();
+                growth_by_round(&points?)
             }
         }
     }
+}
+
+/// How far a cost grows in each round, as the largest over the least.
+fn growth_by_round(points: &[&Summary]) -> Option<Summary> {
+    let rounds = points.iter().map(|point| point.values.len()).min()?;
+    let growth = |round: usize| {
+        let values = || points.iter().map(|point| point.values[round]);
+        let (least, most) = (values().reduce(f64::min)?, values().reduce(f64::max)?);
+        Some(most / least).filter(|growth| growth.is_finite())
+    };
+    Summary::of(&(0..rounds).filter_map(growth).collect::<Vec<_>>())
 }
 
 fn find<'a>(rows: &'a [Row], (system, scenario, metric): &Of) -> Option<&'a Summary> {
@@ -497,6 +509,13 @@ mod tests {
         assert_eq!(verdict(true), "no");
         assert_eq!(verdict(false), format!("no (the kernel's own: {:.2} ×)", ceiling.seen.median));
         assert_eq!(Goal { met: Some(true), ..goal.clone() }.verdict(), "yes");
+    }
+
+    #[test]
+    fn growth_is_that_of_each_round() {
+        let [few, many] = [[10.0, 20.0], [30.0, 10.0]].map(|v| Summary::of(&v).unwrap());
+        assert_eq!(growth_by_round(&[&few, &many]).unwrap().values, [3.0, 2.0]);
+        assert_eq!(growth_by_round(&[]), None);
     }
 
     #[test]

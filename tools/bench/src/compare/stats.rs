@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How far apart values may be that count as the same: a quantile of round trips is known to 1.6 %.
+const NEARLY: f64 = 1.02;
+
 /// Some values of one quantity, in the order they were measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -37,9 +40,14 @@ impl Summary {
         if ratios.iter().all(|ratio| ratio.is_finite()) { Self::of(&ratios) } else { None }
     }
 
-    /// Whether the values of both, from the least to the largest, have some in common.
+    /// Whether the values of both, from the least to the largest, have some in common, or nearly.
     pub fn agrees_with(&self, other: &Self) -> bool {
-        self.min <= other.max && other.min <= self.max
+        self.min <= other.max * NEARLY && other.min <= self.max * NEARLY
+    }
+
+    /// Whether it was measured more than once, so that something is known of its spread.
+    pub fn has_spread(&self) -> bool {
+        self.values.len() > 1
     }
 }
 
@@ -63,6 +71,8 @@ mod tests {
             [[1.0, 2.0], [2.0, 3.0], [2.5, 4.0]].map(|v| Summary::of(&v).unwrap());
         assert!(low.agrees_with(&middle) && middle.agrees_with(&high));
         assert!(!low.agrees_with(&high) && !high.agrees_with(&low));
+        let [step, next] = [8_640.0, 8_768.0].map(|value| Summary::of(&[value]).unwrap());
+        assert!(step.agrees_with(&next) && next.agrees_with(&step) && !step.has_spread());
     }
 
     #[test]

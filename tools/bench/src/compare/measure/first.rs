@@ -63,6 +63,13 @@ pub(super) fn measure(
     if manner.is_interrupted() {
         return Err(BuildError::Interrupted);
     }
+    if conversations.len() == 0 {
+        return Err(BuildError::Silence {
+            from: topology.sender().name.clone(),
+            to: topology.receiver().name.clone(),
+            seconds: manner.time.as_secs(),
+        });
+    }
     Ok(summary(&conversations, lost))
 }
 
