@@ -141,13 +141,13 @@ impl Traffic {
         let more = match self {
             // Each flow has to be there some times, in ten seconds at most.
             Self::Udp(load) => 1_200 + (u64::from(load.flows) / 100).min(9_000),
-            Self::LossFree(_) => 8_000,
+            Self::LossFree(_) => 6_000,
             Self::Tcp { .. } | Self::Connections => 600,
             Self::RoundTrips(_) => 250,
             Self::Firsts(Opening { rested, .. }) => 250 + 500 * u64::from(rested),
             // The victim is watched twice.
             Self::Attack { .. } => 4_000 + window_ms,
-            Self::Silence => 4_500,
+            Self::Silence => 3_500,
         };
         window + Duration::from_millis(more)
     }

@@ -115,7 +115,7 @@ pub(super) fn measure(
 pub(super) fn busy_processors(manner: &Manner<'_>) -> Result<f64, BuildError> {
     manner.wait(REST)?;
     // A longer look averages out what else the machine does from time to time.
-    let patient = Manner { time: manner.time.max(Duration::from_secs(2)), ..*manner };
+    let patient = Manner { time: manner.time.max(Duration::from_millis(1_500)), ..*manner };
     window::busy_processors(&patient)
 }
 

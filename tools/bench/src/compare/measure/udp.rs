@@ -24,11 +24,11 @@ pub(in crate::compare) const SEED: u64 = 0xf1ed_0042;
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often each flow has to be there, and how long frames flow at most until then.
 const SETTLE_FRAMES: u64 = 8;
-const SETTLE_LONGEST: Duration = Duration::from_secs(20);
+const SETTLE_LONGEST: Duration = Duration::from_secs(12);
 /// Length of one trial of a search.
 const TRIAL: Duration = Duration::from_millis(150);
 /// How long the last frames of a trial may be under way.
-const UNDER_WAY: Duration = Duration::from_millis(500);
+const UNDER_WAY: Duration = Duration::from_millis(200);
 /// How to search: to two percent, and a frame in 100,000 may get lost.
 const SEARCH: search::Options = search::Options {
     lowest: 10_000,

@@ -22,7 +22,7 @@ use crate::output::{Cell, NO, Output, Table, Tone, YES};
 
 /// Rounds, and length of each measurement.
 const ROUNDS: u16 = 3;
-const WINDOW: f64 = 1.0;
+const WINDOW: f64 = 0.8;
 
 pub(crate) fn run(args: &BenchCompareArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let (scenarios, systems) = (scenarios(args)?, systems(args)?);
