@@ -173,8 +173,9 @@ impl<P: Port + 'static> From<xdp::Opened<P>> for Opened {
 /// What a port's notice says on older kernels.
 fn no_tcx(ifname: &str) -> String {
     format!(
-        "a filter of clsact looks its frames up, because the kernel has no tcx (Linux 6.6): if the switch \
-         is killed and not started again, it drops every frame until `tc qdisc del dev {ifname} clsact`"
+        "a filter of clsact looks its frames up, because the kernel has no tcx (Linux 6.6) or \
+         FIREDOOR_NO_TCX is set: if the switch is killed and not started again, it drops every \
+         frame until `tc qdisc del dev {ifname} clsact`"
     )
 }
 

@@ -19,7 +19,7 @@ pub const BATCH: usize = 256;
 /// Free frames that any worker may take. As large as the umem, so it is never full.
 pub struct FrameStore {
     free: ArrayQueue<Frame>,
-    /// Told of every frame that is given back to a pool.
+    /// Told of every frame that comes back to a pool.
     leaving: Leaving,
 }
 
@@ -89,9 +89,19 @@ impl FramePool {
         Some(frame)
     }
 
-    /// Takes a frame back.
+    /// Takes a frame back that was not sent.
     pub fn give(&mut self, frame: Frame) {
-        self.store.leaving.free(&frame);
+        self.store.leaving.forget(&frame);
+        self.put(frame);
+    }
+
+    /// Takes a frame back whose transmission is complete.
+    pub fn give_sent(&mut self, frame: Frame) {
+        self.store.leaving.pass(&frame);
+        self.put(frame);
+    }
+
+    fn put(&mut self, frame: Frame) {
         self.stack.push(frame);
         if self.stack.len() >= 3 * BATCH {
             self.spill(BATCH);

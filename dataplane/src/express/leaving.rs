@@ -1,10 +1,11 @@
 //! Frames on the long way whose passing is counted, at either lane's ports.
 //!
-//! A frame with a mark is found to be of its flow when it arrives. It has left the switch when its chunk is
-//! free again, wherever that happens: it was dropped, or the kernel has completed its transmission, which
-//! for a veth or tap is when the receiver's stack or the tap has taken the packet from every queue. So it
-//! does not matter how many workers handed it on, nor how long it waited for its port. A frame that
-//! the kernel redirects after that finds none before it.
+//! A frame with a mark is found to be of its flow when it arrives. It has left the switch when the kernel has
+//! completed its transmission, which for a veth or tap is when the receiver's stack or the tap has taken
+//! the packet from every queue. So it does not matter how many workers handed it on, nor how long it waited
+//! for its port. A frame that the kernel redirects after that finds none before it. One that is dropped
+//! says nothing of those before it, which no mark counts if they came before the verdict; so it is
+//! forgotten, like one that is lost on the way to the switch.
 //!
 //! Cost for a frame that is not counted: one load when its chunk is given back, another one while any is
 //! counted.
@@ -59,20 +60,28 @@ impl Leaving {
         }
     }
 
-    /// The frame's chunk is free.
-    pub(crate) fn free(&self, frame: &Frame) {
-        if self.count.load(Ordering::Relaxed) > 0 {
-            self.pass(frame);
+    /// A frame was sent: it has left, if it was counted.
+    pub(crate) fn pass(&self, frame: &Frame) {
+        if let Some(counted) = self.take(frame)
+            && let Some(flows) = self.flows.get()
+        {
+            flows.pass(counted);
         }
     }
 
-    /// It has left, if it was counted.
-    fn pass(&self, frame: &Frame) {
-        let Some(place) = self.frames.get(frame.chunk() as usize) else { return };
-        if let Some(counted) = Counted::unpack(place.load(Ordering::Relaxed)) {
-            place.store(0, Ordering::Relaxed);
-            self.count.fetch_sub(1, Ordering::Relaxed);
-            self.flows.get().inspect(|flows| flows.pass(counted));
+    /// Nobody knows of what stood before a frame: if it was counted, it is not any more.
+    pub(crate) fn forget(&self, frame: &Frame) {
+        self.take(frame);
+    }
+
+    fn take(&self, frame: &Frame) -> Option<Counted> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
         }
+        let place = self.frames.get(frame.chunk() as usize)?;
+        let counted = Counted::unpack(place.load(Ordering::Relaxed))?;
+        place.store(0, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        Some(counted)
     }
 }

@@ -161,7 +161,7 @@ impl Port for MemoryPort {
     }
 
     fn reclaim(&mut self, pool: &mut FramePool) {
-        self.sent.drain(..).for_each(|frame| pool.give(frame));
+        self.sent.drain(..).for_each(|frame| pool.give_sent(frame));
     }
 
     fn fd(&self) -> Option<RawFd> {

@@ -604,7 +604,7 @@ impl Port for XdpPort {
         while let Some(address) = self.socket.completion.pop() {
             self.sending = self.sending.saturating_sub(1);
             if let Some(frame) = self.umem.return_from_kernel(address, 0, self.owner) {
-                pool.give(frame);
+                pool.give_sent(frame);
             }
         }
         self.socket.completion.release();

@@ -72,10 +72,11 @@ pub enum TcHook {
 }
 
 impl TcHook {
-    /// What the running kernel has.
+    /// What the running kernel has. Where the environment has `FIREDOOR_NO_TCX`, tcx is not used.
     pub fn of_kernel() -> Self {
         let has_tcx = KernelVersion::current().is_ok_and(|version| version >= TCX);
-        if has_tcx { Self::Tcx } else { Self::Clsact }
+        let is_wanted = std::env::var_os("FIREDOOR_NO_TCX").is_none();
+        if has_tcx && is_wanted { Self::Tcx } else { Self::Clsact }
     }
 }
 

@@ -2,17 +2,21 @@
 //! what there is, or says what is missing, where people look.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use firedoor_api::dataplane::PortState;
 use firedoor_classifier::snapshot::Lane;
-use firedoor_lab::probe::{Responder, Service};
+use firedoor_lab::probe::{Outcome, Responder, Service};
 use libtest_mimic::Failed;
+use nix::sys::signal::Signal;
 
 use crate::express::ECHO;
-use crate::failure::{state, wire};
-use crate::fixture::{Fixture, Stream, allow, echoes, ensure, pair, v4, wait_for};
+use crate::failure::{send, state, wire};
+use crate::fixture::{
+    Fixture, Stream, allow, echoes, ensure, firedoor, pair, printed, start_in, v4, wait_for,
+};
 use crate::policy::nothing_lost;
 use crate::restart::{Dialogue, UDP, kill_and_await, settled, upgrade_once};
 use crate::{Shown, Test};
@@ -26,6 +30,11 @@ pub(crate) const TESTS: &[Test] = &[
         "without_the_right_to_mount_express_flows_end_with_the_data_plane",
         &["unshare", "umount", "setpriv"],
         no_mount,
+    ),
+    (
+        "without_tcx_a_killed_switch_fails_closed_and_the_next_takes_its_filters_place",
+        &["tc"],
+        killed_without_tcx,
     ),
     ("without_cap_perfmon_the_switch_lane_carries_ports_and_says_why", &["setpriv"], no_perfmon),
     ("without_cap_bpf_ports_say_what_is_missing", &["setpriv"], no_bpf),
@@ -86,6 +95,71 @@ fn flows_end_with_the_data_plane(lab: &Fixture) -> Shown {
         kill_and_await(lab)?;
     }
     settled(lab).map(drop)
+}
+
+/// The command that runs others as if the kernel had no tcx.
+const NO_TCX: &str = "env FIREDOOR_NO_TCX=1";
+
+/// All three processes are killed at once; no pin holds the program, and it goes on all the same.
+fn killed_without_tcx() -> Shown {
+    const GRACE: u64 = 3;
+    let rules = pair(&allow("a", "b", "any"));
+    let lab = Fixture::up_by(NO_TCX, &format!("express_grace_secs = {GRACE}"), &rules)?;
+    each_port_says(&lab, Lane::Express, "a filter of clsact looks its frames up")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
+    let mut connection = settled(&lab)?;
+    let denied = Stream::start(&lab.netns("b")?, &lab.netns("a")?, v4(1), 9)?;
+    kill_all(&lab)?;
+    let left = filters(&lab)?;
+    ensure!(left.len() == 2, "{left:?}");
+    ensure!(echoes(&mut connection), "it did not outlive the switch");
+    let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
+    ensure!(heard == Outcome::Silent, "with nobody to judge it, a conversation heard {heard:?}");
+    thread::sleep(Duration::from_secs(GRACE + 1));
+    ensure!(!echoes(&mut connection), "the kernel goes on without the switch");
+    let denied = denied.end()?;
+    ensure!(denied.sent > 1_000 && denied.came == 0, "denied datagrams passed: {denied:?}");
+
+    let command: Vec<&str> = NO_TCX.split(' ').collect();
+    let (config, firedoor) = (lab.config(), firedoor());
+    let run = [firedoor.to_string_lossy(), "run".into(), config.to_string_lossy()];
+    let arguments: Vec<&str> =
+        command[1..].iter().copied().chain(run.iter().map(|a| &**a)).collect();
+    let next = start_in(&lab.switch_netns()?, command[0], &arguments)?;
+    let judges = || Ok(lab.ask("a", v4(2), Service::Udp(UDP))? == Outcome::Reachable);
+    ensure!(wait_for(Duration::from_secs(10), judges)?, "the next switch judges nothing");
+    settled(&lab)?;
+    let replaced = filters(&lab)?;
+    let is_new = |filter: &String| !left.contains(filter);
+    ensure!(replaced.len() == 2 && replaced.iter().all(is_new), "{left:?} {replaced:?}");
+    send(next.0.id(), Signal::SIGTERM)?;
+    let gone = wait_for(Duration::from_secs(5), || Ok(filters(&lab)?.is_empty()))?;
+    ensure!(gone, "{:?}", filters(&lab)?);
+    Ok(())
+}
+
+/// Kills supervisor, data plane and control, of which none can start another again.
+fn kill_all(lab: &Fixture) -> Shown {
+    let all = lab.state().processes();
+    ensure!(all.len() == 3, "processes {all:?}");
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        all.iter().try_for_each(|&pid| send(pid, signal))?;
+    }
+    let dead = wait_for(Duration::from_secs(5), || Ok(lab.state().processes().is_empty()))?;
+    ensure!(dead, "processes {:?} live on", lab.state().processes());
+    Ok(())
+}
+
+/// The filters at the ports' ingress, each in a line that names its program.
+fn filters(lab: &Fixture) -> Result<Vec<String>, Failed> {
+    let mut found = Vec::new();
+    for host in lab.hosts() {
+        let mut tc = Command::new("tc");
+        tc.args(["filter", "show", "dev", &host.ifname, "ingress"]);
+        let shown = printed("tc", &lab.switch_netns()?.run(|| tc.output())??)?;
+        found.extend(shown.lines().filter(|line| line.contains(" handle ")).map(str::to_owned));
+    }
+    Ok(found)
 }
 
 fn no_perfmon() -> Shown {

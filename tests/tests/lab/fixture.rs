@@ -155,6 +155,11 @@ impl Fixture {
         Ok(Self { lab: Temporary::up(&path, text, &options)?, directory })
     }
 
+    /// The file that it was built from.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.directory.path().join("lab.toml")
+    }
+
     /// Removes it, to hear of errors.
     pub(crate) fn down(self) -> Result<(), Failed> {
         Ok(self.lab.down()?)
