@@ -23,6 +23,7 @@
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
+#define TCP_PSH 0x08
 #define TCP_ACK 0x10
 #define TCP_URG 0x20
 
@@ -76,6 +77,8 @@ union far {
 #define FACT_REPLY 2
 // TCP: its last byte was sent, and a FIN. Written here.
 #define FACT_ENDED 4
+// TCP: the connection's SYN has passed, and its SYN-ACK has not. Taken back here, or by the data plane.
+#define FACT_ASKED 8
 // Where the processor stands that counts without locks, one more than its number, or 0.
 #define FACT_COUNTER 16
 
@@ -92,7 +95,7 @@ struct flow {
 	// of them have left the switch, which the data plane writes. Both modulo 2^16.
 	__u32 long_way;
 	// FACT_* in the lowest byte, in the second one TCP's flags in the connection's first frame. Written by the
-	// data plane, but for the counter and the end.
+	// data plane, but for what says otherwise.
 	__u32 facts;
 	// Redirected, as they would count after segmentation, by the processor that counts.
 	__u32 frames;
@@ -104,13 +107,14 @@ struct details {
 	union far far;		// of the key; 0 for IPv4
 	__u32 rule;		// for who looks
 	__u32 seq;		// TCP: after the last byte sent, and its FIN
-	__u32 ack;		// TCP: after the last byte acknowledged
+	__u32 ack;		// TCP: after the last byte acknowledged; asked, what the SYN-ACK acknowledges
 	__u16 window;		// TCP: as in the header, unscaled
 	__u16 draining;		// since when what is too much for the long way is dropped; 0 if it is not
 	__u32 drained;		// frames dropped so
 	__u32 frames;		// redirected, by processors that do not count
 	__u64 bytes;
-	__u64 reserved;
+	__u32 begun;		// TCP: after the SYN of the SYN-ACK, if that was redirected
+	__u32 other;		// TCP, where a SYN-ACK is waited for: the place of the connection's other flow
 };
 
 _Static_assert(sizeof(struct flow) == 64 && sizeof(struct details) == 64, "a line each");
@@ -200,6 +204,7 @@ struct headers {
 	__u16 window;
 	__sum16 sum;		// TCP's or UDP's checksum; 0 for ICMP, whose is never partial
 	__u8 special;		// for the switch to judge: TCP that is neither data, nor an ACK, nor an end
+	__u8 answers;		// a SYN-ACK without data: special, but where one is waited for
 	__u8 fin;		// ends its side of the connection
 };
 
@@ -247,7 +252,7 @@ static __always_inline int parse_transport(struct headers *headers, __u8 protoco
 
 	headers->transport = at;
 	headers->protocol = protocol;
-	headers->special = headers->fin = 0;
+	headers->special = headers->answers = headers->fin = 0;
 	if (protocol == IPPROTO_TCP) {
 		const struct tcphdr *tcp = l4;
 		__u8 flags;
@@ -262,6 +267,8 @@ static __always_inline int parse_transport(struct headers *headers, __u8 protoco
 		headers->ack = bpf_ntohl(tcp->ack_seq);
 		headers->window = bpf_ntohs(tcp->window);
 		headers->special = (flags & (TCP_SYN | TCP_RST | TCP_ACK | TCP_URG)) != TCP_ACK;
+		flags &= TCP_FIN | TCP_SYN | TCP_RST | TCP_PSH | TCP_ACK | TCP_URG;
+		headers->answers = flags == (TCP_SYN | TCP_ACK) && headers->payload == headers->end;
 		ports = *(const __u32 *)l4;
 	} else if (protocol == IPPROTO_UDP) {
 		const struct udphdr *udp = l4;
@@ -427,17 +434,54 @@ static __always_inline int find_in(__u32 number, __u32 first, __u32 tag, const s
 	return 0;
 }
 
-// Whether there is an entry of the flow that may be used.
-static __always_inline int find(const struct headers *headers, const struct control *control,
+// Whether nothing has passed on the flow's verdict, because it waits for the connection's SYN-ACK.
+static __always_inline int is_asked(const struct flow *flow)
+{
+	return !READ_ONCE(flow->long_way) && READ_ONCE(flow->facts) & FACT_ASKED;
+}
+
+// The SYN-ACK passes: from now on the flow's verdict holds for all frames, as if one had been punted, and had
+// left. Not if it was the switch that let it pass.
+static __always_inline int begin(struct flow *flow)
+{
+	if (!(__sync_fetch_and_and(&flow->facts, ~FACT_ASKED) & FACT_ASKED))
+		return 0;
+	__sync_fetch_and_add(&flow->long_way, 1 << 16 | 1);
+	return 1;
+}
+
+// Whether the frame is the SYN-ACK that a flow waits for. Then both of the connection's begin: what was
+// asked, its sender has agreed to.
+static __always_inline int is_answered(const struct found *found, struct headers *headers)
+{
+	struct details *details = details_of(found);
+	struct flow *flow = found->flow, *other;
+
+	if (!headers->answers || !(flow->facts & FACT_REPLY) || !details ||
+	    details->ack != headers->ack || !begin(flow))
+		return 0;
+	headers->special = 0;
+	details->begun = ++headers->seq;
+	// The two are removed together, so the place is no other flow's.
+	other = bpf_map_lookup_elem(&express_flows, &details->other);
+	if (other)
+		begin(other);
+	return 1;
+}
+
+// Whether there is an entry of the flow that may be used for the frame.
+static __always_inline int find(struct headers *headers, const struct control *control,
 				struct found *found)
 {
 	__u64 hash = hash_of(headers, control);
 	__u32 epoch = READ_ONCE(control->epoch), tag = (hash >> 32) & control->tag;
 	__u32 first = (hash >> 48) % CELLS, buckets = READ_ONCE(control->buckets);
 
-	return find_in(buckets | (hash & (buckets - 1)), first, tag, headers, epoch, found) ||
-	       // Where it is if that bucket was full.
-	       find_in(buckets | ((hash >> 24) & (buckets - 1)), first, tag, headers, epoch, found);
+	if (!find_in(buckets | (hash & (buckets - 1)), first, tag, headers, epoch, found) &&
+	    // Where it is if that bucket was full.
+	    !find_in(buckets | ((hash >> 24) & (buckets - 1)), first, tag, headers, epoch, found))
+		return 0;
+	return !is_asked(found->flow) || is_answered(found, headers);
 }
 
 // Notes that so many frames of a flow, as they count after segmentation, go the long way.

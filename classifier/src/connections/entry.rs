@@ -104,9 +104,10 @@ impl State {
         }
     }
 
-    /// How far it is, if all its plain frames pass: UDP, ICMP queries, and TCP from the SYN-ACK on.
+    /// How far it is, if it is known what of it passes: UDP, ICMP queries, and TCP from the SYN on.
     pub(super) const fn stage(self) -> Option<Stage> {
         match self {
+            Self::Tcp(TcpState::SynSent) => Some(Stage::Asked),
             Self::Tcp(TcpState::SynReceived) => Some(Stage::Opening),
             Self::UdpSingle
             | Self::UdpBoth
@@ -479,6 +480,11 @@ impl Activity {
     /// Frames of the original and of the reply side.
     pub(super) const fn frames(&self) -> [u64; 2] {
         self.frames
+    }
+
+    /// Of half-open TCP: what acknowledges the original side's SYN, and no data of it.
+    pub(super) const fn answer(&self) -> u32 {
+        self.tcp.answer()
     }
 
     /// Of half-open TCP: whether the SYN's data was taken.

@@ -181,8 +181,8 @@ pub struct Hit {
 pub struct ConnectionId(pub u32);
 
 /// A connection whose plain frames need no more judging under the policy in force: TCP from the SYN-ACK
-/// on, UDP from its first frame on; and nothing about it is recorded frame by frame. Not where TCP's
-/// windows are checked.
+/// on, and of what is [asked](Stage::Asked) that one; UDP from its first frame on; and nothing about it is
+/// recorded frame by frame. Not where TCP's windows are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Established {
     /// Handle of the entry.
@@ -197,14 +197,19 @@ pub struct Established {
     pub frames: [u64; 2],
     /// How far it is.
     pub stage: Stage,
+    /// TCP: what a SYN-ACK acknowledges, of the SYN alone.
+    pub answer: u32,
     /// TCP: the SYN's data was taken, so who answered may send its own before the handshake is complete
     /// (RFC 7413).
     pub is_early: bool,
 }
 
-/// How far a connection is whose plain frames pass.
+/// How far a connection is of which it is known what passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// TCP: one side has sent a SYN. Nothing else passes before the other has sent a SYN-ACK with
+    /// [what acknowledges it](Established::answer), and that does.
+    Asked,
     /// TCP: both sides have sent a SYN, and the handshake's last ACK is to come.
     Opening,
     /// It may last.
@@ -755,6 +760,7 @@ impl Connections {
             cause,
             frames: activity.frames(),
             stage,
+            answer: activity.answer(),
             is_early: activity.has_taken_syn_data(),
         })
     }

@@ -437,8 +437,8 @@ impl Tcp {
 
     /// Takes a side's numbers from who has forwarded `bytes` of it instead: they are the truth, however
     /// far they have moved. If they lie behind, all of it was sent again. Its windows are taken as
-    /// those of [`Windows::Ignored`]. Returns the state: the last ACK of the handshake, a FIN,
-    /// and the last ACK of all may be among it.
+    /// those of [`Windows::Ignored`]. Returns the state: the SYN-ACK, the last ACK of the handshake, a FIN,
+    /// and the last ACK of all may be among it. Of who has not answered yet, nothing but the SYN-ACK is.
     pub(super) fn catch_up(
         &mut self,
         state: TcpState,
@@ -448,6 +448,7 @@ impl Tcp {
     ) -> TcpState {
         let (mut own, mut other) = (self.end(side), self.end(side.other()));
         let acknowledges_syn = other.knows(Known::NEXT) && !is_after(other.next, sent.ack);
+        let answers = state == SynSent && side == Side::Reply && sent.ack == self.answer();
         if bytes < 1 << 31 {
             own.reach(sent.next);
         } else {
@@ -460,6 +461,7 @@ impl Tcp {
         self.put(side, own);
         self.put(side.other(), other);
         let state = match (state, side) {
+            _ if answers => SynReceived,
             (SynReceived, Side::Original) if acknowledges_syn => Established,
             _ => state,
         };
@@ -474,10 +476,15 @@ impl Tcp {
         }
     }
 
+    /// What acknowledges the original side's last SYN, and no data of it.
+    pub(super) const fn answer(&self) -> u32 {
+        self.syn.wrapping_add(1)
+    }
+
     /// Of a half-open connection: whether what the SYN-ACK acknowledges is more than the SYN.
     pub(super) const fn has_taken_syn_data(&self) -> bool {
         let [next, _] = self.next;
-        next != self.syn.wrapping_add(1)
+        next != self.answer()
     }
 
     fn judge_syn(&self, state: TcpState, side: Side, segment: &Segment) -> Step {

@@ -510,7 +510,8 @@ fn udp_is_established_at_once_and_tcp_between_its_handshake_and_both_ends() {
 
     let data = tcp(there, (1, 80), ACK, 11, 91);
     begin(&mut table, &tcp(there, (1, 80), SYN, 10, 0), secs(0)).unwrap();
-    assert_eq!(ask(&table, &data), None, "nobody has answered");
+    let asked = ask(&table, &data).map(|it| (it.stage, it.answer));
+    assert_eq!(asked, Some((Stage::Asked, 11)), "nobody has answered");
     hit(pass(&mut table, &tcp(back, (80, 1), SYN | ACK, 90, 11), secs(0)));
     assert_eq!(ask(&table, &data).map(|it| it.stage), Some(Stage::Opening));
     hit(pass(&mut table, &data, secs(0)));
@@ -553,6 +554,24 @@ fn a_handshake_may_be_completed_past_the_table() {
     table.credit(id, Side::Original, &credit(11, 191), secs(1));
     assert_eq!(state(&table), "established");
     hit(table.lookup(&tcp((1, 2), (1, 80), FIN | ACK, 11, 191), 1, secs(100)));
+}
+
+#[test]
+fn a_connection_may_be_answered_past_the_table() {
+    let mut table = table(10);
+    begin(&mut table, &tcp((1, 2), (1, 80), SYN, 10, 0), secs(0)).unwrap();
+    let id = hit(table.lookup(&tcp((1, 2), (1, 80), SYN, 10, 0), 1, secs(0))).id;
+    let mut after = |side, next, ack| {
+        let tcp = Some(Sent { next, ack, window: 9, has_ended: false });
+        table.credit(id, side, &Credit { frames: 0, bytes: 0, tcp }, secs(1));
+        table.list(0, 1, secs(1)).0[0].state
+    };
+    assert_eq!(after(Side::Reply, 91, 12), "syn-sent", "to another connection's SYN");
+    assert_eq!(after(Side::Reply, 91, 11), "syn-received");
+    assert_eq!(after(Side::Original, 11, 91), "established");
+    let reset = |seq| table.lookup(&tcp((2, 1), (80, 1), RST, seq, 0), 1, secs(1));
+    hit(reset(91));
+    assert_eq!(reset(90), Lookup::Invalid(DropReason::TcpState), "its SYN is counted");
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! A worker's half of the express lane: which of its connections the kernel forwards.
 //!
 //! After a frame was judged and forwarded, its connection may be one whose plain frames need no more
-//! judging: TCP that was answered, UDP, pings. Its verdicts go to the kernel: both directions' of TCP with the
-//! SYN-ACK, and of the others those of the directions in which they spoke, with the answer or a few frames. Before
+//! judging: TCP, UDP, pings. Its verdicts go to the kernel: both directions' of TCP with the SYN, good for
+//! nothing but the SYN-ACK until that has passed, or with that if [many](MOST_ASKED) are waited for;
+//! and of the others those of the directions in which they spoke, with the answer or a few frames. Before
 //! a frame is judged, its connection is credited with what the kernel forwarded meanwhile, so that a SYN
 //! or RST is judged by where TCP really is. And once a second each connection is credited and looked at,
 //! so that it stays alive by traffic that the switch never sees, and its verdicts go when it does, or has
-//! ended. What was half open is looked at sooner, so that it does not pass for what nobody completes.
+//! ended. What is half open is looked at sooner, so that it does not pass for what nobody completes.
 //!
 //! docs/adr/0005 says why. What the kernel cannot do stays on the switch lane: connections that live by
 //! learn or audit mode, whose frames are recorded one by one; TCP where windows are checked; ports with
@@ -34,8 +35,14 @@ use crate::sys::express::Begin;
 /// How often each connection is looked at.
 const ROUND: Nanos = Nanos::from_secs(1);
 
-/// How soon a connection is looked at that was half open when the kernel got its verdicts.
+/// How soon a connection is looked at that was half open when the kernel got its verdicts, and again
+/// while nobody has answered.
 const SOON: Nanos = Nanos(20_000_000);
+
+/// Most connections of a port whose SYN-ACKs the kernel waits for. Answers are noticed within [`SOON`], so it
+/// is enough for 50,000 connections a second, and a flood of SYNs that nobody answers takes no more of the
+/// kernel's table, nor of the worker's time.
+const MOST_ASKED: u32 = 1024;
 
 /// Most connections looked at by one call of [`Offload::tick`].
 const PER_TICK: usize = 4096;
@@ -63,8 +70,11 @@ pub struct Offload {
     /// By the slots of the pairs' flows in the kernel's table: one more than the pair's place, or 0 or
     /// that of another if there is none.
     by_slot: Vec<u32>,
-    /// Places of pairs that were half open when they began, and when to look at them.
-    young: VecDeque<(Nanos, u32)>,
+    /// Places of pairs that are half open, or were when they began, and when to look at them, if that is
+    /// when they are due.
+    young: VecDeque<(Nanos, usize)>,
+    /// By the port that has asked: how many pairs wait for their SYN-ACKs.
+    asked: Vec<u32>,
     /// The next pair to look at, and when the round began.
     next: usize,
     round: Nanos,
@@ -77,6 +87,10 @@ struct Pair {
     id: ConnectionId,
     original: FlowKey,
     epoch: u64,
+    /// What the SYN-ACK acknowledges, if the kernel waits for it.
+    answer: Option<u32>,
+    /// When it is looked at soon.
+    due: Nanos,
     original_side: Flow,
     reply_side: Flow,
 }
@@ -245,21 +259,41 @@ impl Offload {
             }
             return;
         };
+        let is_new =
+            established.stage == Stage::Asked && established.frames == [1, 0] && is_asking(headers);
         if let Some(at) = found.or_else(|| self.find_by_other(headers, &established)) {
             let same = |pair: &Pair| {
                 pair.id == established.id
                     && pair.original == established.original
                     && pair.reply_side.ingress == established.output
             };
-            if self.pair(at).is_some_and(same) && self.renew(at, &established, pipeline) {
+            if is_new {
+                self.disown(at);
+            } else if self.pair(at).is_some_and(same) && self.renew(at, &established, pipeline) {
                 return self.go_on(headers, &established, at, pipeline, now);
             }
             self.end(at, pipeline, counts, now);
         }
-        let is_short = Kept::is_short(established.original.protocol, established.frames);
-        if !is_short && established.stage != Stage::Closing {
+        let is_due = match established.stage {
+            Stage::Asked => is_new && self.may_ask(headers.key.ingress),
+            Stage::Closing => false,
+            _ => !Kept::is_short(established.original.protocol, established.frames),
+        };
+        if is_due {
             self.begin(&established, pipeline, now);
         }
+    }
+
+    /// A pair's connection has ended, and its handle may be another's.
+    fn disown(&mut self, at: usize) {
+        if let Some(Some(pair)) = self.pairs.get_mut(at) {
+            pair.id = ConnectionId::NONE;
+        }
+    }
+
+    /// Whether the kernel may wait for one more SYN-ACK to this port.
+    fn may_ask(&self, port: PortId) -> bool {
+        self.asked.get(usize::from(port.0)).is_none_or(|&asked| asked < MOST_ASKED)
     }
 
     /// Looks at some connections, if the round is due. Returns whether there are more to look at
@@ -269,8 +303,13 @@ impl Offload {
         let Some(lane) = &self.lane else { return false };
         let grace = pipeline.policy().settings().express_grace_secs;
         lane.keep_open(Duration::from_secs(grace.into()));
-        while let Some((_, at)) = self.young.pop_front_if(|(when, _)| *when <= now) {
-            self.look(at as usize, pipeline, counts, now);
+        while let Some((due, at)) = self.young.pop_front_if(|(due, _)| *due <= now) {
+            let Some(pair) = self.pair(at).filter(|pair| pair.due == due) else { continue };
+            let was_asked = pair.answer.is_some();
+            self.look(at, pipeline, counts, now);
+            if was_asked {
+                self.look_soon(at, now);
+            }
         }
         if self.next == 0 {
             if now.since(self.round) < ROUND.0 {
@@ -284,6 +323,14 @@ impl Offload {
         }
         self.next = if end == self.pairs.len() { 0 } else { end };
         self.next != 0
+    }
+
+    /// A pair, if there is one, is looked at before the round comes to it.
+    fn look_soon(&mut self, at: usize, now: Nanos) {
+        if let Some(Some(pair)) = self.pairs.get_mut(at) {
+            pair.due = Nanos(now.0 + SOON.0);
+            self.young.push_back((pair.due, at));
+        }
     }
 
     /// A connection catches up, and its verdicts go if it has ended.
@@ -399,38 +446,78 @@ impl Offload {
         if Kept::of(pipeline.policy(), &original, to).is_some() {
             return;
         }
-        let turned = turned(&original, to);
-        let (Some(mut original_side), Some(mut reply_side)) =
-            (self.flow(&original, to, false), self.flow(&turned, from, true))
+        let (Some(original_side), Some(reply_side)) =
+            (self.flow(&original, to, false), self.flow(&turned(&original, to), from, true))
         else {
             return;
         };
         let epoch = pipeline.policy().epoch();
-        let judged = Judged { cause: established.cause, epoch };
-        // Who asked has sent nothing but SYNs before it hears of the first answer, which has not left yet.
-        // Who answered waits for the handshake's end, unless it took data of the SYN.
-        let is_fresh = established.stage == Stage::Opening && established.frames[1] == 1;
-        let begin = |is_fresh| if is_fresh { Begin::AtOnce } else { Begin::Held };
-        let mut is_installed = self.install(&mut original_side, &original, judged, begin(is_fresh));
-        if is_due(&turned, established) {
-            let begin = begin(is_fresh && !established.is_early);
-            is_installed |= self.install(&mut reply_side, &turned, judged, begin);
-        }
+        let id = established.id;
+        let (answer, due) = (None, Nanos(0));
+        let mut pair = Pair { id, original, epoch, answer, due, original_side, reply_side };
+        let is_installed = match established.stage {
+            Stage::Asked => self.ask(&mut pair, established),
+            _ => self.give(&mut pair, established),
+        };
         if !is_installed {
             return;
         }
-        let pair = Pair { id: established.id, original, epoch, original_side, reply_side };
         let at = self.free.pop().unwrap_or_else(|| {
             self.pairs.push(None);
             self.pairs.len() as u32 - 1
         });
-        if established.stage == Stage::Opening {
-            self.young.push_back((Nanos(now.0 + SOON.0), at));
-        }
-        if let Some(place) = self.pairs.get_mut(at as usize) {
+        let at = at as usize;
+        if let Some(place) = self.pairs.get_mut(at) {
             *place = Some(pair);
-            self.note_slots(at as usize);
+            self.note_slots(at);
         }
+        if matches!(established.stage, Stage::Asked | Stage::Opening) {
+            self.look_soon(at, now);
+        }
+    }
+
+    /// Gives the kernel the verdicts of a connection that was asked for. Both, or what has begun the one would
+    /// be unknown to the other. Returns whether it has them now.
+    fn ask(&mut self, pair: &mut Pair, established: &Established) -> bool {
+        let Pair { original, original_side, reply_side, .. } = pair;
+        let judged = Judged { cause: established.cause, epoch: pair.epoch };
+        if !self.install(original_side, original, judged, Begin::Asked) {
+            return false;
+        }
+        let asked = original_side.slot.unwrap_or_default();
+        let begin = Begin::Answer { ack: established.answer, other: asked.number() as u32 };
+        if !self.install(reply_side, &turned(original, established.output), judged, begin) {
+            self.remove(original_side);
+            return false;
+        }
+        pair.answer = Some(established.answer);
+        self.asked.resize(self.asked.len().max(usize::from(original.ingress.0) + 1), 0);
+        self.asked[usize::from(original.ingress.0)] += 1;
+        true
+    }
+
+    /// Gives the kernel the verdicts of those directions of a connection that are due. Returns whether it
+    /// has any now.
+    fn give(&self, pair: &mut Pair, established: &Established) -> bool {
+        let Pair { original, original_side, reply_side, .. } = pair;
+        let judged = Judged { cause: established.cause, epoch: pair.epoch };
+        let [there, back] = beginnings(established);
+        let turned = turned(original, established.output);
+        let mut is_installed = self.install(original_side, original, judged, there);
+        if is_due(&turned, established) {
+            is_installed |= self.install(reply_side, &turned, judged, back);
+        }
+        is_installed
+    }
+
+    /// The kernel does not wait for a pair's SYN-ACK any longer, if it did. Returns what that acknowledges.
+    fn stop_waiting(&mut self, at: usize) -> Option<u32> {
+        let pair = self.pairs.get_mut(at)?.as_mut()?;
+        let answer = pair.answer.take()?;
+        if let Some(asked) = self.asked.get_mut(usize::from(pair.original.ingress.0)) {
+            *asked -= 1;
+        }
+        Some(answer)
     }
 
     /// A frame of a connection that the kernel forwards took the long way. Its direction's verdict goes
@@ -444,6 +531,12 @@ impl Offload {
         pipeline: &Pipeline,
         now: Nanos,
     ) {
+        if established.stage == Stage::Asked {
+            return;
+        }
+        if self.stop_waiting(at).is_some() {
+            return self.open(at, established);
+        }
         let Some(mut pair) = self.pairs.get_mut(at).and_then(Option::take) else { return };
         let (flow, key) = if headers.key.ingress == pair.original_side.ingress {
             (&mut pair.original_side, established.original)
@@ -469,6 +562,16 @@ impl Offload {
         if let Some(place) = self.pairs.get_mut(at) {
             *place = Some(pair);
             self.note_slots(at);
+        }
+    }
+
+    /// The SYN-ACK has taken the long way, after all.
+    fn open(&self, at: usize, established: &Established) {
+        let (Some(lane), Some(pair)) = (&self.lane, self.pair(at)) else { return };
+        for (flow, begin) in pair.sides().into_iter().zip(beginnings(established)) {
+            if let Some(slot) = flow.slot {
+                lane.flows().answered(slot, begin);
+            }
         }
     }
 
@@ -505,6 +608,7 @@ impl Offload {
 
     /// Counts what the kernel forwarded of a connection since the last time.
     fn credit(&mut self, at: usize, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
+        self.credit_answer(at, pipeline, now);
         let (Some(lane), Some(Some(pair))) = (&self.lane, self.pairs.get_mut(at)) else { return };
         let is_tcp = pair.original.protocol == protocol::TCP;
         let sides =
@@ -530,9 +634,25 @@ impl Offload {
         }
     }
 
+    /// A connection hears of the SYN-ACK that the kernel waited for, if that has passed: before it does of
+    /// anything else, which came later.
+    fn credit_answer(&mut self, at: usize, pipeline: &mut Pipeline, now: Nanos) {
+        let (Some(lane), Some(pair)) = (&self.lane, self.pair(at)) else { return };
+        let (Some(_), Some(slot)) = (pair.answer, pair.reply_side.slot) else { return };
+        let Progress { frames, begun: next, window, .. } = lane.flows().progress(slot);
+        if frames == 0 {
+            return;
+        }
+        let (id, original) = (pair.id, pair.original);
+        let tcp = self.stop_waiting(at).map(|ack| Sent { next, ack, window, has_ended: false });
+        let credit = Credit { frames: 0, bytes: 0, tcp };
+        pipeline.credit(id, &original, Side::Reply, &credit, now);
+    }
+
     /// Takes a connection's verdicts from the kernel, and counts what they did.
     fn end(&mut self, at: usize, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
         self.credit(at, pipeline, counts, now);
+        self.stop_waiting(at);
         let Some(pair) = self.pairs.get_mut(at).and_then(Option::take) else { return };
         self.free.push(at as u32);
         self.remove(&pair.original_side);
@@ -578,6 +698,21 @@ fn rule_number(cause: Cause) -> u32 {
         Cause::Rule(rule) => rule.0,
         Cause::Default | Cause::Switch => u32::MAX,
     }
+}
+
+/// What becomes of the first frames of a connection's directions, once it is answered. Who asked has sent
+/// nothing but SYNs before it hears of the first answer, which has not left yet. Who answered waits
+/// for the handshake's end, unless it took data of the SYN.
+fn beginnings(established: &Established) -> [Begin; 2] {
+    let is_fresh = established.stage == Stage::Opening && established.frames[1] == 1;
+    [is_fresh, is_fresh && !established.is_early]
+        .map(|is_fresh| if is_fresh { Begin::AtOnce } else { Begin::Held })
+}
+
+/// Whether a frame asks for a connection.
+fn is_asking(headers: &Headers) -> bool {
+    let flags = TcpFlags::from_bits_retain(headers.key.tcp_flags);
+    flags.contains(TcpFlags::SYN)
 }
 
 /// Whether a frame ends its connection, or its side of it.

@@ -109,6 +109,8 @@ impl FlowTable {
     /// The table of a program whose maps have outlived another process, and what it holds.
     pub(super) fn resume(program: Arc<Program>) -> (Self, Vec<Inherited>) {
         let table = Self::new(program);
+        // Half-open connections have ended with their process.
+        table.open_cells().filter(express::Slot::is_asked).for_each(|cell| cell.close());
         table.program.index().tidy();
         let index = table.index();
         let mut inherited = Vec::new();
@@ -156,7 +158,8 @@ impl FlowTable {
     ) -> Result<Slot, InstallError> {
         let mut slots = self.slots.lock();
         if let Some(old) = self.index().find(id) {
-            if let Some(cell) = self.cell(old)
+            if !begin.is_asked()
+                && let Some(cell) = self.cell(old)
                 && let Some((_, earlier)) = cell.read()
                 && earlier.does_as(verdict)
             {
@@ -227,6 +230,13 @@ impl FlowTable {
     /// Whether the flow's frames still go the long way, because others before them do.
     pub fn is_held(&self, slot: Slot) -> bool {
         self.cell(slot.0).is_some_and(|cell| cell.is_held())
+    }
+
+    /// The SYN-ACK that a flow waited for has taken the long way.
+    pub(super) fn answered(&self, slot: Slot, begin: Begin) {
+        if let Some(cell) = self.cell(slot.0) {
+            cell.answered(begin);
+        }
     }
 
     /// Counts a flow's frames on the long way anew, after some of them were lost there.

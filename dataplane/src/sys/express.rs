@@ -40,7 +40,7 @@ use crate::link::Netlink;
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/express.bpf.o");
 
 /// Version of the layouts of [`MAPS`]: what another version has pinned is of no use.
-pub(crate) const LAYOUT: u32 = 4;
+pub(crate) const LAYOUT: u32 = 5;
 
 /// The maps that outlive the process, if they can be pinned.
 pub(crate) const MAPS: [&str; 5] =
@@ -235,6 +235,8 @@ pub struct Progress {
     pub has_ended: bool,
     /// Frames dropped so that others before them could leave the long way, modulo 2^32.
     pub drained: u32,
+    /// TCP: after the SYN of the SYN-ACK, if that was redirected.
+    pub begun: u32,
 }
 
 /// Of a flow's words, those that are looked at in every frame of it, and those that are in IPv6's only.
@@ -271,7 +273,8 @@ pub(crate) struct Details {
     drained: AtomicU32,
     frames_elsewhere: AtomicU32,
     bytes_elsewhere: AtomicU64,
-    _reserved: AtomicU64,
+    begun: AtomicU32,
+    other: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Flow>() == 64 && size_of::<Details>() == 64);
@@ -321,6 +324,7 @@ const PASSED: u32 = 1;
 const PEER: u32 = 1;
 const REPLY: u32 = 2;
 const ENDED: u32 = 4;
+const ASKED: u32 = 8;
 const TCP_FLAGS: u32 = 8;
 
 /// What becomes of the first frames of a flow that gets a verdict.
@@ -330,6 +334,23 @@ pub(crate) enum Begin {
     Held,
     /// There are none: they go by the verdict. It is as if one had been punted, and had left.
     AtOnce,
+    /// TCP whose SYN has passed: none goes by the verdict before the SYN-ACK has.
+    Asked,
+    /// And the other direction: of the frames it is the SYN-ACK that does, if it acknowledges this number. Then
+    /// both directions begin.
+    Answer {
+        /// What it acknowledges.
+        ack: u32,
+        /// Slot of the direction that has asked.
+        other: u32,
+    },
+}
+
+impl Begin {
+    /// Whether a SYN-ACK is waited for.
+    pub(crate) const fn is_asked(self) -> bool {
+        matches!(self, Self::Asked | Self::Answer { .. })
+    }
 }
 
 /// One value of the index (`struct bucket`), a cache line: see [`index`](crate::express::index).
@@ -367,14 +388,21 @@ impl Slot<'_> {
             Egress::Peer(index) => (index, PEER),
         };
         let reply = if verdict.is_reply { REPLY } else { 0 };
-        let facts = peer | reply | u32::from(verdict.tcp_flags) << TCP_FLAGS;
+        let asked = if begin.is_asked() { ASKED } else { 0 };
+        let facts = peer | reply | asked | u32::from(verdict.tcp_flags) << TCP_FLAGS;
         flow.egress.store(egress, Ordering::Relaxed);
         flow.max_frame.store(verdict.max_frame, Ordering::Relaxed);
         flow.facts.store(facts, Ordering::Relaxed);
         details.rule.store(verdict.rule, Ordering::Relaxed);
         details.window.store(0, Ordering::Relaxed);
-        let Details { seq, ack, drained, frames_elsewhere, bytes_elsewhere, .. } = details;
-        for cell in [seq, ack, drained, &flow.frames, frames_elsewhere] {
+        let (ack, other) = match begin {
+            Begin::Answer { ack, other } => (ack, other),
+            _ => (0, 0),
+        };
+        details.ack.store(ack, Ordering::Relaxed);
+        details.other.store(other, Ordering::Relaxed);
+        let Details { seq, begun, drained, frames_elsewhere, bytes_elsewhere, .. } = details;
+        for cell in [seq, begun, drained, &flow.frames, frames_elsewhere] {
             cell.store(0, Ordering::Relaxed);
         }
         for cell in [&flow.bytes, bytes_elsewhere] {
@@ -432,10 +460,7 @@ impl Slot<'_> {
     fn open(&self, epoch: u32, mark: u16, begin: Begin) {
         self.flow.mark.store(mark, Ordering::Relaxed);
         self.details.draining.store(0, Ordering::Relaxed);
-        let frames = match begin {
-            Begin::Held => 0,
-            Begin::AtOnce => PUNTED | PASSED,
-        };
+        let frames = if begin == Begin::AtOnce { PUNTED | PASSED } else { 0 };
         self.flow.long_way.store(frames, Ordering::Relaxed);
         self.flow.epoch.store(epoch, Ordering::SeqCst);
     }
@@ -466,15 +491,31 @@ impl Slot<'_> {
         self.flow.egress.load(Ordering::Relaxed)
     }
 
-    /// Pretends that one frame was punted, and has left the switch.
+    /// Pretends that one frame was punted, and has left the switch, unless it is the SYN-ACK that is waited for.
     pub(crate) fn let_go(&self) {
-        self.flow.long_way.store(PUNTED | PASSED, Ordering::Release);
+        if !self.is_asked() {
+            self.flow.long_way.store(PUNTED | PASSED, Ordering::Release);
+        }
     }
 
     /// Whether frames that were punted have not left the switch, or none was punted yet.
     pub(crate) fn is_held(&self) -> bool {
         let both = self.flow.long_way.load(Ordering::Relaxed);
-        both < PUNTED || both / PUNTED != both % PUNTED
+        !self.is_asked() && (both < PUNTED || both / PUNTED != both % PUNTED)
+    }
+
+    /// Whether the connection's SYN-ACK is waited for.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.flow.facts.load(Ordering::Acquire) & ASKED != 0
+    }
+
+    /// The SYN-ACK has passed the switch. `begin` says what becomes of the frames from now on, if the program
+    /// has not let another one pass meanwhile.
+    pub(crate) fn answered(&self, begin: Begin) {
+        let was_asked = self.flow.facts.fetch_and(!ASKED, Ordering::AcqRel) & ASKED != 0;
+        if was_asked && begin == Begin::AtOnce {
+            self.flow.long_way.fetch_add(PUNTED | PASSED, Ordering::Release);
+        }
     }
 
     /// What is added to the tags of its punted frames.
@@ -496,6 +537,7 @@ impl Slot<'_> {
             window: details.window.load(Ordering::Relaxed),
             has_ended: load(&flow.facts) & ENDED != 0,
             drained: load(&details.drained),
+            begun: load(&details.begun),
         }
     }
 }

@@ -31,6 +31,9 @@ use crate::{Shown, Test};
 pub(crate) const TESTS: &[Test] = &[
     ("the_program_at_tc_decides_as_the_pipeline_does", &[], || agree(Hook::Tcx)),
     ("the_program_in_xdp_decides_as_the_pipeline_does", &[], || agree(Hook::Xdp)),
+    ("the_program_at_tc_knows_the_answer_to_a_syn", &[], || answers(Hook::Tcx)),
+    ("the_program_in_xdp_knows_the_answer_to_a_syn", &[], || answers(Hook::Xdp)),
+    ("a_flood_of_syns_takes_little_of_the_kernels_table", &[], flood),
 ];
 
 /// Runs, each with its own seed, and frames of each.
@@ -52,22 +55,172 @@ const WORKLOADS: [(&str, u8, &str); 6] = [
 ];
 
 fn agree(hook: Hook) -> Shown {
-    let name = format!("fd-verdicts-{}-{hook:?}", std::process::id());
-    let place = Place(Netns::create(&name)?);
+    let place = Place::new("agree", hook)?;
     let runs = || {
-        (1..=RUNS).try_fold([0; 2], |[frames, echoes], seed| {
-            run(hook, seed).map(|[more, of_them]| [frames + more, echoes + of_them])
+        (1..=RUNS).try_fold([0; 3], |before, seed| {
+            let more = run(hook, seed)?;
+            Ok::<_, Failed>(std::array::from_fn(|at| before[at] + more[at]))
         })
     };
-    let [frames, echoes] = place.0.run(runs)??;
-    println!("redirected: {frames} frames, {echoes} of them echoes");
+    let [frames, echoes, answers] = place.0.run(runs)??;
+    println!("redirected: {frames} frames, {echoes} of them echoes, {answers} SYN-ACKs");
     ensure!(frames > 2_000, "only {frames} frames were redirected, which shows little");
     ensure!(echoes > 500, "only {echoes} of the redirected are echoes, which shows little");
+    ensure!(answers > 30, "only {answers} of the redirected are SYN-ACKs, which shows little");
     Ok(())
+}
+
+/// Of all that may come after a SYN, the program lets pass by itself what answers it, and what follows.
+fn answers(hook: Hook) -> Shown {
+    Place::new("answers", hook)?.0.run(|| -> Shown {
+        let mut scene = Scene::new(hook, 1024, snapshot(&any_to_any()))?;
+        let mut port = 1_000;
+        // Plays frames that follow a SYN with so many bytes, each with whether it is redirected.
+        let mut play = |bytes: usize, frames: &[(bool, Segment)]| -> Shown {
+            port += 1;
+            let syn = (false, asks(TcpFlags::SYN, 10, 0, bytes));
+            for (at, (is_redirected, segment)) in [&[syn], frames].concat().into_iter().enumerate()
+            {
+                let came = scene.compare(segment.sent, &segment.frame(port))?;
+                ensure!(came == is_redirected, "port {port}, frame {at}: redirected: {came}");
+            }
+            Ok(())
+        };
+        let (syn_ack, ack) = (TcpFlags::SYN | TcpFlags::ACK, TcpFlags::ACK);
+        let answer = |ack| replies(syn_ack, 90, ack, 0);
+        let rest = [(true, asks(ack, 11, 91, 0)), (true, replies(ack, 91, 11, 40))];
+        let answered = [&[(true, answer(11))], &rest[..]].concat();
+        play(0, &answered)?;
+        // What is not the answer changes nothing.
+        let others = [
+            asks(ack, 11, 91, 0),
+            asks(ack, 11, 91, 30),
+            asks(syn_ack, 90, 11, 0),
+            asks(TcpFlags::SYN, 10, 0, 0),
+            answer(10),
+            answer(12 + (1 << 16)),
+            Segment { sent: 2, ..answer(11) },
+            replies(ack, 90, 11, 0),
+            replies(ack, 90, 11, 30),
+            replies(syn_ack | TcpFlags::FIN, 90, 11, 0),
+            replies(TcpFlags::RST | ack, 90, 9, 0),
+        ];
+        let others = others.map(|other| (false, other));
+        play(0, &[&others[..], &answered].concat())?;
+        // Sent again, it is the switch's to judge.
+        play(0, &[(true, answer(11)), (false, answer(11)), rest[0]])?;
+        // Another SYN: what answers the first is no answer any more.
+        let anew = asks(TcpFlags::SYN, 50, 0, 0);
+        play(0, &[(false, anew), (false, answer(11)), (true, answer(51))])?;
+        // Refused, and asked by both.
+        for other in [replies(TcpFlags::RST | ack, 0, 11, 0), replies(TcpFlags::SYN, 90, 0, 0)] {
+            play(0, &[(false, other), (false, answer(11))])?;
+        }
+        // Who takes data of the SYN may go on at once, but not past its answer. At tc nothing is held for
+        // a switch that does not receive.
+        let early = replies(ack, 91, 15, 40);
+        let early = [(false, answer(15)), (hook == Hook::Tcx, early)];
+        play(4, &[&early[..], &[(true, asks(ack, 15, 91, 0))]].concat())?;
+        play(4, &answered)?;
+        // With data, and to nothing.
+        play(0, &[(false, replies(syn_ack, 90, 11, 3)), rest[0]])?;
+        let came = scene.compare(1, &answer(11).frame(5))?;
+        ensure!(!came, "an answer to nothing is redirected");
+        Ok(())
+    })?
+}
+
+/// What nobody answers leaves the kernel's table to others, and goes when its connection does.
+fn flood() -> Shown {
+    const SYNS: u16 = 3_000;
+    /// Two for each of 1,024.
+    const MOST: usize = 2_048;
+    Place::new("flood", Hook::Tcx)?.0.run(|| -> Shown {
+        let mut scene = Scene::new(Hook::Tcx, 8 * MOST as u32, snapshot(&any_to_any()))?;
+        let syn = asks(TcpFlags::SYN, 10, 0, 0);
+        for port in 0..SYNS {
+            let came = scene.switch.send("a", &syn.frame(port));
+            ensure!(
+                came == scene.reference.send("a", &syn.frame(port)) && came.len() == 1,
+                "{came:?}"
+            );
+        }
+        let flows = scene.lane.flows().len();
+        ensure!(flows == MOST, "{flows} flows");
+        let answer = replies(TcpFlags::SYN | TcpFlags::ACK, 90, 11, 0);
+        ensure!(scene.compare(1, &answer.frame(0))?, "the first is not waited for");
+        ensure!(!scene.compare(1, &answer.frame(SYNS - 1))?, "the last is waited for");
+        let ack = asks(TcpFlags::ACK, 11, 91, 0);
+        ensure!(scene.compare(0, &ack.frame(SYNS - 1))?, "what was answered is not redirected");
+        // Another port may ask.
+        ensure!(!scene.compare(2, &Segment { from: 2, ..syn }.frame(0))?, "a SYN is redirected");
+        ensure!(scene.compare(1, &Segment { to: 2, ..answer }.frame(0))?, "it is not waited for");
+        for _ in 0..60 {
+            scene.switch.wait(1);
+        }
+        let flows = scene.lane.flows().len();
+        ensure!(flows == 2, "{flows} flows, of one connection that is complete");
+        Ok(())
+    })?
+}
+
+/// A policy that refuses nothing.
+fn any_to_any() -> String {
+    config_with(
+        "enforce",
+        "[[rule]]\nname = \"all\"\nfrom = { any = true }\nto = { any = true }\naction = \"allow\"\n",
+    )
+}
+
+/// A segment between a client and port 80 of workload 1.
+#[derive(Clone, Copy)]
+struct Segment {
+    /// By which workload, whoever it claims to be from.
+    sent: usize,
+    from: usize,
+    to: usize,
+    flags: TcpFlags,
+    seq: u32,
+    ack: u32,
+    bytes: usize,
+}
+
+/// From workload 0 to workload 1.
+fn asks(flags: TcpFlags, seq: u32, ack: u32, bytes: usize) -> Segment {
+    Segment { sent: 0, from: 0, to: 1, flags, seq, ack, bytes }
+}
+
+/// From workload 1 to workload 0.
+fn replies(flags: TcpFlags, seq: u32, ack: u32, bytes: usize) -> Segment {
+    Segment { sent: 1, from: 1, to: 0, flags, seq, ack, bytes }
+}
+
+impl Segment {
+    /// Its frame, if the client's port is 1,000 and that.
+    fn frame(&self, port: u16) -> Vec<u8> {
+        let [source_port, destination_port] =
+            [self.from, self.to].map(|end| if end == 1 { 80 } else { 1_000 + port });
+        let header = tcp::Repr {
+            source_port,
+            destination_port,
+            sequence: self.seq,
+            acknowledgement: self.ack,
+            flags: self.flags,
+            window: 60_000,
+        };
+        build::tcp_segment(ends([self.from, self.to], false), header, &vec![0x5a; self.bytes])
+    }
 }
 
 /// A network namespace for as long as a test runs.
 struct Place(Netns);
+
+impl Place {
+    fn new(test: &str, hook: Hook) -> Result<Self, Failed> {
+        let name = format!("fd-verdicts-{}-{test}-{hook:?}", std::process::id());
+        Ok(Self(Netns::create(&name)?))
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -75,13 +228,14 @@ impl Drop for Place {
     }
 }
 
-/// One run. Returns how many frames the program redirected, and how many of these were echoes.
-fn run(hook: Hook, seed: u64) -> Result<[u64; 2], Failed> {
+/// One run. Returns how many frames the program redirected, and how many of these were echoes and
+/// SYN-ACKs.
+fn run(hook: Hook, seed: u64) -> Result<[u64; 3], Failed> {
     let mut random = Random(seed);
-    let mut scene = Scene::new(hook, snapshot(&config(&mut random)))?;
+    let mut scene = Scene::new(hook, 1024, snapshot(&config(&mut random)))?;
     let mut conversations: Vec<Conversation> =
         (0..CONVERSATIONS).map(|_| Conversation::new(&mut random)).collect();
-    let mut redirected = [0; 2];
+    let mut redirected = [0; 3];
     for number in 0..FRAMES {
         if random.one_in(POLICY_CHANGES) {
             scene.install(&config(&mut random));
@@ -96,9 +250,10 @@ fn run(hook: Hook, seed: u64) -> Result<[u64; 2], Failed> {
             format!("run {seed}, frame {number} from {}: {difference}: {frame:02x?}", name_of(from))
         })?;
         if is_redirected {
-            let is_echo = matches!(conversations[at].protocol, Protocol::Echo);
+            let Conversation { protocol, frames, .. } = conversations[at];
             redirected[0] += 1;
-            redirected[1] += u64::from(is_echo);
+            redirected[1] += u64::from(matches!(protocol, Protocol::Echo));
+            redirected[2] += u64::from(matches!(protocol, Protocol::Tcp) && frames == 2);
         }
     }
     scene.switch.finish();
@@ -118,9 +273,9 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(hook: Hook, snapshot: Snapshot) -> Result<Self, Failed> {
+    fn new(hook: Hook, flows: u32, snapshot: Snapshot) -> Result<Self, Failed> {
         let members = Arc::<Members>::default();
-        members.set_capacity(1024);
+        members.set_capacity(flows);
         let lane = members.lane()?;
         members.set_epoch(snapshot.epoch);
         let mut netlink = Netlink::open()?;
@@ -157,10 +312,16 @@ impl Scene {
         self.reference.install(self.snapshot.clone());
     }
 
-    /// Lets all three judge a frame. Returns whether the program redirected it, or how they differ.
+    /// Lets all three judge a frame, which comes after all others have left. Returns whether the program
+    /// redirected it, or how they differ.
     fn judge(&mut self, from: usize, frame: &[u8]) -> Result<bool, String> {
-        self.lane.keep_open(Duration::from_secs(30));
         self.lane.let_go();
+        self.compare(from, frame)
+    }
+
+    /// Likewise, while those that were handed over are on their way still.
+    fn compare(&mut self, from: usize, frame: &[u8]) -> Result<bool, String> {
+        self.lane.keep_open(Duration::from_secs(30));
         let name = name_of(from);
         let outcome = match self.lane.try_frame(self.hook, self.ifindexes[name], frame) {
             Ok(outcome) => outcome,
@@ -193,14 +354,7 @@ fn config(random: &mut Random) -> String {
     const ACTIONS: [&str; 5] = ["allow", "allow", "allow", "deny", "reject"];
     const TIERS: [&str; 3] = ["emergency", "application", "baseline"];
     let mode = if random.one_in(6) { "audit" } else { "enforce" };
-    let mut text = format!("[switch]\nname = \"verdicts\"\nmode = \"{mode}\"\nframes = 256\n");
-    for (name, number, more) in WORKLOADS {
-        text += &format!(
-            "[[workload]]\nname = \"{name}\"\nkind = \"container\"\nmac = \"{}\"\n\
-             ip = [\"10.0.0.{number}/24\", \"fd00::{number}/64\"]\n{more}\n",
-            mac(number)
-        );
-    }
+    let mut text = String::new();
     for number in 0..random.below(12) {
         let mut someone = || match random.below(4) {
             0 => "any = true".to_owned(),
@@ -222,7 +376,20 @@ fn config(random: &mut Random) -> String {
         text += "[[rule]]\nname = \"rest\"\nfrom = { any = true }\nto = { any = true }\n\
                  action = \"allow\"\ntier = \"baseline\"\npriority = 200\n";
     }
-    text
+    config_with(mode, &text)
+}
+
+/// A policy for the workloads.
+fn config_with(mode: &str, rules: &str) -> String {
+    let mut text = format!("[switch]\nname = \"verdicts\"\nmode = \"{mode}\"\nframes = 256\n");
+    for (name, number, more) in WORKLOADS {
+        text += &format!(
+            "[[workload]]\nname = \"{name}\"\nkind = \"container\"\nmac = \"{}\"\n\
+             ip = [\"10.0.0.{number}/24\", \"fd00::{number}/64\"]\n{more}\n",
+            mac(number)
+        );
+    }
+    text + rules
 }
 
 #[derive(Clone, Copy)]
@@ -262,17 +429,7 @@ impl Conversation {
     }
 
     fn ends(&self, from: usize) -> Ends {
-        let [source, target] = [self.sides[from], self.sides[1 - from]].map(|at| WORKLOADS[at].1);
-        let address = |number: u8| match self.v6 {
-            true => format!("fd00::{number}").parse().expect("an address"),
-            false => format!("10.0.0.{number}").parse().expect("an address"),
-        };
-        Ends {
-            eth_src: mac(source),
-            eth_dst: mac(target),
-            src: address(source),
-            dst: address(target),
-        }
+        ends([self.sides[from], self.sides[1 - from]], self.v6)
     }
 
     /// The next frame, and which workload sends it.
@@ -334,6 +491,16 @@ impl Conversation {
     }
 }
 
+/// From which workload to which.
+fn ends(sides: [usize; 2], v6: bool) -> Ends {
+    let [source, target] = sides.map(|at| WORKLOADS[at].1);
+    let address = |number: u8| match v6 {
+        true => format!("fd00::{number}").parse().expect("an address"),
+        false => format!("10.0.0.{number}").parse().expect("an address"),
+    };
+    Ends { eth_src: mac(source), eth_dst: mac(target), src: address(source), dst: address(target) }
+}
+
 /// IPv4's packet as one of IPv6 with the same addresses, which no host sends.
 fn mapped(frame: &[u8]) -> Vec<u8> {
     let (ethernet, packet) = frame.split_at(14);
@@ -380,6 +547,7 @@ fn mutated(from: usize, mut frame: Vec<u8>, random: &mut Random) -> (usize, Vec<
         15 => frame[transport + 4] = byte,
         16 | 17 => frame = build::partial(frame),
         18 => frame[transport + 1] = byte,
+        25..30 if is_tcp && frame[transport + 13] & 2 != 0 => frame[transport + 11] = byte,
         19 => frame[if v4 { IP + 9 } else { IP + 6 }] = random.of(&[1, 6, 17, 44, 58, 132]),
         20 => {
             let at = random.below(frame.len() as u64) as usize;
