@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use firedoor_dataplane::sys::affinity;
 use firedoor_lab::netns::Netns;
 
 use super::steady::Parts;
@@ -156,9 +155,7 @@ fn with_both<T: Send>(
     let (client, echo) = open_both(topology)?;
     let result = thread::scope(|scope| {
         let worker = scope.spawn(|| {
-            if let Some(&first) = affinity::available()?.first() {
-                affinity::pin_current_thread(first)?;
-            }
+            let _confined = Confined::to_one_core()?;
             client.set_nonblocking(true)?;
             echo.set_nonblocking(true)?;
             work(&client, &echo)

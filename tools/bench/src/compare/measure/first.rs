@@ -8,12 +8,12 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use firedoor_dataplane::sys::affinity;
 use socket2::{Domain, Socket, Type};
 
 use super::echo::{self, PATIENCE, SETTLE};
 use super::steady::Parts;
 use super::{Manner, Sample, stream};
+use crate::compare::confine::Confined;
 use crate::compare::error::{BuildError, building};
 use crate::compare::histogram::Histogram;
 use crate::compare::metric::Metric;
@@ -107,9 +107,7 @@ fn converse<'a>(
 ) -> Result<io::Result<(Parts<'a, Conversation>, u64)>, BuildError> {
     let time = if opening.rested { manner.time.max(RESTED_TIME) } else { manner.time };
     let work = || {
-        if let Some(&first) = affinity::available()?.first() {
-            affinity::pin_current_thread(first)?;
-        }
+        let _confined = Confined::to_one_core()?;
         let mut ports = SENDER_PORTS.map(|port| SocketAddr::from((topology.sender().ip, port)));
         let start = Instant::now();
         for from in ports.by_ref() {
