@@ -246,7 +246,7 @@ pub fn tagged(mut frame: Vec<u8>, vlans: &[u16]) -> Vec<u8> {
 pub fn partial(mut frame: Vec<u8>) -> Vec<u8> {
     let Ok(Headers { key, l4, end, .. }) = extract(&frame, PortId(0)) else { return frame };
     let pseudo = checksum::pseudo_header(key.src, key.dst, key.protocol, end - l4);
-    let pseudo = pseudo.folded().to_be_bytes();
+    let pseudo = pseudo.to_be_bytes();
     let transport = &mut frame[usize::from(l4)..];
     match key.protocol {
         protocol::TCP => transport[tcp::field::CHECKSUM].copy_from_slice(&pseudo),

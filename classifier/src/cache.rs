@@ -194,6 +194,11 @@ impl FlowHints {
         Self([None; BATCH])
     }
 
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.0.fill(None);
+    }
+
     /// The hint for the frame that stood at this place of the burst.
     pub fn get(&self, at: usize) -> Option<FlowHint> {
         self.0.get(at).copied().flatten()
@@ -260,7 +265,7 @@ impl FlowCache {
             count += 1;
         }
         if probes[..count].iter().all(|(mask, _)| mask.is_none()) {
-            return hints.0.fill(None);
+            return hints.clear();
         }
         for (hint, &(mask, hash)) in hints.0.iter_mut().zip(&probes[..count]) {
             *hint = mask.and_then(|mask| {

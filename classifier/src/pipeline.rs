@@ -127,7 +127,7 @@ impl Pipeline {
     /// This is steps 3 to 5 of the path of a frame, and the state half of step 6.
     pub fn judge(&mut self, headers: &Headers, bytes: usize, now: Nanos) -> Verdict {
         let mut burst = [*headers];
-        self.prepare(&mut burst);
+        self.prepare(&mut burst, |_| ());
         let [admitted] = &burst;
         self.judge_next(admitted, 0, bytes, now)
     }
@@ -137,21 +137,30 @@ impl Pipeline {
     ///
     /// Nothing is decided here but whether a frame may be admitted, so it does not matter what the
     /// first frames of a burst change for the later ones.
-    pub fn prepare(&mut self, burst: &mut [Headers]) {
-        self.find_connections(burst);
+    ///
+    /// `fetch` has the processor get the cache line of a pointer, and waits for nothing.
+    pub fn prepare(&mut self, burst: &mut [Headers], fetch: impl Fn(*const ()) + Copy) {
+        self.find_connections(burst, fetch);
+        (0..burst.len()).for_each(|at| self.prepare_to_pass(at, fetch));
         self.find_flows(burst, |_| true);
     }
 
     /// The first half of [`Pipeline::prepare`].
-    pub fn find_connections(&mut self, burst: &mut [Headers]) {
+    pub fn find_connections(&mut self, burst: &mut [Headers], fetch: impl Fn(*const ())) {
         self.refusals.clear();
         for headers in burst.iter_mut() {
             let vlan = vlan_of(&self.policy, headers);
             self.refusals.push(vlan.err());
             headers.key.vlan = vlan.unwrap_or(headers.key.vlan);
         }
-        self.connections.prepare(burst, &mut self.hints);
-        self.connections.prepare_to_observe(&self.hints);
+        self.connections.prepare(burst, &mut self.hints, fetch);
+    }
+
+    /// Asks for what is changed when the frame at position `at` of the burst passes, if it does; a few
+    /// frames ahead of it, so that it is neither waited for nor gone again.
+    #[inline]
+    pub fn prepare_to_pass(&self, at: usize, fetch: impl Fn(*const ())) {
+        self.connections.prepare_to_observe(&self.hints, at, fetch);
     }
 
     /// The worker that judges the frame at position `at` of the burst; see [`Claims::owner_of`]. `None` if
@@ -174,9 +183,13 @@ impl Pipeline {
     /// are to be judged here.
     pub fn find_flows(&mut self, burst: &[Headers], is_judged_here: impl Fn(usize) -> bool) {
         let hints = &self.hints;
+        let is_known = |at| hints.get(at).is_some_and(Hint::is_found);
+        if (0..burst.len()).all(is_known) {
+            return self.flow_hints.clear();
+        }
         let unknown = |(at, headers)| {
-            let is_known = hints.get(at).is_some_and(Hint::is_found);
-            (!is_known && is_conversation(headers) && is_judged_here(at)).then_some(&headers.key)
+            (!is_known(at) && is_conversation(headers) && is_judged_here(at))
+                .then_some(&headers.key)
         };
         self.cache.prepare(burst.iter().enumerate().map(unknown), &mut self.flow_hints);
     }

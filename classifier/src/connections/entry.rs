@@ -70,7 +70,7 @@ impl State {
     const OF_TCP: u8 = 0x10;
 
     /// Five bits that stand for it.
-    const fn code(self) -> u8 {
+    pub(super) const fn code(self) -> u8 {
         match self {
             Self::Free => 0,
             Self::UdpSingle => 1,
@@ -469,12 +469,6 @@ impl Activity {
     /// Of a connection that was followed elsewhere until now, of which so many frames are known.
     pub(super) fn unseen(frames: [u64; 2]) -> Self {
         Self { frames, bytes: [0; 2], tcp: Tcp::unseen() }
-    }
-
-    /// Reads a word of it.
-    pub(super) const fn touch(&self) -> u32 {
-        let [frames, _] = self.frames;
-        frames as u32
     }
 
     /// Frames of the original and of the reply side.

@@ -160,10 +160,10 @@ impl Index {
         self.find(hash, |_| true).unwrap_or(NIL)
     }
 
-    /// Reads a word of the bucket that a hash belongs to, so that it is at hand afterwards.
-    #[inline]
-    pub(super) fn touch(&self, hash: u32) -> u32 {
-        self.row.buckets.get(self.row.home(hash)).map_or(0, |bucket| bucket.head as u32)
+    /// Where the bucket lies that a hash belongs to.
+    #[inline(always)]
+    pub(super) fn place_of(&self, hash: u32) -> *const () {
+        self.row.buckets.as_ptr().wrapping_add(self.row.home(hash)).cast()
     }
 
     /// Adds an entry that is not in the index.

@@ -66,7 +66,6 @@ mod tests;
 mod timers;
 
 use std::hash::{BuildHasher, RandomState};
-use std::hint::black_box;
 
 pub use self::directory::{Claims, Directory};
 use self::entry::{Activity, Entry, Identity, State};
@@ -422,13 +421,13 @@ impl Connections {
     /// Looks up to [`BATCH`] frames ahead, for [`Connections::lookup_hinted`]; further ones get no
     /// hint. Reads only.
     ///
-    /// Every step is taken for all frames before the next one, and loads nothing that depends on
-    /// another frame, so that the processor waits for many cache lines at once.
-    pub fn prepare(&self, frames: &[Headers], hints: &mut Hints) {
+    /// Every step is taken for all frames before the next one, which then finds at hand what `fetch` has
+    /// asked for: it has the processor get the cache line of a pointer, and waits for nothing.
+    pub fn prepare(&self, frames: &[Headers], hints: &mut Hints, fetch: impl Fn(*const ())) {
         hints.len = frames.len().min(BATCH);
         if self.table.is_large() {
             let hints = hints.hints.get_mut(..hints.len).unwrap_or_default();
-            self.prepare_far(frames, hints);
+            self.prepare_far(frames, hints, fetch);
         } else {
             self.prepare_near(frames, &mut hints.hints);
         }
@@ -443,24 +442,16 @@ impl Connections {
     }
 
     /// [`Connections::prepare`], where everything does.
-    fn prepare_far(&self, frames: &[Headers], hints: &mut [Hint]) {
+    fn prepare_far(&self, frames: &[Headers], hints: &mut [Hint], fetch: impl Fn(*const ())) {
         for (headers, hint) in frames.iter().zip(&mut *hints) {
-            self.describe(hint, headers);
+            let hash = self.describe(hint, headers);
+            fetch(self.table.place_of_bucket(hash));
         }
-        touch(hints, |hint| self.table.touch_bucket(hint.hash));
-        // Each frame's second candidate, of those that have one.
-        let (mut seconds, mut count) = ([entry::NIL; BATCH], 0);
-        for hint in &mut *hints {
-            hint.id = self.table.candidates(hint.hash, |second| {
-                if let Some(place) = seconds.get_mut(count) {
-                    *place = second;
-                    count += 1;
-                }
-            });
+        let fetch = |id| fetch(self.table.place_of_identity(id));
+        for hint in hints {
+            hint.id = self.table.candidates(hint.hash, fetch);
+            fetch(hint.id);
         }
-        touch(hints, |hint| self.table.touch_identity(hint.id));
-        let seconds = seconds.get(..count).unwrap_or_default();
-        touch(seconds, |&id| self.table.touch_identity(id));
     }
 
     /// Notes what a frame is looked for by. Returns the hash.
@@ -485,11 +476,14 @@ impl Connections {
         hint.hash
     }
 
-    /// Has at hand what [`Connections::observe`] will change, and what a TCP lookup reads, of frames
-    /// that were [prepared](Connections::prepare) for. Worth its while if most have connections.
-    pub fn prepare_to_observe(&self, hints: &Hints) {
-        let hints = hints.hints.get(..hints.len).unwrap_or_default();
-        touch(hints, |hint| self.table.touch_activity(hint.id));
+    /// Asks for what [`Connections::observe`] will change, and what a TCP lookup and
+    /// [`Connections::verdict`] read, of the frame that stood at this place of the batch; see
+    /// [`Connections::prepare`]. Worth its while a few frames ahead, if most have connections.
+    #[inline]
+    pub fn prepare_to_observe(&self, hints: &Hints, at: usize, fetch: impl Fn(*const ())) {
+        if let Some(hint) = hints.get(at) {
+            self.table.places_of_rest(hint.id).into_iter().for_each(fetch);
+        }
     }
 
     /// Whether a connection with the key of the frame that stood at this place of the batch is in this
@@ -923,12 +917,6 @@ impl Connections {
         self.table.remove(id);
         self.stats.ended += 1;
     }
-}
-
-/// Has a word read for each frame, and waits for none before it asks for the next.
-#[inline]
-fn touch<T>(frames: &[T], word: impl Fn(&T) -> u32) {
-    black_box(frames.iter().fold(0, |touched, frame| touched ^ word(frame)));
 }
 
 fn hit(identity: &Identity, id: u32, side: Side, epoch: u64) -> Lookup {

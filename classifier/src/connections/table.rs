@@ -4,6 +4,8 @@
 //! exactly once, and its payer's list of its class has it exactly once. Every method that is public
 //! here keeps that.
 
+use std::ptr::{from_ref, null};
+
 use super::entry::{Activity, Entry, Identity, Record, State};
 use super::index::Index;
 use super::key::{Hasher, Key, Upper};
@@ -127,22 +129,24 @@ impl Table {
         self.index.candidates(hash, second)
     }
 
-    /// Reads a word of the bucket of a hash.
-    #[inline]
-    pub(super) fn touch_bucket(&self, hash: u32) -> u32 {
-        self.index.touch(hash)
+    /// Where the bucket of a hash lies.
+    #[inline(always)]
+    pub(super) fn place_of_bucket(&self, hash: u32) -> *const () {
+        self.index.place_of(hash)
     }
 
-    /// Reads a word of an entry's identity.
-    #[inline]
-    pub(super) fn touch_identity(&self, id: u32) -> u32 {
-        self.slab.identity(id).map_or(0, |identity| identity.code().into())
+    /// Where an entry's identity lies; null if there is no such entry.
+    #[inline(always)]
+    pub(super) fn place_of_identity(&self, id: u32) -> *const () {
+        self.slab.identity(id).map_or(null(), from_ref).cast()
     }
 
-    /// Reads a word of an entry's activity.
-    #[inline]
-    pub(super) fn touch_activity(&self, id: u32) -> u32 {
-        self.slab.activity(id).map_or(0, Activity::touch)
+    /// Where its activity and its record lie, likewise.
+    #[inline(always)]
+    pub(super) fn places_of_rest(&self, id: u32) -> [*const (); 2] {
+        let activity = self.slab.activity(id).map_or(null(), from_ref);
+        let record = self.slab.record(id).map_or(null(), from_ref);
+        [activity.cast(), record.cast()]
     }
 
     #[inline]
@@ -207,6 +211,9 @@ impl Table {
     pub(super) fn refresh(&mut self, id: u32, state: State, now: Nanos) {
         let stamp = Stamp::of(now);
         let Some(identity) = self.slab.identity_mut(id) else { return };
+        if identity.code() == state.code() && identity.last() == stamp {
+            return;
+        }
         let (from, to) = (identity.state().class(), state.class());
         let last = identity.last();
         let is_in_order = from == to && (stamp.is_in_tick_of(last) || stamp.since(last) == 0);

@@ -150,7 +150,7 @@ fn a_raised_bound_holds_at_once_and_finds_what_was_there() {
         table.set_aside();
     }
     let mut hints = Hints::new();
-    table.prepare(&flows, &mut hints);
+    table.prepare(&flows, &mut hints, |_| ());
     for (at, headers) in flows.iter().enumerate() {
         let hinted = hints.get(at).map(|hint| table.lookup_hinted(headers, hint, 1, secs(1)));
         assert_eq!(hinted.is_some(), at < BATCH);
@@ -482,7 +482,7 @@ fn udp_is_established_at_once_and_tcp_between_its_handshake_and_both_ends() {
     let ask = |table: &Connections, headers: &Headers| {
         let (mut hints, found) = (Hints::new(), table.established(headers, 1, secs(0)));
         for prepared in [table, &empty] {
-            prepared.prepare(std::slice::from_ref(headers), &mut hints);
+            prepared.prepare(std::slice::from_ref(headers), &mut hints, |_| ());
             let hint = hints.get(0).unwrap();
             assert_eq!(table.established_hinted(headers, hint, 1, secs(0)), found);
         }

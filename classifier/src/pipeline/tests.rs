@@ -252,7 +252,7 @@ fn a_burst_is_judged_in_its_order() {
     let answer = headers(API, &syn_ack(ends(API, WEB), 8080));
     let tagged = headers(WEB, &build::tagged(build::udp(ends(WEB, API), 1, 53, b""), &[5]));
     let mut burst = [answer, syn, answer, tagged];
-    switch.pipeline.prepare(&mut burst);
+    switch.pipeline.prepare(&mut burst, |_| ());
     let reasons: Vec<_> = (0..burst.len())
         .map(|at| switch.pipeline.judge_next(&burst[at], at, 64, switch.now).drop_reason())
         .collect();

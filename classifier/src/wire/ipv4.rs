@@ -90,7 +90,8 @@ impl<'a> Packet<'a> {
 
     /// True if the header checksum is right.
     pub fn checksum_is_right(&self) -> bool {
-        Sum::default().bytes(self.header).bytes(self.options).verifies()
+        let sum = Sum::default().header(self.header);
+        if self.options.is_empty() { sum.verifies() } else { sum.bytes(self.options).verifies() }
     }
 
     /// True for a fragment: more follow, or it is not the first.

@@ -27,7 +27,7 @@ use crate::port::silence::Silence;
 use crate::port::{BURST, Port};
 use crate::sys::bpf::{Attached, Mode, Redirect, Steering};
 use crate::sys::promiscuous::Promiscuous;
-use crate::sys::umem::{MAX_FRAME, Umem};
+use crate::sys::umem::{Loans, MAX_FRAME, Umem};
 use crate::sys::xsk::{self, Receiver, RingSizes, Socket, SocketError, Step};
 
 pub use crate::sys::xsk::Statistics;
@@ -199,8 +199,8 @@ struct Attachment {
 #[repr(align(128))]
 pub struct XdpPort {
     umem: Arc<Umem>,
-    /// Number under which the umem knows this socket. Not 0.
-    owner: u16,
+    /// The chunks that are with the kernel.
+    loans: Loans,
     index: u32,
     queue: u32,
     socket: Socket,
@@ -470,7 +470,7 @@ impl XdpPort {
         };
         Ok(Self {
             umem: Arc::clone(umem),
-            owner,
+            loans: umem.loans(owner),
             index: link.index,
             queue,
             socket: Socket::open(umem, link.index, queue, sizes, options.force_copy)?,
@@ -512,7 +512,7 @@ impl XdpPort {
         }
         let room = self.socket.fill.free(missing).min(missing);
         for frame in std::iter::from_fn(|| pool.take()).take(room as usize) {
-            let pushed = self.socket.fill.push(self.umem.lend(frame, self.owner));
+            let pushed = self.socket.fill.push(self.loans.lend(frame));
             debug_assert!(pushed, "there is room");
             self.filled += 1;
         }
@@ -555,19 +555,17 @@ impl Port for XdpPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
         let Some(Receiver { rx, .. }) = &mut self.socket.receiver else { return 0 };
         let before = batch.len();
-        let mut read = 0;
-        while read < BURST as u32
-            && let Some(descriptor) = rx.pop()
-        {
-            read += 1;
-            let frame = self.umem.return_from_kernel(descriptor.addr, descriptor.len, self.owner);
+        let ready = rx.ready(BURST as u32);
+        self.socket.fill.prefetch(ready);
+        for descriptor in std::iter::from_fn(|| rx.pop()).take(ready as usize) {
+            let frame = self.loans.take_back(descriptor.addr, descriptor.len);
             let Some(frame) = frame else { continue };
             self.umem.prefetch(&frame);
             batch.push(frame);
         }
-        if read > 0 {
+        if ready > 0 {
             rx.release();
-            self.filled = self.filled.saturating_sub(read);
+            self.filled = self.filled.saturating_sub(ready);
         }
         self.refill(pool);
         batch.len() - before
@@ -583,7 +581,7 @@ impl Port for XdpPort {
                 continue;
             }
             let len = frame.len() as u32;
-            let addr = self.umem.lend(frame, self.owner);
+            let addr = self.loans.lend(frame);
             let pushed = self.socket.tx.push(libc::xdp_desc { addr, len, options: 0 });
             debug_assert!(pushed, "there is room");
             self.sending += 1;
@@ -603,7 +601,7 @@ impl Port for XdpPort {
         }
         while let Some(address) = self.socket.completion.pop() {
             self.sending = self.sending.saturating_sub(1);
-            if let Some(frame) = self.umem.return_from_kernel(address, 0, self.owner) {
+            if let Some(frame) = self.loans.take_back(address, 0) {
                 pool.give_sent(frame);
             }
         }
@@ -643,13 +641,13 @@ impl Port for XdpPort {
         while self.sending > 0 && !self.stalled && Instant::now() < deadline {
             self.reclaim(pool);
         }
-        let Self { umem, owner, index, queue, socket, attachment, unsendable, .. } = *self;
+        let Self { mut loans, index, queue, socket, attachment, unsendable, .. } = *self;
         drop(attachment);
         let zerocopy = socket.is_zerocopy();
         socket.close();
         if zerocopy {
             xsk::wait_until_released(index, queue);
         }
-        unsendable.into_iter().chain(umem.reclaim_all(owner)).for_each(|frame| pool.give(frame));
+        unsendable.into_iter().chain(loans.take_all_back()).for_each(|frame| pool.give(frame));
     }
 }

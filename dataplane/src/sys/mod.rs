@@ -12,6 +12,7 @@ pub mod live_frames;
 pub(crate) mod mmap;
 pub mod packet;
 pub(crate) mod pins;
+pub mod prefetch;
 pub(crate) mod promiscuous;
 pub(crate) mod ring;
 pub mod tally;

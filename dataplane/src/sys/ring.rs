@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::mmap::Mapping;
+use super::prefetch::prefetch_to_write;
 
 /// What a ring holds.
 ///
@@ -134,6 +135,16 @@ impl<D: Descriptor> Producer<D> {
         Some(Self { ring, next, consumed })
     }
 
+    /// Asks for the slots of the next `count` descriptors. Another processor has read what was there;
+    /// unasked, each cache line of slots is waited for by itself, since stores take effect one after the
+    /// other.
+    pub(crate) fn prefetch(&self, count: u32) {
+        let per_line = (64 / size_of::<D>()) as u32;
+        for ahead in (0..count).step_by(per_line as usize) {
+            prefetch_to_write(self.ring.slot(self.next.wrapping_add(ahead)).cast_const().cast());
+        }
+    }
+
     /// How many descriptors can be pushed. The consumer's cursor is read again only if it looks like
     /// fewer than `wanted`.
     pub(crate) fn free(&mut self, wanted: u32) -> u32 {
@@ -203,6 +214,15 @@ impl<D: Descriptor> Consumer<D> {
         let next = ring.consumer().load(Ordering::Relaxed);
         let produced = ring.producer().load(Ordering::Acquire);
         Some(Self { ring, next, produced })
+    }
+
+    /// How many descriptors can be read. The producer's cursor is read again only if it looks like fewer
+    /// than `wanted`.
+    pub(crate) fn ready(&mut self, wanted: u32) -> u32 {
+        if self.unread() < wanted {
+            self.produced = self.ring.producer().load(Ordering::Acquire);
+        }
+        self.unread().min(wanted)
     }
 
     /// Reads one descriptor. Its slot stays ours until [`release`](Self::release). The producer's

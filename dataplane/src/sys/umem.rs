@@ -5,14 +5,19 @@
 //! another one's life. See docs/adr/0002.
 //!
 //! Invariant: at any time, each chunk is owned by exactly one [`Frame`] handle or by the kernel.
-//! `Umem::new` makes one handle per chunk; [`Umem::lend`] turns a handle into kernel ownership and
-//! [`Umem::return_from_kernel`] turns it back, once, checked against a table. So two handles of one
+//! `Umem::new` makes one handle per chunk; [`Loans::lend`] turns a handle into kernel ownership and
+//! [`Loans::take_back`] turns it back, once, checked against a table. So two handles of one
 //! chunk cannot exist, and a `&mut Frame` gives exclusive access to the chunk's bytes.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
+use parking_lot::Mutex;
+
+use super::prefetch::prefetch;
 use crate::frame::Frame;
 
 /// Bytes per chunk. Holds the kernel's headroom and a frame of up to [`MAX_FRAME`] bytes.
@@ -38,6 +43,8 @@ pub struct Umem {
     frames: u32,
     /// Who owns each chunk: [`USER`], or the number of the socket it was lent to.
     owners: Box<[AtomicU16]>,
+    /// The numbers of which there are [`Loans`].
+    lenders: Mutex<BTreeSet<u16>>,
 }
 
 // SAFETY: the area is plain memory, mapped for the life of the Umem; access to each chunk is
@@ -77,7 +84,8 @@ impl Umem {
         let owners = (0..frames).map(|_| AtomicU16::new(USER)).collect();
         let handles =
             (0..frames).map(|chunk| Frame::claim(id, chunk, HEADROOM as u16, 0)).collect();
-        Ok((Self { id, base, frames, owners }, handles))
+        let lenders = Mutex::default();
+        Ok((Self { id, base, frames, owners, lenders }, handles))
     }
 
     /// Number of chunks.
@@ -119,50 +127,17 @@ impl Umem {
     /// # Panics
     /// If the frame is of another umem.
     pub fn prefetch(&self, frame: &Frame) {
-        let start = self.start_of(frame);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: `start_of` checked that it points into the area, and a prefetch reads nothing.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(start.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = start;
+        prefetch(self.start_of(frame).cast_const().cast());
     }
 
-    /// Gives a chunk to the kernel by way of socket number `owner` (not 0). Returns the descriptor
-    /// address: the frame's first byte, in bytes from the area's start.
+    /// The loans of socket number `owner` (not 0): none yet, or what an earlier one of that number left.
     ///
     /// # Panics
-    /// If the frame is of another umem.
-    pub fn lend(&self, frame: Frame, owner: u16) -> u64 {
-        assert_eq!(frame.umem(), self.id, "a frame goes back to the umem it is of");
-        let address = frame.chunk() as u64 * CHUNK as u64 + u64::from(frame.offset());
-        let chunk = frame.release();
-        self.owners[chunk as usize].store(owner, Ordering::Relaxed);
-        address
-    }
-
-    /// Takes a chunk back that the kernel says, by a descriptor on socket `owner`, it is done with.
-    /// `None` if the address is outside the area or the chunk was not lent to that socket: then the
-    /// descriptor is ignored, because believing it would make a second handle.
-    pub fn return_from_kernel(&self, address: u64, len: u32, owner: u16) -> Option<Frame> {
-        let chunk = u32::try_from(address / CHUNK as u64).ok()?;
-        let offset = (address % CHUNK as u64) as usize;
-        if len as usize > CHUNK - offset {
-            return None;
-        }
-        let slot = self.owners.get(chunk as usize)?;
-        slot.compare_exchange(owner, USER, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        Some(Frame::claim(self.id, chunk, offset as u16, len as u16))
-    }
-
-    /// Takes back everything that was lent to socket `owner`. Only after that socket is closed and
-    /// the kernel has let go of its rings.
-    pub fn reclaim_all(&self, owner: u16) -> Vec<Frame> {
-        (0..self.frames)
-            .filter_map(|chunk| self.return_from_kernel(u64::from(chunk) * CHUNK as u64, 0, owner))
-            .collect()
+    /// If there is one of that number already.
+    pub fn loans(self: &Arc<Self>, owner: u16) -> Loans {
+        let is_new = owner != USER && self.lenders.lock().insert(owner);
+        assert!(is_new, "each socket has a number of its own");
+        Loans { umem: Arc::clone(self), owner }
     }
 
     /// Checked pointer to the frame's first byte; `frame.len()` bytes from it lie in the area.
@@ -185,6 +160,62 @@ impl Drop for Umem {
     }
 }
 
+/// The chunks that are with the kernel by way of one socket.
+///
+/// Nobody else writes this socket's number into the table of owners, or takes it out. So lending and taking
+/// back are plain loads and stores.
+#[derive(Debug)]
+pub struct Loans {
+    umem: Arc<Umem>,
+    owner: u16,
+}
+
+impl Loans {
+    /// Gives a chunk to the kernel. Returns the descriptor address: the frame's first byte, in bytes from
+    /// the area's start.
+    ///
+    /// # Panics
+    /// If the frame is of another umem.
+    pub fn lend(&mut self, frame: Frame) -> u64 {
+        let Umem { id, owners, .. } = &*self.umem;
+        assert_eq!(frame.umem(), *id, "a frame goes back to the umem it is of");
+        let address = frame.chunk() as u64 * CHUNK as u64 + u64::from(frame.offset());
+        let chunk = frame.release();
+        owners[chunk as usize].store(self.owner, Ordering::Relaxed);
+        address
+    }
+
+    /// Takes a chunk back that the kernel says, by a descriptor, it is done with. `None` if the address is
+    /// outside the area or the chunk was not lent here: then the descriptor is ignored, because believing
+    /// it would make a second handle.
+    pub fn take_back(&mut self, address: u64, len: u32) -> Option<Frame> {
+        let chunk = u32::try_from(address / CHUNK as u64).ok()?;
+        let offset = (address % CHUNK as u64) as usize;
+        if len as usize > CHUNK - offset {
+            return None;
+        }
+        let Umem { id, owners, .. } = &*self.umem;
+        let slot = owners.get(chunk as usize)?;
+        if slot.load(Ordering::Relaxed) != self.owner {
+            return None;
+        }
+        slot.store(USER, Ordering::Relaxed);
+        Some(Frame::claim(*id, chunk, offset as u16, len as u16))
+    }
+
+    /// Takes everything back. Only after the socket is closed and the kernel has let go of its rings.
+    pub fn take_all_back(&mut self) -> Vec<Frame> {
+        let chunks = 0..self.umem.frames;
+        chunks.filter_map(|chunk| self.take_back(u64::from(chunk) * CHUNK as u64, 0)).collect()
+    }
+}
+
+impl Drop for Loans {
+    fn drop(&mut self) {
+        self.umem.lenders.lock().remove(&self.owner);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,21 +223,34 @@ mod tests {
     #[test]
     fn a_lent_chunk_comes_back_once() {
         let (umem, mut frames) = Umem::new(4).unwrap();
+        let umem = Arc::new(umem);
+        let [mut loans, mut others] = [7, 8].map(|owner| umem.loans(owner));
         let frame = frames.pop().unwrap();
         let chunk = frame.chunk();
-        let address = umem.lend(frame, 7);
-        assert!(umem.return_from_kernel(address, 60, 8).is_none(), "lent to another socket");
-        assert!(umem.return_from_kernel(4 * CHUNK as u64, 60, 7).is_none(), "outside");
-        assert!(umem.return_from_kernel(address, CHUNK as u32, 7).is_none(), "past the chunk");
-        let back = umem.return_from_kernel(address, 60, 7).unwrap();
+        let address = loans.lend(frame);
+        assert!(others.take_back(address, 60).is_none(), "lent to another socket");
+        assert!(loans.take_back(4 * CHUNK as u64, 60).is_none(), "outside");
+        assert!(loans.take_back(address, CHUNK as u32).is_none(), "past the chunk");
+        let back = loans.take_back(address, 60).unwrap();
         assert_eq!((back.chunk(), back.len()), (chunk, 60));
-        assert!(umem.return_from_kernel(address, 60, 7).is_none(), "a second time");
-        umem.lend(back, 7);
-        let all = umem.reclaim_all(7);
+        assert!(loans.take_back(address, 60).is_none(), "a second time");
+        loans.lend(back);
+        drop(loans);
+        let all = umem.loans(7).take_all_back();
         assert_eq!(all.len(), 1);
         for frame in frames.into_iter().chain(all) {
             frame.release();
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "a number of its own")]
+    fn two_sockets_do_not_share_a_number() {
+        let (umem, frames) = Umem::new(1).unwrap();
+        frames.into_iter().for_each(|frame| _ = frame.release());
+        let umem = Arc::new(umem);
+        let _loans = umem.loans(7);
+        let _others = umem.loans(7);
     }
 
     #[test]

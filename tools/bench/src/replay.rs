@@ -30,6 +30,7 @@ use firedoor_dataplane::path::{Burst, Path};
 use firedoor_dataplane::pool::{FramePool, FrameStore};
 use firedoor_dataplane::port::BURST;
 use firedoor_dataplane::port::pcap::{PcapOpenError, Recording};
+use firedoor_dataplane::sys::prefetch::prefetch;
 use firedoor_dataplane::sys::umem::{MAX_FRAME, Umem};
 use serde::Serialize;
 
@@ -377,7 +378,7 @@ fn time_judge(passes: usize, policy: &Arc<Policy>, arrivals: &[Arrival]) -> Time
         for chunk in headers.chunks(BURST) {
             burst.clear();
             burst.extend(chunk.iter().map(|(headers, _)| *headers));
-            pipeline.prepare(&mut burst);
+            pipeline.prepare(&mut burst, prefetch);
             for (at, (headers, (_, bytes))) in burst.iter().zip(chunk).enumerate() {
                 black_box(pipeline.judge_next(headers, at, *bytes, NOW));
             }

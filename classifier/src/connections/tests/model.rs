@@ -243,7 +243,7 @@ impl Twins {
 
     fn take_hint(&mut self, headers: &Headers) {
         let mut hints = Hints::new();
-        self.table.prepare(std::slice::from_ref(headers), &mut hints);
+        self.table.prepare(std::slice::from_ref(headers), &mut hints, |_| ());
         self.hinted.push_front((*headers, *hints.get(0).unwrap()));
         self.hinted.truncate(8);
     }

@@ -10,6 +10,7 @@ use firedoor_classifier::extract::{Headers, extract};
 use firedoor_classifier::snapshot::Timeouts;
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::{Nanos, PortId};
+use firedoor_dataplane::sys::prefetch::prefetch;
 
 use super::scene::server;
 use super::{ROUNDS, median};
@@ -104,8 +105,8 @@ pub(super) fn hit(table: &mut Connections, count: u32, batch: usize) -> f64 {
 /// Nanoseconds to find a connection, and to let a frame of it pass.
 pub(super) fn observe(table: &mut Connections, count: u32, batch: usize) -> f64 {
     lookups(count, batch, 0, |headers, hints| {
-        table.prepare(headers, hints);
-        table.prepare_to_observe(hints);
+        table.prepare(headers, hints, prefetch);
+        (0..headers.len()).for_each(|at| table.prepare_to_observe(hints, at, prefetch));
         for (at, headers) in headers.iter().enumerate() {
             let found = hints.get(at).map(|hint| table.lookup_hinted(headers, hint, 1, NOW));
             let Some(Lookup::Current(hit)) = found else { panic!("every frame has one") };
@@ -130,7 +131,7 @@ fn each<'a>(
 ) -> impl Iterator<Item = Lookup> + 'a {
     let is_batch = headers.len() > 1;
     if is_batch {
-        table.prepare(headers, hints);
+        table.prepare(headers, hints, prefetch);
     }
     headers.iter().enumerate().map(move |(at, headers)| match hints.get(at) {
         Some(hint) if is_batch => table.lookup_hinted(headers, hint, 1, NOW),

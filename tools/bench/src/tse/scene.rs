@@ -19,6 +19,7 @@ use firedoor_classifier::snapshot::{
 };
 use firedoor_classifier::wire::protocol::{ICMP, UDP};
 use firedoor_classifier::{Nanos, Pipeline, Policy, PortId, Tag, Verdict};
+use firedoor_dataplane::sys::prefetch::prefetch;
 
 use crate::scene::{allow, mac};
 
@@ -170,7 +171,7 @@ impl Scene {
     ) -> usize {
         let mut count = 0;
         for burst in frames.chunks_mut(BURST) {
-            self.pipeline.prepare(burst);
+            self.pipeline.prepare(burst, prefetch);
             for (at, headers) in burst.iter().enumerate() {
                 let verdict = self.pipeline.judge_next(headers, at, 60, self.now);
                 count += usize::from(wanted(verdict));
