@@ -25,15 +25,12 @@ static __always_inline __u32 frames_of(const struct __sk_buff *skb, const struct
 	return (headers->end - headers->payload + size - 1) / size;
 }
 
-// What a port has on the long way. All ports share the punt device, so each may only have so much there
-// that the others find room.
-#define MOST_PUNTED 192
-
+// What a port has between this program and its worker.
 struct intake {
 	__u64 punted;		// frames, as they count after segmentation
 	__u64 refused;		// frames that were too much, likewise
 	__u64 taken;		// of the punted, how many have arrived; written by the data plane
-	__u64 reserved;
+	__u64 room;		// for how many there is room; likewise
 };
 
 // By tag.
@@ -44,6 +41,22 @@ struct {
 	__type(key, __u32);
 	__type(value, struct intake);
 } express_intakes SEC(".maps");
+
+// Whether the port of that tag may send so many frames more the long way. Then they count as on it, else
+// as refused.
+static __always_inline int is_admitted(const __u32 *port, __u32 frames)
+{
+	struct intake *intake = bpf_map_lookup_elem(&express_intakes, port);
+
+	if (!intake)
+		return 0;
+	if ((__s64)(READ_ONCE(intake->punted) - READ_ONCE(intake->taken)) >= (__s64)READ_ONCE(intake->room)) {
+		__sync_fetch_and_add(&intake->refused, frames);
+		return 0;
+	}
+	__sync_fetch_and_add(&intake->punted, frames);
+	return 1;
+}
 
 // Receive queues of a port, as a power of two.
 #define QUEUE_BITS 6
@@ -73,19 +86,10 @@ static __always_inline int punt(struct __sk_buff *skb, const struct control *con
 {
 	__u32 ingress = skb->ifindex;
 	__u32 *port = bpf_map_lookup_elem(&express_ports, &ingress);
-	struct intake *intake;
 	__u16 tag;
 
-	if (!port)
+	if (!port || !is_admitted(port, frames))
 		return TC_ACT_SHOT;
-	intake = bpf_map_lookup_elem(&express_intakes, port);
-	if (!intake)
-		return TC_ACT_SHOT;
-	if ((__s64)(READ_ONCE(intake->punted) - READ_ONCE(intake->taken)) >= MOST_PUNTED) {
-		__sync_fetch_and_add(&intake->refused, frames);
-		return TC_ACT_SHOT;
-	}
-	__sync_fetch_and_add(&intake->punted, frames);
 	tag = *port;
 	if (flow) {
 		note_punted(flow, frames);
@@ -241,7 +245,7 @@ static __always_inline int hand_over(struct xdp_md *ctx, struct flow *flow)
 	__u32 ingress = ctx->ingress_ifindex, queue = ctx->rx_queue_index, mark = 0, *front;
 	__u32 *port = bpf_map_lookup_elem(&express_ports, &ingress);
 
-	if (!port || queue >> QUEUE_BITS)
+	if (!port || queue >> QUEUE_BITS || !is_admitted(port, 1))
 		return XDP_DROP;
 	if (flow) {
 		note_punted(flow, 1);

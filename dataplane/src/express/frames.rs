@@ -11,20 +11,23 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use super::arrivals::Arrivals;
 use super::{ExpressError, Kernel};
 use crate::frame::Frame;
 use crate::pool::FramePool;
 use crate::port::xdp::{self, MAX_MTU, XdpOptions, XdpPort};
 use crate::port::{BURST, Port};
-use crate::sys::express::{Lookup, MARK};
+use crate::sys::express::{Intake, Lookup, MARK};
 use crate::sys::umem::Umem;
 
 /// One receive queue of a port of the switch lane, behind the program that looks frames up.
 pub struct LookupPort {
     kernel: Arc<Kernel>,
+    tag: u16,
     ifindex: u32,
     port: XdpPort,
     received: Vec<Frame>,
+    arrivals: Arrivals,
 }
 
 pub(super) fn open(
@@ -37,6 +40,12 @@ pub(super) fn open(
     pool: &mut FramePool,
 ) -> Result<xdp::Opened<LookupPort>, ExpressError> {
     let lookup = Lookup::new(Arc::clone(&kernel.program), tag);
+    let allow = |queues: usize| {
+        if let Some(intake) = kernel.program.intake(tag) {
+            intake.open(u64::from(options.fill) * queues as u64);
+        }
+    };
+    allow(1);
     let opened =
         xdp::open_steered(umem, owner_base, ifname, options, pool, |_| Ok(Box::new(lookup)))?;
     let xdp::Opened { queues, mode, notices, link } = opened;
@@ -45,11 +54,14 @@ pub(super) fn open(
         let (ifname, mtu) = (link.name, link.mtu);
         return Err(ExpressError::MtuTooLarge { ifname, mtu, limit: MAX_MTU - MARK as u32 });
     }
+    allow(queues.len());
     let queues = queues.into_iter().map(|port| LookupPort {
         kernel: Arc::clone(kernel),
+        tag,
         ifindex: link.index,
         port,
         received: Vec::with_capacity(BURST),
+        arrivals: Arrivals::new(),
     });
     Ok(xdp::Opened { queues: queues.collect(), mode: format!("{mode}, lookup"), notices, link })
 }
@@ -57,7 +69,10 @@ pub(super) fn open(
 impl Port for LookupPort {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Frame>) -> usize {
         let before = batch.len();
-        self.port.receive(pool, &mut self.received);
+        let count = self.port.receive(pool, &mut self.received);
+        if let Some(intake) = self.kernel.program.intake(self.tag) {
+            self.arrivals.note(intake, count);
+        }
         for mut frame in self.received.drain(..) {
             let Some(mark) = unmark(pool.umem(), &mut frame) else {
                 pool.give(frame);
@@ -86,7 +101,8 @@ impl Port for LookupPort {
     }
 
     fn is_busy(&self) -> bool {
-        self.port.is_busy()
+        let intake = self.kernel.program.intake(self.tag);
+        self.port.is_busy() || intake.is_some_and(Intake::is_on_the_way)
     }
 
     fn close(self: Box<Self>, pool: &mut FramePool) {

@@ -25,6 +25,7 @@
 //! [`Members`] says which ports there are, [`offload`] which connections a worker gives to the kernel.
 //! [`FlowTable`] is what the kernel knows; docs/adr/0004 says why misses travel as they do.
 
+mod arrivals;
 pub mod frames;
 pub(crate) mod growth;
 pub(crate) mod index;

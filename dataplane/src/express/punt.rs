@@ -15,10 +15,10 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use firedoor_classifier::wire::{icmp, protocol};
 
+use super::arrivals::Arrivals;
 use super::{ExpressError, Kernel};
 use crate::frame::Frame;
 use crate::handoff::Doorstep;
@@ -37,8 +37,8 @@ pub const MAX_MTU: u32 = MAX_VETH_PEER_MTU - 4;
 /// Number under which the umem knows the pair's socket: above those of all ports.
 const OWNER: u16 = u16::MAX;
 
-/// How long a frame is on its way to the switch at most, if nothing else is left there.
-const ON_THE_WAY: Duration = Duration::from_millis(5);
+/// Frames that a port may have on the long way: all share the device pair's queue, and others are to find room.
+const ROOM: u64 = 192;
 
 /// Most frames kept with the kernel for receiving.
 const FILL: u32 = 2048;
@@ -66,8 +66,7 @@ struct Inbox {
     frames: VecDeque<Frame>,
     /// Of the worker that takes them, once the port has one.
     doorstep: Option<Arc<Doorstep>>,
-    /// How many had been punted when it was last looked for lost ones, and when that was.
-    looked: (u64, Instant),
+    arrivals: Arrivals,
 }
 
 impl Inbox {
@@ -144,9 +143,8 @@ impl Punt {
         if self.inboxes.len() <= at {
             self.inboxes.resize_with(at + 1, || None);
         }
-        let looked = (0, Instant::now());
-        let frames = VecDeque::new();
-        self.inboxes[at] = Some(Inbox { ifindex, frames, doorstep: None, looked });
+        let (frames, arrivals) = (VecDeque::new(), Arrivals::new());
+        self.inboxes[at] = Some(Inbox { ifindex, frames, doorstep: None, arrivals });
     }
 
     /// Whether there are ports left.
@@ -185,16 +183,7 @@ impl Punt {
         let Some(inbox) = self.inbox(tag) else { return 0 };
         let count = inbox.frames.len().min(BURST);
         batch.extend(inbox.frames.drain(..count));
-        let taken = intake.taken() + count as u64;
-        let (punted, since) = inbox.looked;
-        if count > 0 {
-            // More than there were, if they were given up too early.
-            intake.set_taken(taken.min(intake.punted()));
-        } else if taken < intake.punted() && since.elapsed() > ON_THE_WAY {
-            // What was punted before the last look and did not arrive was lost.
-            intake.set_taken(taken.max(punted));
-            inbox.looked = (intake.punted(), Instant::now());
-        }
+        inbox.arrivals.note(intake, count);
         count
     }
 
@@ -283,7 +272,7 @@ impl ExpressPort {
         let sender = open_sender(umem, owner, &link, fill)?;
         let wakeup = kernel.join(umem, &link, tag, fill, pool)?;
         if let Some(intake) = kernel.program.intake(tag) {
-            intake.clear();
+            intake.open(ROOM);
         }
         let attached = kernel
             .program
@@ -350,7 +339,7 @@ impl Port for ExpressPort {
         let is_deaf = |punt: &Punt| punt.port.is_busy();
         let program = &self.kernel.program;
         self.sender.is_busy()
-            || program.intake(self.tag).is_some_and(|intake| intake.taken() < intake.punted())
+            || program.intake(self.tag).is_some_and(Intake::is_on_the_way)
             || self.kernel.punt.lock().as_ref().is_some_and(is_deaf)
     }
 

@@ -605,19 +605,20 @@ impl Control {
     }
 }
 
-/// What a port has on the long way: one value of the array of intakes.
+/// What a port has on the long way: one value of the array of intakes (`struct intake`).
 #[repr(C)]
 pub(crate) struct Intake {
     punted: AtomicU64,
     refused: AtomicU64,
     taken: AtomicU64,
-    _reserved: AtomicU64,
+    room: AtomicU64,
 }
 
 impl Intake {
-    /// Nothing of the port's is on the way.
-    pub(crate) fn clear(&self) {
+    /// Nothing of the port's is on the way, and so many frames may be.
+    pub(crate) fn open(&self, room: u64) {
         self.taken.store(self.punted(), Ordering::Release);
+        self.room.store(room, Ordering::Release);
     }
 
     /// Frames that the program has punted so far.
@@ -625,14 +626,21 @@ impl Intake {
         self.punted.load(Ordering::Acquire)
     }
 
-    /// Of these, how many have arrived, or are known to be lost.
-    pub(crate) fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
+    /// Whether some of these have not arrived, nor are known to be lost.
+    pub(crate) fn is_on_the_way(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) < self.punted()
     }
 
-    /// Says so.
-    pub(crate) fn set_taken(&self, frames: u64) {
-        self.taken.store(frames, Ordering::Release);
+    /// So many have arrived.
+    pub(crate) fn take(&self, frames: u64) {
+        self.taken.fetch_add(frames, Ordering::Release);
+        // More than there were, if they were given up too early.
+        self.taken.fetch_min(self.punted(), Ordering::Release);
+    }
+
+    /// As many as that were punted have arrived, or are lost.
+    pub(crate) fn take_all_until(&self, punted: u64) {
+        self.taken.fetch_max(punted, Ordering::Release);
     }
 
     /// Frames that the program dropped because the port had too many on the way.

@@ -34,7 +34,7 @@ use socket2::{Domain, Socket, Type};
 use crate::Test;
 use crate::host::{self, Host, Workload};
 
-pub(crate) const TESTS: [(&str, Test); 25] = [
+pub(crate) const TESTS: [(&str, Test); 26] = [
     ("express_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_express),
     ("express_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Tcx)),
     ("express_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Tcx)),
@@ -59,6 +59,7 @@ pub(crate) const TESTS: [(&str, Test); 25] = [
     ("xdp_doubtful_frames_take_the_long_way", |host| doubtful(host, Hook::Xdp)),
     ("xdp_misses_name_their_port_whatever_tags_they_bear", |host| tags(host, Hook::Xdp)),
     ("xdp_flows_are_found_in_a_full_table", |host| found(host, Hook::Xdp)),
+    ("xdp_what_finds_no_room_is_not_waited_for", overflow),
     ("xdp_a_shut_door_drops_everything", |host| shut(host, Hook::Xdp)),
 ];
 
@@ -439,6 +440,29 @@ fn order(host: &mut Host, hook: Hook) -> Result<(), Failed> {
     assert!(progress.frames > 0, "some took the short way");
     assert!(came.is_sorted(), "{came:?}");
     assert!(came.len() > 1_900 && came.last() == Some(&1_999), "{} came", came.len());
+    scene.close(host);
+    Ok(())
+}
+
+/// What a ring has no room for is lost before it counts as its flow's, which would wait for it.
+fn overflow(host: &mut Host) -> Result<(), Failed> {
+    let mut scene = Scene::new(host, Hook::Xdp)?;
+    let slot = scene.install(0, &scene.flow(0, UDP, CLIENT, SERVER))?;
+    let (others, own) = (packet(&scene, ICMP, &[3; 20]), packet(&scene, UDP, &udp(&[7; 20])));
+    for _ in 0..8 {
+        inject(&scene, &vec![others.clone(); 64])?;
+    }
+    inject(&scene, std::slice::from_ref(&own))?;
+    let refused = scene.lane.refused();
+    let on_the_way = 8 * 64 + 1 - refused as usize;
+    assert!(refused > 0 && on_the_way > 64, "{refused} were refused");
+    let came = scene.received(host, 0, on_the_way);
+    assert!(came.len() == on_the_way && came.iter().all(|bytes| *bytes == others));
+    inject(&scene, std::slice::from_ref(&own))?;
+    assert_eq!(scene.received(host, 0, 1), std::slice::from_ref(&own), "there is room again");
+    assert!(!scene.lane.flows().is_held(slot), "what was lost is not waited for");
+    inject(&scene, &[own])?;
+    assert_eq!(scene.lane.flows().progress(slot).frames, 1);
     scene.close(host);
     Ok(())
 }
