@@ -92,8 +92,8 @@ static __always_inline int punt(struct __sk_buff *skb, const struct control *con
 		return TC_ACT_SHOT;
 	tag = *port;
 	if (flow) {
+		tag |= READ_ONCE(flow->mark);
 		note_punted(flow, frames);
-		tag |= flow->mark;
 	}
 	// The outermost tag is always this one; a tag of the workload's own stays within.
 	if (bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), tag))
@@ -248,8 +248,8 @@ static __always_inline int hand_over(struct xdp_md *ctx, struct flow *flow)
 	if (!port || queue >> QUEUE_BITS || !is_admitted(port, 1))
 		return XDP_DROP;
 	if (flow) {
+		mark = READ_ONCE(flow->mark);
 		note_punted(flow, 1);
-		mark = flow->mark;
 	}
 	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(mark)))
 		return XDP_DROP;

@@ -484,7 +484,8 @@ static __always_inline int find(struct headers *headers, const struct control *c
 	return !is_asked(found->flow) || is_answered(found, headers);
 }
 
-// Notes that so many frames of a flow, as they count after segmentation, go the long way.
+// Notes that so many frames of a flow, as they count after segmentation, go the long way. Their mark is read
+// before: should the count begin anew in between, they hold the flow, and do not let it go too early.
 static __always_inline void note_punted(struct flow *flow, __u32 frames)
 {
 	__sync_fetch_and_add(&flow->long_way, frames << 16);

@@ -458,10 +458,13 @@ impl Slot<'_> {
     }
 
     fn open(&self, epoch: u32, mark: u16, begin: Begin) {
-        self.flow.mark.store(mark, Ordering::Relaxed);
+        // A program that has found the flow reads the mark before it counts its frame: without one, or
+        // with the old one, the frame holds the flow, and does not let it go too early.
+        self.flow.mark.store(0, Ordering::SeqCst);
         self.details.draining.store(0, Ordering::Relaxed);
         let frames = if begin == Begin::AtOnce { PUNTED | PASSED } else { 0 };
-        self.flow.long_way.store(frames, Ordering::Relaxed);
+        self.flow.long_way.store(frames, Ordering::SeqCst);
+        self.flow.mark.store(mark, Ordering::Release);
         self.flow.epoch.store(epoch, Ordering::SeqCst);
     }
 
