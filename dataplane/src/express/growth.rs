@@ -1,13 +1,15 @@
-//! An index as large as its flows need, so that those that there are stand close together.
+//! An index as large as the slots that were ever in use, so that flows stand close together.
 //!
 //! Spread over an index for as many flows as may ever come, each flow would have a cache line of its own, and a
 //! few have a page: ten thousand would push each other out of the second-level cache. So the index begins
-//! small, and where half of its cells are taken it is laid out anew, twice as large, beside the old one: *regions*
+//! small, and where it has less than two cells a slot it is laid out anew, twice as large, beside the old one: *regions*
 //! of 2^n buckets lie in one array, each at the bucket of that number. Whoever searches learns from one word
 //! which region is in use, and then searches that.
 //!
 //! It is laid out a few slots at a time, with each flow that gets a verdict; slots are close together, so it
-//! goes by their numbers. Meanwhile what comes and goes does so in both regions. Once all slots were visited, the
+//! goes by their numbers. Slots count, not flows: where flows come and go quickly, the slots of those that are gone
+//! rest, and there are far more to visit than flows. An index of as many cells as its few flows need would be
+//! full before all were. Meanwhile what comes and goes does so in both regions. Once all slots were visited, the
 //! word changes. The old region stays as it was for who searches it still, and is never used again: a table
 //! that empties keeps its index.
 //!
@@ -95,10 +97,11 @@ impl Growth {
         }
     }
 
-    /// Goes on, or begins, if `flows` are too many for the region in use. Slots from `fresh` on were never used.
-    pub(crate) fn advance(&mut self, regions: &Regions<'_>, flows: u32, fresh: u32) {
+    /// Goes on, or begins, if the slots below `fresh` are too many for the region in use. The others were
+    /// never used.
+    pub(crate) fn advance(&mut self, regions: &Regions<'_>, fresh: u32) {
         let cells = regions.in_use.load(Ordering::Acquire).saturating_mul(CELLS as u32);
-        let is_due = flows > cells / 2 && !self.is_over && regions.larger().is_some();
+        let is_due = fresh > cells / 2 && !self.is_over && regions.larger().is_some();
         let Some(from) = self.next.or_else(|| is_due.then_some(0)) else { return };
         let to = fresh.min(from.saturating_add(PER_FLOW));
         self.next = Some(to);
@@ -135,7 +138,7 @@ mod tests {
     use super::super::index::tests::{Memory, flow};
     use super::*;
 
-    /// A table of 256 slots, whose index begins with as many buckets as a test says.
+    /// A table whose index begins with as many buckets as a test says.
     struct Table {
         buckets: Vec<Bucket>,
         in_use: AtomicU32,
@@ -143,6 +146,7 @@ mod tests {
         growth: Growth,
         fresh: u32,
         free: Vec<u32>,
+        resting: Vec<u32>,
         flows: HashMap<u16, u32>,
     }
 
@@ -151,10 +155,11 @@ mod tests {
             Self {
                 buckets: (0..2 * largest).map(|_| Bucket::default()).collect(),
                 in_use: AtomicU32::new(first),
-                memory: Memory::new(256),
+                memory: Memory::new((largest * CELLS as u32 / 2).max(256)),
                 growth: Growth::default(),
                 fresh: 0,
                 free: Vec::new(),
+                resting: Vec::new(),
                 flows: HashMap::new(),
             }
         }
@@ -174,7 +179,7 @@ mod tests {
                 memory.slot(slot).close();
                 self.free.push(slot);
             }
-            growth.advance(&regions, self.flows.len() as u32, self.fresh);
+            growth.advance(&regions, self.fresh);
         }
 
         fn take(&mut self, number: u16) {
@@ -209,6 +214,19 @@ mod tests {
         let sizes: Vec<u32> = sizes.collect();
         assert!(sizes.is_sorted());
         assert_eq!((sizes[7], sizes[100], sizes[255]), (1, 16, 32));
+    }
+
+    #[test]
+    fn an_index_has_room_after_many_short_flows_whose_slots_rest() {
+        let mut table = Table::new(1, 512);
+        for number in 0..3_000 {
+            table.put(number);
+            table.take(number);
+            table.resting.append(&mut table.free);
+        }
+        table.free = std::mem::take(&mut table.resting);
+        (0..1_000).for_each(|number| table.put(number));
+        assert!((0..1_000).all(|number| table.finds(number).is_some()));
     }
 
     #[test]

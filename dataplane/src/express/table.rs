@@ -114,12 +114,15 @@ impl FlowTable {
         table.program.index().tidy();
         let index = table.index();
         let mut inherited = Vec::new();
-        let mut slots = Slots { fresh: table.capacity(), ..Slots::default() };
+        let mut slots = Slots::default();
         for (number, cell) in (0..table.capacity()).zip(table.program.slots().iter()).rev() {
             let Some((id, verdict)) = cell.read() else {
-                slots.free.push(number);
+                if slots.fresh > 0 {
+                    slots.free.push(number);
+                }
                 continue;
             };
+            slots.fresh = slots.fresh.max(number + 1);
             *slots.by_ingress.entry(id.ingress).or_default() += 1;
             // The process may have died before it had done so.
             if index.find(&id) == Some(number)
@@ -173,14 +176,14 @@ impl FlowTable {
         let cell = self.cell(slot).ok_or(full)?;
         cell.write(id, verdict, next_mark(cell.mark()), begin);
         let index = self.program.index();
-        if !slots.growth.insert(&index, id, slot) {
+        let is_in = slots.growth.insert(&index, id, slot);
+        if !is_in {
             cell.close();
             slots.give(id.ingress, slot);
-            return Err(full);
         }
-        let (flows, fresh) = (slots.in_use() as u32, slots.fresh);
-        slots.growth.advance(&index, flows, fresh);
-        Ok(Slot(slot))
+        let fresh = slots.fresh;
+        slots.growth.advance(&index, fresh);
+        if is_in { Ok(Slot(slot)) } else { Err(full) }
     }
 
     /// Says that a flow's verdict is that of another policy, too: by that rule of that epoch.
