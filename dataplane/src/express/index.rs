@@ -2,10 +2,11 @@
 //!
 //! The flows themselves stand close together in arrays, in whatever slots are free: a table that is
 //! large and mostly empty would cost a walk through page tables for nearly every frame. The index is
-//! much smaller, and [grows](super::growth) with them. It has *buckets* of sixteen cells, a cache line each. A cell is the number of a
-//! slot plus one, and in the bits above a *tag* of its flow's hash, so that hardly ever a slot of another
-//! flow is looked at; 0 is an empty cell. A flow stands in its first bucket, which its hash says; if that is
-//! full, in its second; if that is full too, another flow of the first is sent to its own second.
+//! much smaller, and [grows](super::growth) with the slots in use. It has *buckets* of sixteen cells, a
+//! cache line each. A cell is the number of a slot plus one, and in the bits above a *tag* of its flow's
+//! hash, so that hardly ever a slot of another flow is looked at; 0 is an empty cell. A flow stands in
+//! its first bucket, which its hash says; if that is full, in its second; if that is full too, another flow
+//! of the first is sent to its own second.
 //!
 //! The hash is keyed, as those in `firedoor_classifier` are: nobody can aim at a bucket. So buckets are full
 //! by chance alone: with cells for twice the slots, one flow in a thousand of a full table is in its second, and

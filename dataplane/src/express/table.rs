@@ -117,6 +117,7 @@ impl FlowTable {
         let mut slots = Slots::default();
         for (number, cell) in (0..table.capacity()).zip(table.program.slots().iter()).rev() {
             let Some((id, verdict)) = cell.read() else {
+                // Behind the last flow, slots are as good as never used.
                 if slots.fresh > 0 {
                     slots.free.push(number);
                 }

@@ -12,7 +12,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -163,12 +163,10 @@ impl FlowId {
 
     /// Whether the programs find it in frames of IPv6.
     pub(crate) fn is_ipv6(&self) -> bool {
-        ![self.src, self.dst].iter().all(|address| address.starts_with(&MAPPED))
+        let is_ipv4 = |address: [u8; 16]| Ipv6Addr::from(address).to_ipv4_mapped().is_some();
+        ![self.src, self.dst].into_iter().all(is_ipv4)
     }
 }
-
-/// What IPv4 addresses begin with.
-const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /// How a frame leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
