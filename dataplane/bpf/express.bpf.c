@@ -25,6 +25,17 @@ static __always_inline __u32 frames_of(const struct __sk_buff *skb, const struct
 	return (headers->end - headers->payload + size - 1) / size;
 }
 
+// Likewise, if its headers are not understood: rather too many. Who hands over a packet need not have said.
+static __always_inline __u32 most_frames_of(const struct __sk_buff *skb)
+{
+	const __u32 headers = sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr);
+	__u32 size = skb->gso_size;
+
+	if (skb->gso_segs || !size || skb->len <= headers)
+		return skb->gso_segs ? skb->gso_segs : 1;
+	return (skb->len - headers + size - 1) / size;
+}
+
 // What a port has between this program and its worker.
 struct intake {
 	__u64 punted;		// frames, as they count after segmentation
@@ -43,14 +54,16 @@ struct {
 } express_intakes SEC(".maps");
 
 // Whether the port of that tag may send so many frames more the long way. Then they count as on it, else
-// as refused.
+// as refused. One packet may become thousands: it is for its sender to say into what pieces it is cut.
 static __always_inline int is_admitted(const __u32 *port, __u32 frames)
 {
 	struct intake *intake = bpf_map_lookup_elem(&express_intakes, port);
+	__s64 on_the_way;
 
 	if (!intake)
 		return 0;
-	if ((__s64)(READ_ONCE(intake->punted) - READ_ONCE(intake->taken)) >= (__s64)READ_ONCE(intake->room)) {
+	on_the_way = READ_ONCE(intake->punted) - READ_ONCE(intake->taken);
+	if (on_the_way + frames > (__s64)READ_ONCE(intake->room)) {
 		__sync_fetch_and_add(&intake->refused, frames);
 		return 0;
 	}
@@ -110,6 +123,38 @@ static __always_inline int fits(const struct __sk_buff *skb, const struct header
 	return (size ? headers->payload + size : headers->end) <= flow->max_frame;
 }
 
+// Where the checksum of the transport header is.
+static __always_inline __u32 place_of_sum(const struct headers *headers)
+{
+	switch (headers->protocol) {
+	case IPPROTO_TCP:
+		return headers->transport + offsetof(struct tcphdr, check);
+	case IPPROTO_UDP:
+		return headers->transport + offsetof(struct udphdr, check);
+	default:
+		return headers->transport + offsetof(struct echo, sum);
+	}
+}
+
+// Whether the frame leaves as it was judged. Who leaves a checksum to a device says where it is to be written,
+// and that may be into a port, an address or the flags; at a device that knows no checksums, the kernel does so
+// once this program has ended. No helper tells of it, but two act by it: one changes no checksum that is
+// not complete, and one that would cut a frame within what is to be written, or before, does nothing. If that
+// does cut this one, nobody takes the rest for a packet any more.
+static __always_inline int stays_as_judged(struct __sk_buff *skb, const struct headers *headers)
+{
+	__u32 at = place_of_sum(headers);
+	__sum16 before, after;
+
+	if (bpf_skb_load_bytes(skb, at, &before, sizeof(before)) ||
+	    bpf_l4_csum_replace(skb, at, 0, 1, sizeof(before)) ||
+	    bpf_skb_load_bytes(skb, at, &after, sizeof(after)))
+		return 0;
+	if (before != after)
+		return !bpf_skb_store_bytes(skb, at, &before, sizeof(before), 0);
+	return !!bpf_skb_change_tail(skb, at + 1, 0);
+}
+
 SEC("classifier")
 int express(struct __sk_buff *skb)
 {
@@ -127,7 +172,7 @@ int express(struct __sk_buff *skb)
 		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);
 	if (skb->vlan_present || !parse((void *)(long)skb->data, (void *)(long)skb->data_end,
 					skb->len, skb->ifindex, &headers))
-		return punt(skb, control, NULL, skb->gso_segs ? skb->gso_segs : 1);
+		return punt(skb, control, NULL, most_frames_of(skb));
 	frames = frames_of(skb, &headers);
 	if (!find(&headers, control, &found))
 		return punt(skb, control, NULL, frames);
@@ -142,9 +187,13 @@ int express(struct __sk_buff *skb)
 	// What stands behind the packet is padding at best.
 	if (skb->len > headers.end && bpf_skb_change_tail(skb, headers.end, 0))
 		return punt(skb, control, flow, frames);
-	count(&found, &headers, frames);
-	if (!(flow->facts & FACT_PEER))
+	if (!(flow->facts & FACT_PEER)) {
+		if (!stays_as_judged(skb, &headers))
+			return punt(skb, control, NULL, 1);
+		count(&found, &headers, frames);
 		return bpf_redirect(flow->egress, 0);
+	}
+	count(&found, &headers, frames);
 	// The frame's type was told by the MAC address of the port; the receiver's own is another.
 	bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(flow->egress, 0);

@@ -5,10 +5,12 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpListener};
 
-use firedoor_classifier::MacAddr;
 use firedoor_classifier::build::{self, Ends, TcpFlags};
+use firedoor_classifier::extract::extract;
 use firedoor_classifier::wire::tcp;
+use firedoor_classifier::{MacAddr, PortId};
 use firedoor_dataplane::express::{FlowId, FlowVerdict, Lane, Slot, egress_of};
+use firedoor_dataplane::frame::Frame;
 use firedoor_dataplane::link::{Link, Netlink};
 use firedoor_dataplane::port::Port;
 use firedoor_dataplane::sys::tap;
@@ -18,9 +20,11 @@ use crate::Test;
 use crate::express::{OPEN, open};
 use crate::host::{self, Host, Workload};
 
-pub(crate) const TESTS: [(&str, Test); 2] = [
+pub(crate) const TESTS: [(&str, Test); 4] = [
     ("express_large_segments_of_a_guest_reach_another_whole", to_guest),
     ("express_large_segments_of_a_guest_reach_a_containers_tcp", to_container),
+    ("express_a_checksum_that_is_asked_for_elsewhere_changes_nothing", misplaced_checksum),
+    ("express_a_packet_in_thousands_of_pieces_leaves_room_for_other_ports", pieces),
 ];
 
 const PORTS: [u16; 2] = [40_000, 7000];
@@ -35,9 +39,14 @@ const TRANSPORT: u16 = 34;
 /// What a guest says of a large TCP segment: checksum to be completed, TSO over IPv4, bytes of headers
 /// and of each segment, where the checksum begins and where in that it stands.
 fn header() -> [u8; HEADER] {
-    let mut header = [1, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-    for (place, value) in header[2..].chunks_exact_mut(2).zip([54, SEGMENT, TRANSPORT, 16]) {
-        place.copy_from_slice(&u16::to_ne_bytes(value));
+    header_of([1, 1], [54, SEGMENT, TRANSPORT, 16])
+}
+
+/// Of flags and type of segmentation, and of the rest.
+fn header_of([flags, segmentation]: [u8; 2], numbers: [u16; 4]) -> [u8; HEADER] {
+    let mut header = [flags, segmentation, 0, 0, 0, 0, 0, 0, 0, 0];
+    for (place, number) in header[2..].chunks_exact_mut(2).zip(numbers) {
+        place.copy_from_slice(&number.to_ne_bytes());
     }
     header
 }
@@ -77,14 +86,20 @@ fn send(guest: &mut File, header: [u8; HEADER], frame: &[u8]) -> Result<(), Fail
     Ok(())
 }
 
-/// The next frame that is of TCP over IPv4, behind its header.
-fn receive(guest: &mut File) -> Result<Vec<u8>, Failed> {
+/// What a guest says of a frame whose checksum is to be completed: over what begins at `start`, in the two
+/// bytes at `offset` from there.
+fn asks_for_checksum(start: u16, offset: u16) -> [u8; HEADER] {
+    header_of([1, 0], [0, 0, start, offset])
+}
+
+/// The next frame that is of TCP over IPv4, and the `header` bytes before it.
+fn receive(guest: &mut File, header: usize) -> Result<Vec<u8>, Failed> {
     let mut buffer = vec![0; 1 << 17];
     let mut found = None;
     host::wait_for(|| {
         while found.is_none() {
             match guest.read(&mut buffer) {
-                Ok(len) => found = Some(buffer[..len].to_vec()).filter(|it| is_tcp(it)),
+                Ok(len) => found = Some(buffer[..len].to_vec()).filter(|it| is_tcp(&it[header..])),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::WouldBlock);
                     return false;
@@ -97,7 +112,7 @@ fn receive(guest: &mut File) -> Result<Vec<u8>, Failed> {
 }
 
 fn is_tcp(frame: &[u8]) -> bool {
-    frame.get(HEADER + 12..HEADER + 14) == Some(&[8, 0]) && frame.get(HEADER + 23) == Some(&6)
+    frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&6)
 }
 
 fn lane() -> Result<Lane, Failed> {
@@ -144,7 +159,7 @@ fn to_guest(host: &mut Host) -> Result<(), Failed> {
     let slot = install(&lane, ends, &from, &to)?;
     let frame = build::partial(segment(ends, TcpFlags::ACK, 1, 1, &data()));
     send(&mut guests[0], header(), &frame)?;
-    let came = receive(&mut guests[1])?;
+    let came = receive(&mut guests[1], HEADER)?;
     assert_eq!(came[HEADER..], frame[..], "whole, its checksum still to be completed");
     assert_eq!(came[..2], [1, 1], "and with what segments it");
     assert_eq!(came[4..6], SEGMENT.to_ne_bytes());
@@ -175,7 +190,7 @@ fn to_container(host: &mut Host) -> Result<(), Failed> {
     }
     let answer = loop {
         cross(host, &mut two, &mut one)?;
-        let came = receive(&mut guest_tap)?;
+        let came = receive(&mut guest_tap, HEADER)?;
         if came.get(HEADER + 47) == Some(&(TcpFlags::SYN | TcpFlags::ACK).bits()) {
             break came;
         }
@@ -189,6 +204,71 @@ fn to_container(host: &mut Host) -> Result<(), Failed> {
     connection.read_exact(&mut came)?;
     assert!(came == data(), "what came is not what was sent");
     assert_counted(&lane, slot);
+    [one, two].into_iter().for_each(|port| Box::new(port).close(&mut host.pool));
+    host.assert_conserved();
+    Ok(())
+}
+
+/// The other guest takes no partial checksums, so its kernel writes them where the sender's note says: that may
+/// be into a port, an address or the flags, after the verdict was found by what stood there.
+fn misplaced_checksum(host: &mut Host) -> Result<(), Failed> {
+    /// Where TCP's checksum is in its header, and its destination port and flags in the frame.
+    const CHECKSUM: u16 = 16;
+    const PORT: u16 = TRANSPORT + 2;
+    const FLAGS: u16 = TRANSPORT + 12;
+    let lane = lane()?;
+    let (mut one_guest, mut other_guest) = (tap::open_offloading("fd1")?, tap::open("fd2")?);
+    let (mut one, from) = open(host, &lane, 1, "fd1")?;
+    let (two, to) = open(host, &lane, 2, "fd2")?;
+    let ends = ends(MacAddr([2, 0, 0, 0, 0, 2]));
+    install(&lane, ends, &from, &to)?;
+    let whole = segment(ends, TcpFlags::ACK, 1, 1, b"judge me by my port");
+    let partial = build::partial(whole.clone());
+    for (place, frame) in [(PORT, &partial), (FLAGS, &whole)] {
+        send(&mut one_guest, asks_for_checksum(20, place - 20), frame)?;
+    }
+    send(&mut one_guest, asks_for_checksum(TRANSPORT, CHECKSUM), &partial)?;
+    send(&mut one_guest, [0; HEADER], &whole)?;
+    for _ in 0..2 {
+        let came = receive(&mut other_guest, 0)?;
+        assert_eq!(came, whole);
+    }
+    let mut batch = Vec::new();
+    host::wait_for(|| {
+        one.receive(&mut host.pool, &mut batch);
+        batch.len() == 2
+    })?;
+    let is_cut = |frame: &Frame| extract(host.umem.bytes(frame), PortId(1)).is_err();
+    assert!(batch.iter().all(is_cut), "what it would have become is not to be told any more");
+    batch.into_iter().for_each(|frame| host.pool.give(frame));
+    [one, two].into_iter().for_each(|port| Box::new(port).close(&mut host.pool));
+    host.assert_conserved();
+    Ok(())
+}
+
+/// A packet counts as what it becomes, whether its headers are understood or not.
+fn pieces(host: &mut Host) -> Result<(), Failed> {
+    const PIECE: u16 = 8;
+    let lane = lane()?;
+    let mut guests = [tap::open_offloading("fd1")?, tap::open_offloading("fd2")?];
+    let (mut one, _) = open(host, &lane, 1, "fd1")?;
+    let (mut two, _) = open(host, &lane, 2, "fd2")?;
+    let ends = ends(MacAddr([2, 0, 0, 0, 0, 2]));
+    let whole = build::partial(segment(ends, TcpFlags::ACK, 1, 1, &data()));
+    let tagged = build::tagged(whole.clone(), &[10]);
+    for (frame, tags) in [(whole, 0), (tagged, 4)] {
+        let numbers = [54 + tags, PIECE, TRANSPORT + tags, 16];
+        let before = lane.refused();
+        send(&mut guests[0], header_of([1, 1], numbers), &frame)?;
+        host::wait_for(|| lane.refused() > before)?;
+        let refused = lane.refused() - before;
+        assert!(refused >= (LENGTH / usize::from(PIECE)) as u64, "{refused} pieces");
+    }
+    let mut batch = Vec::new();
+    send(&mut guests[1], [0; HEADER], &segment(ends, TcpFlags::SYN, 1, 0, b""))?;
+    host::wait_for(|| two.receive(&mut host.pool, &mut batch) > 0)?;
+    assert_eq!(one.receive(&mut host.pool, &mut batch), 0);
+    batch.into_iter().for_each(|frame| host.pool.give(frame));
     [one, two].into_iter().for_each(|port| Box::new(port).close(&mut host.pool));
     host.assert_conserved();
     Ok(())
