@@ -308,6 +308,12 @@ const GOALS: &[Aim] = {
             ),
         ),
         beside(
+            XDP,
+            "frames on one core, in XDP, over Open vSwitch's on the same one",
+            AtLeast(5.0),
+            ratio(SWITCH, "ovs-afxdp", "udp-10k-core1/1000", FramesPerSecond),
+        ),
+        beside(
             TCX,
             "express lane, median latency over the bridge's, ends that poll",
             AtMost(0.9),
@@ -428,13 +434,13 @@ impl Quantity {
 
 /// How far a cost grows in each round, as the largest over the least.
 fn growth_by_round(points: &[&Summary]) -> Option<Summary> {
-    let rounds = points.iter().map(|point| point.values.len()).min()?;
-    let growth = |round: usize| {
-        let values = || points.iter().map(|point| point.values[round]);
+    let growth = |&round: &usize| {
+        let values: Option<Vec<f64>> = points.iter().map(|point| point.at(round)).collect();
+        let values = || values.iter().flatten().copied();
         let (least, most) = (values().reduce(f64::min)?, values().reduce(f64::max)?);
-        Some(most / least).filter(|growth| growth.is_finite())
+        Some((round, most / least)).filter(|(_, growth)| growth.is_finite())
     };
-    Summary::of(&(0..rounds).filter_map(growth).collect::<Vec<_>>())
+    Summary::of(&points.first()?.rounds.iter().filter_map(growth).collect())
 }
 
 fn find<'a>(rows: &'a [Row], (system, scenario, metric): &Of) -> Option<&'a Summary> {
@@ -445,7 +451,7 @@ fn find<'a>(rows: &'a [Row], (system, scenario, metric): &Of) -> Option<&'a Summ
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::{report::tests::example, scenario, system};
+    use crate::compare::{report::tests::example, scenario, stats::tests::summary, system};
 
     #[test]
     fn goals_name_scenarios_and_systems_that_exist() {
@@ -513,14 +519,14 @@ mod tests {
 
     #[test]
     fn growth_is_that_of_each_round() {
-        let [few, many] = [[10.0, 20.0], [30.0, 10.0]].map(|v| Summary::of(&v).unwrap());
+        let [few, many] = [[10.0, 20.0], [30.0, 10.0]].map(|values| summary(&values));
         assert_eq!(growth_by_round(&[&few, &many]).unwrap().values, [3.0, 2.0]);
         assert_eq!(growth_by_round(&[]), None);
     }
 
     #[test]
     fn the_best_floor_is_the_nearest_to_the_goal() {
-        let [less, more] = [1.0, 2.0].map(|value| Summary::of(&[value]).unwrap());
+        let [less, more] = [1.0, 2.0].map(|value| summary(&[value]));
         assert_eq!(Bound::AtLeast(9.0).order(&less, &more), Ordering::Less);
         assert_eq!(Bound::AtMost(0.1).order(&less, &more), Ordering::Greater);
     }

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::against::{Agreement, Disagreement};
+use super::against::{Agreement, RatioSeen, Seen};
 use super::goals::Goal;
 use super::metric::Metric;
 use super::report::{COMPARED, Cell, Report, Row};
@@ -114,23 +114,21 @@ fn growth(report: &Report) -> String {
     text
 }
 
-/// Whether an earlier comparison's ratios were the same: each goal's, and which of all were not.
+/// How an earlier comparison's ratios stand to these: each goal's, and all of them.
 fn agrees(agreement: &Agreement) -> String {
-    let Agreement { common, disagree, goals } = agreement;
-    let agree = common - disagree.len();
-    let mut text =
-        format!("\nOf {common} ratios that the earlier report has, too, {agree} agree.\n");
+    let mut text = format!("\n{}\n", agreement.summary());
     text += &head(["goal", "then", "now", "agree"]);
-    for goal in goals {
-        let ([then, now], agree) = (goal.show(), if goal.agrees() { "yes" } else { "no" });
+    for goal in &agreement.goals {
+        let ([then, now], agree) = (goal.show(), goal.seen.accord.name());
         let _ = writeln!(text, "| {} | {then} | {now} | {agree} |", goal.goal.what);
     }
-    text += &head(["scenario", "lane", "over", "in", "then", "now"]);
-    for other in disagree {
-        let Disagreement { row, ours, theirs, metric, before, now } = other;
-        let [then, now] = [before, now].map(range);
-        let metric = metric.name();
-        let _ = writeln!(text, "| `{row}` | {ours} | {theirs} | {metric} | {then} | {now} |");
+    text += &head(["scenario", "lane", "over", "in", "then", "now", "agree"]);
+    for ratio in &agreement.ratios {
+        let RatioSeen { row, ours, theirs, metric, seen: Seen { before, now, accord } } = ratio;
+        let ([then, now], metric) = ([before, now].map(range), metric.name());
+        let agree = accord.name();
+        let _ =
+            writeln!(text, "| `{row}` | {ours} | {theirs} | {metric} | {then} | {now} | {agree} |");
     }
     text
 }

@@ -55,7 +55,7 @@ pub struct Options<'a> {
     pub systems: Vec<&'static dyn System>,
     /// How often each is measured.
     pub rounds: usize,
-    /// Whether what no [goal](goals) rests on is measured in the first round only.
+    /// Whether what no [goal](goals) rests on is measured in one of the rounds only.
     pub sparing: bool,
     /// How long each measurement watches.
     pub window: Duration,
@@ -130,6 +130,7 @@ pub fn compare(
     let mut plan = Plan {
         scenarios: &options.scenarios,
         systems: &systems,
+        asked: options.rounds,
         sparing: options.sparing,
         firedoor: &options.firedoor,
         manner,
@@ -139,10 +140,7 @@ pub fn compare(
         findings: BTreeMap::new(),
         notes: BTreeMap::new(),
     };
-    progress(Progress::Begun {
-        measurements: plan.len(options.rounds),
-        estimate: plan.estimate(options.rounds),
-    });
+    progress(Progress::Begun { measurements: plan.len(), estimate: plan.estimate() });
     let rounds = (0..options.rounds).take_while(|_| plan.round().is_ok()).count();
     for (position, note) in plan.notes {
         infos[position].note = Some(note);

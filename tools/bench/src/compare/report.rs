@@ -29,7 +29,7 @@ pub struct Report {
     pub rounds: usize,
     /// Rounds that were asked for.
     pub rounds_asked: usize,
-    /// Whether what no goal rests on was measured in the first round only.
+    /// Whether what no goal rests on was measured in one of the rounds only.
     pub sparing: bool,
     /// How long each measurement watched, in seconds.
     pub window_seconds: f64,
@@ -205,7 +205,8 @@ pub(super) mod tests {
             for system in 0..systems.len() {
                 let value = |metric: &Metric| {
                     let base = 1e3 * (1 + at + system) as f64;
-                    (*metric, vec![base, base * (1.1 + 0.1 * system as f64), base * 0.9])
+                    let more = 1.1 + 0.1 * system as f64;
+                    (*metric, [(0, base), (1, base * more), (2, base * 0.9)].into())
                 };
                 let values = scenario.traffic.metrics().iter().map(value).collect();
                 let mut found = Findings { values, ..Findings::default() };
@@ -261,7 +262,7 @@ pub(super) mod tests {
     }
 
     fn cell_of(system: &str, rate: f64) -> Cell {
-        let values = BTreeMap::from([(Metric::FramesPerSecond, vec![rate])]);
+        let values = BTreeMap::from([(Metric::FramesPerSecond, [(0, rate)].into())]);
         cell(system, 0, &Findings { values, ..Findings::default() })
     }
 
@@ -287,7 +288,7 @@ pub(super) mod tests {
         let scenarios: Vec<Scenario> = all.into_iter().filter(|s| s.family == "udp-1").collect();
         let systems = crate::compare::system::named("bridge");
         let found = Findings {
-            values: BTreeMap::from([(Metric::FramesPerSecond, vec![1.0])]),
+            values: BTreeMap::from([(Metric::FramesPerSecond, [(0, 1.0)].into())]),
             ..Findings::default()
         };
         let findings = BTreeMap::from([((0, 0), found)]);

@@ -1,10 +1,13 @@
 //! The rounds of a comparison.
 //!
 //! A round brings up each system in turn, over fresh wires, for each setting (number of rules,
-//! number of ports), and measures every scenario of that setting. Rounds repeat, so that whatever
-//! changes about the machine meanwhile changes for all. A system that fails leaves the reason in
-//! its cells and the others alone. Where time is spared, scenarios that no goal rests on are measured in the
-//! first round only.
+//! number of ports), and measures every scenario of that setting. Rounds repeat, every other one with the systems
+//! in reverse, so that whatever changes about the machine meanwhile changes for all. A system that fails leaves
+//! the reason in its cells and the others alone.
+//!
+//! Where time is spared, a round first measures what goals rest on, the same in each and close together in time,
+//! and then its share of all else, which is measured once. So the rounds of a goal are spread over the whole
+//! comparison, and nothing is left on the wires in one round that is not there in another.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,8 +29,8 @@ use super::topology::Topology;
 /// What all rounds found about one system in one scenario.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Findings {
-    /// The values of each metric, in the rounds' order.
-    pub(super) values: BTreeMap<Metric, Vec<f64>>,
+    /// The values of each metric, by round.
+    pub(super) values: BTreeMap<Metric, BTreeMap<usize, f64>>,
     /// All round trips.
     pub(super) round_trips: Histogram,
     /// What a reader of the values should know.
@@ -37,9 +40,9 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    fn add(&mut self, sample: &Sample) {
+    fn add(&mut self, round: usize, sample: &Sample) {
         for (&metric, &value) in &sample.values {
-            self.values.entry(metric).or_default().push(value);
+            self.values.entry(metric).or_default().insert(round, value);
         }
         self.round_trips.merge(&sample.round_trips);
         self.note = sample.note.or(self.note);
@@ -48,6 +51,9 @@ impl Findings {
 
 /// Scenarios of more connections than this are measured over wires of their own.
 const MANY_CONNECTIONS: usize = 100_000;
+
+/// Rules of the scenarios beside which systems without policy are measured: those that most goals compare them with.
+const BESIDE: usize = 1_000;
 
 /// A system that is up, and what is dropped after it.
 struct Visit {
@@ -66,7 +72,9 @@ type At = (usize, usize);
 pub(super) struct Plan<'a> {
     pub(super) scenarios: &'a [Scenario],
     pub(super) systems: &'a [&'static dyn System],
-    /// Whether what no goal rests on is measured in the first round only.
+    /// How many rounds there will be.
+    pub(super) asked: usize,
+    /// Whether what no goal rests on is measured in one of the rounds only.
     pub(super) sparing: bool,
     pub(super) firedoor: &'a Path,
     pub(super) manner: Manner<'a>,
@@ -81,21 +89,21 @@ pub(super) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Measurements of so many rounds.
-    pub(super) fn len(&self, rounds: usize) -> usize {
-        let visits = (0..rounds).flat_map(|round| self.visits(round));
+    /// Measurements of all rounds.
+    pub(super) fn len(&self) -> usize {
+        let visits = (0..self.asked).flat_map(|round| self.visits(round));
         visits.map(|(_, scenarios)| scenarios.len()).sum()
     }
 
-    /// How long so many rounds take, about.
-    pub(super) fn estimate(&self, rounds: usize) -> Duration {
+    /// How long all rounds take, about.
+    pub(super) fn estimate(&self) -> Duration {
         let visit = |(system, scenarios): &(usize, Vec<usize>)| {
             let ports = scenarios.iter().map(|&s| self.scenarios[s].ports).max().unwrap_or(2);
             let traffic = scenarios.iter().map(|&s| self.scenarios[s].traffic);
             let measured: Duration = traffic.map(|t| t.duration(self.manner.time)).sum();
             self.systems[*system].start_time(ports) + measured
         };
-        (0..rounds).flat_map(|round| self.visits(round)).map(|it| visit(&it)).sum()
+        (0..self.asked).flat_map(|round| self.visits(round)).map(|it| visit(&it)).sum()
     }
 
     /// One round.
@@ -117,11 +125,50 @@ impl Plan<'_> {
 
     /// Which system is measured in which scenarios over the same wires in a round, in order.
     fn visits(&self, round: usize) -> Vec<(usize, Vec<usize>)> {
+        let settings = settings(self.scenarios);
+        let everywhere =
+            |at: usize, system: &dyn System| !self.sparing || self.is_judged(at, system);
         let mut visits = Vec::new();
-        for setting in settings(self.scenarios) {
-            for (position, &system) in self.systems.iter().enumerate() {
-                let measured = |&at: &usize| self.is_due(round, &self.scenarios[at], system);
-                let mut scenarios: Vec<usize> = setting.iter().copied().filter(measured).collect();
+        for setting in &settings {
+            visits.extend(self.visits_of(setting, round, everywhere));
+        }
+        let share = settings.iter().enumerate().filter(|(at, _)| at % self.asked == round);
+        for (_, setting) in share {
+            visits.extend(self.visits_of(setting, round, |at, system| !everywhere(at, system)));
+        }
+        visits
+    }
+
+    /// Visits of a setting, for the scenarios and systems that are `due`: where policy does not matter, beside
+    /// those of [`BESIDE`] rules.
+    fn visits_of(
+        &self,
+        setting: &[usize],
+        round: usize,
+        due: impl Fn(usize, &dyn System) -> bool,
+    ) -> Vec<(usize, Vec<usize>)> {
+        let mut numbers: Vec<usize> = setting.iter().map(|&at| self.scenarios[at].rules).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let beside = if numbers.contains(&BESIDE) { BESIDE } else { numbers[0] };
+        let mut order: Vec<usize> = (0..self.systems.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        let mut visits = Vec::new();
+        for rules in numbers {
+            for &position in &order {
+                let system = self.systems[position];
+                let is_here = |&at: &usize| {
+                    let has_rules = match system.takes_policy() {
+                        true => self.scenarios[at].rules == rules,
+                        false => rules == beside,
+                    };
+                    has_rules
+                        && is_measured(self.scenarios, &self.scenarios[at], system)
+                        && due(at, system)
+                };
+                let mut scenarios: Vec<usize> = setting.iter().copied().filter(is_here).collect();
                 scenarios.sort_by_key(|&scenario| self.scenarios[scenario].traffic.trail());
                 if !scenarios.is_empty() {
                     visits.push((position, scenarios));
@@ -131,18 +178,17 @@ impl Plan<'_> {
         visits
     }
 
-    /// Whether a system is measured in a scenario in a round.
-    fn is_due(&self, round: usize, scenario: &Scenario, system: &dyn System) -> bool {
+    /// Whether a goal rests on what a system shows in a scenario.
+    fn is_judged(&self, at: usize, system: &dyn System) -> bool {
+        let scenario = &self.scenarios[at];
         // What a system without policy shows without rules stands for all its family.
-        let judged = |other: &Scenario| {
+        self.scenarios.iter().any(|other| {
             goals::rest_on(system.name(), &other.id())
                 && match system.takes_policy() {
                     true => other.id() == scenario.id(),
                     false => other.family == scenario.family,
                 }
-        };
-        is_measured(self.scenarios, scenario, system)
-            && (round == 0 || !self.sparing || self.scenarios.iter().any(judged))
+        })
     }
 
     fn has_failed(&self, at: At) -> bool {
@@ -178,7 +224,7 @@ impl Plan<'_> {
                         Some(bare) => sample.beside(bare),
                         None => sample,
                     };
-                    self.findings.entry((scenario, system)).or_default().add(&sample);
+                    self.findings.entry((scenario, system)).or_default().add(rounds, &sample);
                 }
                 Err(error) if self.is_interrupted(&error) => return Err(BuildError::Interrupted),
                 Err(error) => self.fail((scenario, system), &error),
@@ -242,15 +288,16 @@ pub(super) fn is_measured(all: &[Scenario], scenario: &Scenario, system: &dyn Sy
         && (system.takes_policy() || !(scenario.is_attacked() || all.iter().any(without_rules)))
 }
 
-/// Scenarios that share wires: the same rules, ports, processors and room for connections, by position, in
-/// their order.
+/// Scenarios that share wires where they have the same rules: as many ports, processors and room for connections.
+/// By position, in their order.
 fn settings(scenarios: &[Scenario]) -> Vec<Vec<usize>> {
     let mut settings: Vec<(_, Vec<usize>)> = Vec::new();
     for (position, scenario) in scenarios.iter().enumerate() {
         let many = scenario.connections() > MANY_CONNECTIONS;
-        // What an attack leaves behind is nobody else's burden.
+        // What an attack leaves behind is nobody else's burden, nor are thousands of connections that are over.
         let alone = scenario.is_attacked().then_some(position);
-        let key = (scenario.rules, scenario.ports, scenario.one_core, many, alone);
+        let short = matches!(scenario.traffic, Traffic::Firsts(_) | Traffic::Connections);
+        let key = (scenario.ports, scenario.one_core, many, short, alone);
         match settings.iter_mut().find(|(known, _)| *known == key) {
             Some((_, members)) => members.push(position),
             None => settings.push((key, vec![position])),
@@ -261,8 +308,12 @@ fn settings(scenarios: &[Scenario]) -> Vec<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+    use crate::compare::measure::Pace;
     use crate::compare::scenario::all;
+    use crate::compare::system;
 
     #[test]
     fn settings_hold_every_scenario_once() {
@@ -274,10 +325,57 @@ mod tests {
         for setting in settings {
             let first = &scenarios[setting[0]];
             let same = |&at: &usize| {
-                let Scenario { rules, ports, one_core, .. } = scenarios[at];
-                (rules, ports, one_core) == (first.rules, first.ports, first.one_core)
+                let Scenario { ports, one_core, .. } = scenarios[at];
+                (ports, one_core) == (first.ports, first.one_core)
             };
             assert!(setting.iter().all(same));
         }
     }
+
+    #[test]
+    fn goals_are_measured_in_every_round_and_all_else_in_one() {
+        let scenarios = all();
+        let systems: Vec<_> = system::ALL.into_iter().filter(|system| system.is_usual()).collect();
+        let (pace, interrupted) = (Pace::unknown(), AtomicBool::new(false));
+        let manner =
+            Manner { time: Duration::from_secs(1), pace: &pace, interrupted: &interrupted };
+        let plan = |sparing| Plan {
+            scenarios: &scenarios,
+            systems: &systems,
+            asked: ROUNDS,
+            sparing,
+            firedoor: Path::new("firedoor"),
+            manner,
+            progress: &|_| (),
+            rounds: 0,
+            done: 0,
+            findings: BTreeMap::new(),
+            notes: BTreeMap::new(),
+        };
+        for sparing in [true, false] {
+            let plan = plan(sparing);
+            let mut seen: BTreeMap<At, Vec<usize>> = BTreeMap::new();
+            for round in 0..ROUNDS {
+                for (system, scenarios) in plan.visits(round) {
+                    for scenario in scenarios {
+                        seen.entry((scenario, system)).or_default().push(round);
+                    }
+                }
+            }
+            for (at, scenario) in scenarios.iter().enumerate() {
+                for (position, &system) in systems.iter().enumerate() {
+                    let rounds = seen.get(&(at, position)).map_or(0, Vec::len);
+                    let wanted = match is_measured(&scenarios, scenario, system) {
+                        false => 0,
+                        true if sparing && !plan.is_judged(at, system) => 1,
+                        true => ROUNDS,
+                    };
+                    assert_eq!(rounds, wanted, "{} in {}", system.name(), scenario.id());
+                }
+            }
+        }
+    }
+
+    /// An even number and an odd one of systems' orders.
+    const ROUNDS: usize = 5;
 }

@@ -1,11 +1,10 @@
 //! What repeated measurements come to: the median, and how far they spread.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-/// How far apart values may be that count as the same: a quantile of round trips is known to 1.6 %.
-const NEARLY: f64 = 1.02;
-
-/// Some values of one quantity, in the order they were measured.
+/// Some values of one quantity, of a round each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The middle one; of an even number, the mean of the two in the middle.
@@ -14,14 +13,17 @@ pub struct Summary {
     pub min: f64,
     /// The largest.
     pub max: f64,
-    /// All of them.
+    /// All of them, in the order they were measured.
     pub values: Vec<f64>,
+    /// The rounds that they were measured in, from 0.
+    pub rounds: Vec<usize>,
 }
 
 impl Summary {
-    /// The summary of at least one value.
-    pub fn of(values: &[f64]) -> Option<Self> {
-        let mut sorted = values.to_vec();
+    /// The summary of at least one value, by round.
+    pub fn of(by_round: &BTreeMap<usize, f64>) -> Option<Self> {
+        let values: Vec<f64> = by_round.values().copied().collect();
+        let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
         let (&min, &max) = (sorted.first()?, sorted.last()?);
         let middle = sorted.len() / 2;
@@ -29,20 +31,21 @@ impl Summary {
             1 => sorted[middle],
             _ => (sorted[middle - 1] + sorted[middle]) / 2.0,
         };
-        Some(Self { median, min, max, values: values.to_vec() })
+        Some(Self { median, min, max, values, rounds: by_round.keys().copied().collect() })
+    }
+
+    /// The value of a round, if it was measured there.
+    pub fn at(&self, round: usize) -> Option<f64> {
+        let position = self.rounds.iter().position(|&measured| measured == round)?;
+        self.values.get(position).copied()
     }
 
     /// The summary of what this is over another, value by value: what was measured in the same round
-    /// is compared. `None` if nothing is, or a value has no ratio to the other.
+    /// is compared. `None` if nothing was, or a value has no ratio to the other.
     pub fn over(&self, other: &Self) -> Option<Self> {
-        let pairs = self.values.iter().zip(&other.values);
-        let ratios: Vec<f64> = pairs.map(|(ours, theirs)| ours / theirs).collect();
-        if ratios.iter().all(|ratio| ratio.is_finite()) { Self::of(&ratios) } else { None }
-    }
-
-    /// Whether the values of both, from the least to the largest, have some in common, or nearly.
-    pub fn agrees_with(&self, other: &Self) -> bool {
-        self.min <= other.max * NEARLY && other.min <= self.max * NEARLY
+        let ratio = |&round: &usize| Some((round, self.at(round)? / other.at(round)?));
+        let ratios: BTreeMap<usize, f64> = self.rounds.iter().filter_map(ratio).collect();
+        if ratios.values().all(|ratio| ratio.is_finite()) { Self::of(&ratios) } else { None }
     }
 
     /// Whether it was measured more than once, so that something is known of its spread.
@@ -52,36 +55,40 @@ impl Summary {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// The summary of values of the first rounds.
+    pub(in crate::compare) fn summary(values: &[f64]) -> Summary {
+        Summary::of(&values.iter().copied().enumerate().collect()).unwrap()
+    }
 
     #[test]
     fn ratios_are_those_of_each_round() {
-        let (ours, theirs) = (Summary::of(&[2.0, 9.0, 4.0]), Summary::of(&[1.0, 3.0, 8.0]));
-        let ratio = ours.unwrap().over(&theirs.unwrap()).unwrap();
+        let (ours, theirs) = (summary(&[2.0, 9.0, 4.0]), summary(&[1.0, 3.0, 8.0]));
+        let ratio = ours.over(&theirs).unwrap();
         assert_eq!(ratio.values, [2.0, 3.0, 0.5]);
         assert_eq!(ratio.median, 2.0);
-        let nothing = Summary::of(&[0.0]).unwrap();
+        let nothing = summary(&[0.0]);
         assert_eq!(nothing.over(&nothing), None);
     }
 
     #[test]
-    fn summaries_agree_if_they_overlap() {
-        let [low, middle, high] =
-            [[1.0, 2.0], [2.0, 3.0], [2.5, 4.0]].map(|v| Summary::of(&v).unwrap());
-        assert!(low.agrees_with(&middle) && middle.agrees_with(&high));
-        assert!(!low.agrees_with(&high) && !high.agrees_with(&low));
-        let [step, next] = [8_640.0, 8_768.0].map(|value| Summary::of(&[value]).unwrap());
-        assert!(step.agrees_with(&next) && next.agrees_with(&step) && !step.has_spread());
+    fn only_what_both_have_of_a_round_is_compared() {
+        let all = summary(&[2.0, 9.0, 4.0]);
+        let [second, later] = [(1, 3.0), (7, 3.0)].map(|one| Summary::of(&[one].into()).unwrap());
+        let ratio = all.over(&second).unwrap();
+        assert_eq!((ratio.values, ratio.rounds), (vec![3.0], vec![1]));
+        assert_eq!(all.over(&later), None);
     }
 
     #[test]
     fn the_median_is_in_the_middle_whatever_the_order() {
-        let odd = Summary::of(&[9.0, 1.0, 5.0]).unwrap();
+        let odd = summary(&[9.0, 1.0, 5.0]);
         assert_eq!((odd.median, odd.min, odd.max), (5.0, 1.0, 9.0));
         assert_eq!(odd.values, [9.0, 1.0, 5.0], "as measured");
-        assert_eq!(Summary::of(&[4.0, 1.0, 2.0, 9.0]).unwrap().median, 3.0);
-        assert_eq!(Summary::of(&[7.0]).unwrap().median, 7.0);
-        assert_eq!(Summary::of(&[]), None);
+        assert_eq!(summary(&[4.0, 1.0, 2.0, 9.0]).median, 3.0);
+        assert_eq!(summary(&[7.0]).median, 7.0);
+        assert_eq!(Summary::of(&BTreeMap::new()), None);
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use firedoor_bench::compare::against::{Agreement, Earlier};
+use firedoor_bench::compare::against::{Accord, Agreement, Earlier, Seen};
 use firedoor_bench::compare::metric::Metric;
 use firedoor_bench::compare::report::{COMPARED, Cell as Measured, Row, lanes};
 use firedoor_bench::compare::scenario::{self, Scenario};
@@ -21,8 +21,8 @@ use crate::commands::lab::{interrupted, need_root};
 use crate::output::{Cell, NO, Output, Table, Tone, YES};
 
 /// Rounds, and length of each measurement.
-const ROUNDS: u16 = 3;
-const WINDOW: f64 = 0.8;
+const ROUNDS: u16 = 4;
+const WINDOW: f64 = 0.5;
 
 pub(crate) fn run(args: &BenchCompareArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let (scenarios, systems) = (scenarios(args)?, systems(args)?);
@@ -348,25 +348,23 @@ fn show_goals(report: &Report, out: &mut Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether an earlier comparison's ratios were the same.
+/// How an earlier comparison's ratios stand to these.
 fn show_agreement(agreement: &Agreement, out: &mut Output) -> anyhow::Result<()> {
-    let Agreement { common, disagree, goals } = agreement;
+    let verdict = |accord: Accord| {
+        let tone = if accord == Accord::Agree { Tone::Good } else { Tone::Warn };
+        Cell::new(tone, accord.name())
+    };
     writeln!(out)?;
     let mut table = Table::new(["goal", ">then", ">now", "agree"]);
-    for goal in goals {
+    for goal in &agreement.goals {
         let [then, now] = goal.show().map(Cell::from);
-        let (tone, agree) = if goal.agrees() { (Tone::Good, "yes") } else { (Tone::Warn, "no") };
-        table.row([goal.goal.what.into(), then, now, Cell::new(tone, agree)]);
+        table.row([goal.goal.what.into(), then, now, verdict(goal.seen.accord)]);
     }
     if !table.is_empty() {
         out.table(&table)?;
         writeln!(out)?;
     }
-    writeln!(
-        out,
-        "Of {common} ratios that the earlier report has, too, {} agree: their ranges overlap.",
-        common - disagree.len()
-    )?;
+    writeln!(out, "{}", agreement.summary())?;
     let mut table = Table::new([
         "scenario",
         "lane",
@@ -376,19 +374,22 @@ fn show_agreement(agreement: &Agreement, out: &mut Output) -> anyhow::Result<()>
         ">least – most",
         ">now",
         ">least – most",
+        "agree",
     ]);
-    for other in disagree {
+    for ratio in agreement.others() {
         let range = |s: &Summary| Cell::new(Tone::Dim, format!("{:.2} – {:.2}", s.min, s.max));
         let median = |s: &Summary| Cell::from(format!("{:.2}", s.median));
+        let Seen { before, now, accord } = &ratio.seen;
         table.row([
-            other.row.as_str().into(),
-            other.ours.as_str().into(),
-            other.theirs.as_str().into(),
-            other.metric.name().into(),
-            median(&other.before),
-            range(&other.before),
-            median(&other.now),
-            range(&other.now),
+            ratio.row.as_str().into(),
+            ratio.ours.as_str().into(),
+            ratio.theirs.as_str().into(),
+            ratio.metric.name().into(),
+            median(before),
+            range(before),
+            median(now),
+            range(now),
+            verdict(*accord),
         ]);
     }
     if !table.is_empty() {
