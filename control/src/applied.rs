@@ -12,8 +12,8 @@ use firedoor_classifier::Snapshot;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
-use crate::compile::{Compiled, compile};
-use crate::diagnostic::Diagnostics;
+use crate::compile::{Compiled, compile_source};
+use crate::diagnostic::{Diagnostics, Source};
 use crate::edit::{EditError, add_workload, remove_workload};
 
 /// A config, and what was changed by hand.
@@ -95,25 +95,21 @@ impl Applied {
         previous: Option<&Snapshot>,
         today: Date,
     ) -> Result<Compiled, AppliedError> {
-        let text = self.edited()?;
-        // Places in a text that was changed by hand are not those of the file.
-        let path = match text == self.text {
-            true => self.path.clone(),
-            false => format!("{} (after port add and del)", self.path),
-        };
-        Ok(compile(&path, &text, previous, today)?)
+        Ok(compile_source(self.edited()?, previous, today)?)
     }
 
-    /// The config's text with everything that was changed by hand.
-    fn edited(&self) -> Result<String, EditError> {
+    /// The config's text with everything that was changed by hand. What is left of it stays on its line.
+    fn edited(&self) -> Result<Source, EditError> {
         let mut text = self.text.clone();
         for name in &self.removed {
             text = remove_workload(&text, name)?;
         }
-        for added in &self.added {
-            text = add_workload(&text, &added.text)?;
+        let mut added = Vec::new();
+        for Added { name, text: table } in &self.added {
+            added.push((text.trim_end().len(), name.clone()));
+            text = add_workload(&text, table)?;
         }
-        Ok(text)
+        Ok(Source::with_added(&self.path, &text, added))
     }
 
     /// Another config in place of this one, with remarks. What was added by hand stays, except
@@ -146,7 +142,7 @@ impl Applied {
     pub fn with_workload(&self, text: &str) -> Result<Self, AppliedError> {
         let text = add_workload("", text)?;
         let name = workload_names(&text).pop_first().ok_or(AppliedError::Nameless)?;
-        if workload_names(&self.edited()?).contains(&name) {
+        if workload_names(self.edited()?.text()).contains(&name) {
             return Err(AppliedError::Exists { name });
         }
         let mut changed = self.clone();
@@ -159,7 +155,7 @@ impl Applied {
     /// # Errors
     /// If there is none of this name.
     pub fn without_workload(&self, name: &str) -> Result<Self, AppliedError> {
-        remove_workload(&self.edited()?, name)?;
+        remove_workload(self.edited()?.text(), name)?;
         let mut changed = self.clone();
         changed.added.retain(|a| a.name != name);
         if changed.added.len() == self.added.len() {
@@ -188,7 +184,7 @@ mod tests {
     }
 
     fn names(applied: &Applied) -> Vec<String> {
-        workload_names(&applied.edited().unwrap()).into_iter().collect()
+        workload_names(applied.edited().unwrap().text()).into_iter().collect()
     }
 
     #[test]
@@ -213,13 +209,23 @@ mod tests {
     }
 
     #[test]
-    fn a_place_in_a_changed_text_does_not_pass_for_one_in_the_file() {
-        let compile = |applied: Applied| {
-            applied.compile(None, jiff::civil::date(2026, 6, 1)).unwrap_err().to_string()
+    fn errors_name_lines_of_the_file_and_commands() {
+        let errors = |applied: &Applied| -> Vec<String> {
+            let errors = applied.compile(None, jiff::civil::date(2026, 6, 1)).unwrap_err();
+            errors.to_string().lines().map(str::to_owned).collect()
         };
-        assert!(compile(config()).starts_with("a.toml:1:1: "));
-        let changed = config().with_workload("name = \"cache\"").unwrap();
-        assert!(compile(changed).starts_with("a.toml (after port add and del):1:1: "));
+        let text = format!("[switch]\nname = \"s\"\n{CONFIG}kind = \"wm\"\n[[rule]]\nname = 7\n");
+        let config = Applied::of("a.toml".into(), text.clone());
+        let [web, db, rule] = &errors(&config)[..3] else { panic!("three at least") };
+        assert!(web.starts_with("a.toml:3:1: [[workload]] has no kind"), "{web}");
+        assert!(db.starts_with("a.toml:7:8: unknown kind"), "{db}");
+        assert!(rule.starts_with("a.toml:8:1: "), "{rule}");
+
+        let changed = config.without_workload("web").unwrap();
+        let changed = changed.with_workload("name = \"cache\"\nkind = \"vm\"\nip = \"1\"").unwrap();
+        let changed = errors(&changed);
+        assert_eq!(&changed[..2], [db.as_str(), rule]);
+        assert!(changed.last().unwrap().starts_with("port add cache: \"1\" is not"), "{changed:?}");
     }
 
     #[test]

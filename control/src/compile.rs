@@ -75,22 +75,28 @@ pub struct Planned {
 /// Workloads of `previous` keep their port numbers, and the epoch is the one after its epoch.
 ///
 /// # Errors
-/// Everything that is wrong with the config. Syntax hides wrong values, and these hide wrong
-/// references.
+/// Everything that is wrong with the config, but a text that is not TOML is wrong in that alone.
 pub fn compile(
     path: &str,
     text: &str,
     previous: Option<&Snapshot>,
     today: Date,
 ) -> Result<Compiled, Diagnostics> {
-    let source = Source::new(path, text);
-    let intent = match intent::parse(text) {
-        Ok(intent) => intent,
-        Err(problems) => return Err(Diagnostics::new(source, problems)),
-    };
+    compile_source(Source::new(path, text), previous, today)
+}
+
+/// As [`compile`], of a text that may have been changed by hand.
+///
+/// # Errors
+/// As for it.
+pub(crate) fn compile_source(
+    source: Source,
+    previous: Option<&Snapshot>,
+    today: Date,
+) -> Result<Compiled, Diagnostics> {
+    let (intent, problems) = intent::parse(source.text());
     let known = Known::of(&intent);
-    let mut compiler =
-        Compiler { intent: &intent, known, problems: Vec::new(), remarks: Vec::new() };
+    let mut compiler = Compiler { intent: &intent, known, problems, remarks: Vec::new() };
     let compiled = compiler.compile(previous, today);
     let Compiler { problems, mut remarks, .. } = compiler;
     if !problems.is_empty() {
@@ -742,6 +748,29 @@ expires = "tomorrow"
             assert_eq!(error, expected);
         }
         assert_eq!(errors.len(), expected.len());
+    }
+
+    #[test]
+    fn a_wrong_value_neither_hides_a_wrong_name_nor_makes_one() {
+        let wrong = with(
+            "[[workload]]\nname = \"db\"\nkind = \"wm\"\nip = \"10.0.0.1/24\"\nvlan = 10\ntrunk = [20]\n\
+             [[rule]]\nname = \"x\"\nfrom = { workload = [\"db\", \"dbb\"] }\nto = { any = 1 }\n\
+             service = [\"http\", \"tcp/x\"]\naction = \"alow\"",
+        );
+        let errors = refused(&wrong);
+        let expected = [
+            "unknown kind \"wm\"",
+            "address \"10.0.0.1\" is used twice: change one of the two; first used at lab.toml:9:7",
+            "a workload has either vlan or trunk",
+            "there is no workload \"dbb\": did you mean \"db\"?",
+            "any is true or false, not a TOML integer",
+            "\"tcp/x\" is not a service",
+            "unknown action \"alow\"",
+        ];
+        assert_eq!(errors.len(), expected.len(), "{errors:?}");
+        for (error, expected) in errors.iter().zip(expected) {
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub struct Options {
     pub config: PathBuf,
     /// Where captures are written; the run directory if absent.
     pub capture_dir: Option<PathBuf>,
+    /// The version that it tells.
+    pub version: &'static str,
 }
 
 /// Why control cannot run.
@@ -132,6 +134,7 @@ impl Daemon {
         let totals = Arc::new(MirrorTotals::default());
         let desk = Desk {
             run_dir: run_dir.clone(),
+            version: options.version,
             started: Instant::now(),
             capture: capture.path(),
             orders: orders.clone(),
@@ -308,6 +311,7 @@ impl Clerk {
 /// Answers the command line.
 struct Desk {
     run_dir: RunDir,
+    version: &'static str,
     started: Instant,
     capture: PathBuf,
     orders: Sender<Order>,
@@ -394,6 +398,7 @@ impl Desk {
         Status {
             switch: snapshot.map_or_else(|| self.run_dir.switch(), |s| s.switch.clone()),
             mode: snapshot.map(|s| s.mode).unwrap_or_default(),
+            control_version: self.version.to_owned(),
             control_pid: process::id(),
             control_uptime_secs: self.started.elapsed().as_secs(),
             dataplane,

@@ -1,6 +1,7 @@
 //! Adding a workload to a config's text and taking one out, for `port add` and `port del`.
 //!
-//! Comments and layout of the rest stay as they are. Whether the result compiles is for
+//! Comments and layout of the rest stay as they are, and every line stays where it is, so that places in
+//! the changed text are places in the file. Whether the result compiles is for
 //! [`compile`](crate::compile::compile) to say.
 
 use toml_edit::{ArrayOfTables, DocumentMut, Item};
@@ -45,12 +46,13 @@ pub fn add_workload(config: &str, workload: &str) -> Result<String, EditError> {
     Ok(format!("{}\n\n{table}", config.trim_end()))
 }
 
-/// `config` without the `[[workload]]` table named `name` and the comment above it.
+/// `config` without the `[[workload]]` table named `name` and the comment above it, with empty lines in
+/// their place.
 ///
 /// # Errors
 /// If the config has no such table.
-pub fn remove_workload(config: &str, name: &str) -> Result<String, EditError> {
-    let mut document = document(config).map_err(EditError::Config)?;
+pub fn remove_workload(text: &str, name: &str) -> Result<String, EditError> {
+    let mut document = document(text).map_err(EditError::Config)?;
     let missing = || EditError::NoSuchWorkload(name.to_owned());
     let tables = tables(&mut document)?.ok_or_else(missing)?;
     let named = |table: &toml_edit::Table| table.get("name").and_then(Item::as_str) == Some(name);
@@ -59,7 +61,17 @@ pub fn remove_workload(config: &str, name: &str) -> Result<String, EditError> {
     if tables.is_empty() {
         document.remove(KEY);
     }
-    Ok(document.to_string())
+    Ok(with_lines_in_place(text, &document.to_string()))
+}
+
+/// `rest`, which is `text` without some lines that stood together, with empty ones in their place.
+fn with_lines_in_place(text: &str, rest: &str) -> String {
+    let (before, after): (Vec<_>, Vec<_>) = (text.lines().collect(), rest.lines().collect());
+    let same = std::iter::zip(before.iter().rev(), after.iter().rev());
+    let behind = same.take_while(|(before, after)| before == after).count();
+    let (head, tail) = after.split_at(after.len() - behind);
+    let gone = vec![""; before.len().saturating_sub(after.len())];
+    [head, &gone, tail].concat().join("\n") + "\n"
 }
 
 fn document(text: &str) -> Result<DocumentMut, String> {
@@ -109,9 +121,14 @@ name = \"r\"
     #[test]
     fn removes_what_was_added_and_nothing_else() {
         let with = add_workload(CONFIG, "name = \"db\"").expect("it can be added");
-        assert_eq!(remove_workload(&with, "db").expect("it is there"), CONFIG);
+        let without = remove_workload(&with, "db").expect("it is there");
+        assert_eq!(without.trim_end(), CONFIG.trim_end());
 
         let without = remove_workload(CONFIG, "web").expect("it is there");
+        let line = |text: &str, of: &str| text.lines().position(|line| line == of);
+        for of in ["[switch]", "name = \"api\"", "[[rule]] # the only one"] {
+            assert_eq!(line(&without, of), line(CONFIG, of), "{without}");
+        }
         assert!(!without.contains("web") && !without.contains("The shop's face"));
         assert!(without.contains("# its name") && without.contains("# the only one"));
     }

@@ -2,7 +2,8 @@
 //!
 //! This module knows what a config may say and whether each value can be what it claims to be;
 //! how values relate to each other is for [`compile`](crate::compile). Everything that is wrong is
-//! reported, not the first thing alone, so reading goes on after an error with what is left.
+//! reported, not the first thing alone: reading goes on after an error, and a table whose name could be
+//! read stays, so that nothing that refers to it seems to be wrong as well.
 //!
 //! Every table is read through a [`Reader`]: keys are asked for by name, and what nobody asked for
 //! is an unknown key. So the list of known keys, which suggestions are taken from, cannot differ
@@ -36,7 +37,7 @@ const LAST_VLAN: u32 = 4_094;
 const MAX_NAME: usize = 63;
 
 /// A config.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Intent {
     /// The `[switch]` table.
     pub switch: Switch,
@@ -51,7 +52,7 @@ pub struct Intent {
 }
 
 /// The switch itself.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Switch {
     /// Its name.
     pub name: String,
@@ -219,16 +220,16 @@ pub fn read(file: impl Read) -> io::Result<String> {
     Ok(text)
 }
 
-/// Reads a config.
+/// Reads a config, and tells everything that is wrong with single values, in no order.
 ///
-/// # Errors
-/// Everything that is wrong with single values, in no order. A text that is not TOML is not looked
-/// into any further.
-pub fn parse(text: &str) -> Result<Intent, Vec<Spanned<Problem>>> {
-    pieces::read(text).map_or_else(|| parse_whole(text), Ok)
+/// If anything is, the intent is what could be read, and good for nothing but to find what else is
+/// wrong. A text that is not TOML is not looked into any further: its intent is empty, because what
+/// its author meant to say is a guess.
+pub fn parse(text: &str) -> (Intent, Vec<Spanned<Problem>>) {
+    pieces::read(text).map_or_else(|| parse_whole(text), |intent| (intent, Vec::new()))
 }
 
-fn parse_whole(text: &str) -> Result<Intent, Vec<Spanned<Problem>>> {
+fn parse_whole(text: &str) -> (Intent, Vec<Spanned<Problem>>) {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut problems: Vec<_> = errors
         .iter()
@@ -238,7 +239,7 @@ fn parse_whole(text: &str) -> Result<Intent, Vec<Spanned<Problem>>> {
         })
         .collect();
     if !problems.is_empty() {
-        return Err(problems);
+        return (Intent::default(), problems);
     }
 
     let mut config = Reader::new("the config", 0..0, document.get_ref(), &mut problems);
@@ -247,10 +248,7 @@ fn parse_whole(text: &str) -> Result<Intent, Vec<Spanned<Problem>>> {
     tables.read(&mut config);
     config.require("switch", "[switch] with name = \"lab0\"");
     config.finish();
-    match switch {
-        Some(switch) if problems.is_empty() => Ok(tables.with_switch(switch)),
-        _ => Err(problems),
-    }
+    (tables.with_switch(switch.unwrap_or_default()), problems)
 }
 
 /// The tables that a config may have many of.
@@ -372,8 +370,8 @@ fn workload(table: &mut Reader<'_, '_>) -> Option<Workload> {
     let router = table.flag("router").unwrap_or_default();
     let dhcp_server = table.flag("dhcp_server").unwrap_or_default();
 
-    let (name, kind) = (name?, kind?);
-    if kind == Kind::External {
+    let name = name?;
+    if kind == Some(Kind::External) {
         let lacks = [("ifname", !table.has("ifname")), ("mac", !table.has("mac") && !router)];
         for (key, _) in lacks.into_iter().filter(|&(_, lacks)| lacks) {
             let problem = Problem::ExternalNeeds { workload: name.value.clone(), key };
@@ -382,12 +380,12 @@ fn workload(table: &mut Reader<'_, '_>) -> Option<Workload> {
     }
     Some(Workload {
         name,
-        kind,
+        kind: kind.unwrap_or(Kind::Container),
         labels,
         addresses,
         mac,
         ifname,
-        vlan: vlan?,
+        vlan,
         lane,
         router,
         dhcp_server,
@@ -404,24 +402,18 @@ fn labels(table: &mut Reader<'_, '_>) -> Option<BTreeMap<String, String>> {
     Some(labels)
 }
 
-/// `None` is an error that was reported.
-fn vlan(table: &mut Reader<'_, '_>) -> Option<VlanMode> {
-    let access = table.number("vlan", 1, LAST_VLAN);
+fn vlan(table: &mut Reader<'_, '_>) -> VlanMode {
+    let access = table.number("vlan", 1, LAST_VLAN).unwrap_or_default();
     let span = table.span_of("trunk");
     let mut trunk = table.list("trunk", |value, problems| {
         reader::number::<u16>("trunk", value, 1, LAST_VLAN, problems)
     });
     trunk.sort_unstable();
     trunk.dedup();
-    match (table.has("vlan"), table.has("trunk")) {
-        (true, true) => {
-            table.problem(span, Problem::VlanAndTrunk);
-            None
-        }
-        (true, false) => access.map(VlanMode::Access),
-        (false, true) => Some(VlanMode::Trunk(trunk)),
-        (false, false) => Some(VlanMode::Access(0)),
+    if table.has("vlan") && table.has("trunk") {
+        table.problem(span, Problem::VlanAndTrunk);
     }
+    if table.has("trunk") { VlanMode::Trunk(trunk) } else { VlanMode::Access(access) }
 }
 
 fn named_service(table: &mut Reader<'_, '_>) -> Option<NamedService> {
@@ -468,14 +460,14 @@ fn rule(table: &mut Reader<'_, '_>) -> Option<Rule> {
         ["owner", "reason", "ticket"].map(|key| table.text(key, "a string").map(|text| text.value));
     Some(Rule {
         name: name?,
-        from: from?,
-        to: to?,
+        from,
+        to,
         services: if services.is_empty() {
             vec![ServiceRef::Any]
         } else {
             services.into_iter().flatten().collect()
         },
-        action: action?,
+        action: action.unwrap_or(RuleAction::Deny),
         tier,
         priority,
         direction,
@@ -558,11 +550,11 @@ fn service_text(text: &str) -> Result<Vec<ServiceRef>, Problem> {
     }
 }
 
-fn selectors(table: &mut Reader<'_, '_>, key: &'static str) -> Option<Spanned<Vec<Selector>>> {
+fn selectors(table: &mut Reader<'_, '_>, key: &'static str) -> Spanned<Vec<Selector>> {
     table.require(key, "from = { tier = \"web\" } and to = { tier = \"api\" }");
     let span = table.span_of(key);
     let value = table.tables(key, "a selector, as { tier = \"web\" }", "a selector", selector);
-    (!value.is_empty()).then_some(Spanned { span, value })
+    Spanned { span, value }
 }
 
 fn selector(table: &mut Reader<'_, '_>) -> Option<Selector> {

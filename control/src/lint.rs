@@ -27,10 +27,8 @@ use crate::intent::{self, Intent, Selector, ServiceRef};
 pub fn lint(path: &str, text: &str, today: Date) -> Result<Vec<Notice>, Diagnostics> {
     let Compiled { snapshot, mut notices, .. } = compile(path, text, None, today)?;
     let source = Source::new(path, text);
-    let intent = match intent::parse(text) {
-        Ok(intent) => intent,
-        Err(problems) => return Err(Diagnostics::new(source, problems)),
-    };
+    // It compiles, so there are no problems.
+    let (intent, _) = intent::parse(text);
     let remarks = unused(&intent).into_iter().chain(of_rules(&intent, &snapshot));
     notices.extend(remarks.map(|remark| source.notice(&remark)));
     notices.sort_by_key(|notice| (notice.line, notice.column));

@@ -95,8 +95,8 @@ impl Default for Beginning {
 pub enum TraceError {
     /// Neither a workload nor an address.
     #[error(
-        "there is no workload {name:?}{}: name one, or give an address outside the switch",
-        nearest.as_ref().map(|near| format!(", but {near:?}")).unwrap_or_default()
+        "there is no workload {name:?}: {}give an address if it is outside the switch",
+        nearest.as_ref().map(|near| format!("did you mean {near:?}? Else ")).unwrap_or_default()
     )]
     UnknownEnd {
         /// The name.
@@ -105,7 +105,10 @@ pub enum TraceError {
         nearest: Option<String>,
     },
     /// An address outside the switch, and no router to reach it by.
-    #[error("{addr} is outside the switch, and no router shares a VLAN with the other end")]
+    #[error(
+        "{addr} is outside the switch, and no router shares a VLAN with the other end: a workload with \
+         router = true would lead there"
+    )]
     NoRouter {
         /// The address.
         addr: IpAddr,

@@ -193,7 +193,7 @@ impl Switch {
 
     fn start_control(&self) -> Daemon {
         let (run_dir, config) = (self.run_dir.path().to_owned(), self.config.clone());
-        Daemon::start(Options { run_dir, config, capture_dir: None }).unwrap()
+        Daemon::start(Options { run_dir, config, capture_dir: None, version: "" }).unwrap()
     }
 
     fn ask(&self, request: &control::Request) -> Result<control::Reply, ClientError> {

@@ -40,6 +40,8 @@ pub struct Options {
     pub pins: Option<PathBuf>,
     /// Whether to take the place of the data plane that runs there now.
     pub succeed: bool,
+    /// The version that it tells.
+    pub version: &'static str,
 }
 
 /// Why the data plane could not start.
@@ -105,6 +107,7 @@ fn spawn(
 pub(crate) struct Shared {
     run_dir: PathBuf,
     pins: Option<PathBuf>,
+    version: &'static str,
     engine: Mutex<Option<Engine>>,
     /// Held while a snapshot is saved and put in force, so that the two stay the same.
     installing: Mutex<()>,
@@ -116,10 +119,11 @@ pub(crate) struct Shared {
 
 impl Shared {
     fn new(options: &Options) -> Self {
-        let Options { run_dir, pins, .. } = options.clone();
+        let Options { run_dir, pins, version, .. } = options.clone();
         Self {
             run_dir,
             pins,
+            version,
             engine: Mutex::new(None),
             installing: Mutex::new(()),
             subscribers: Subscribers::default(),
@@ -219,6 +223,7 @@ impl Shared {
                 let engine = self.engine.lock();
                 let mut status = engine.as_ref().map_or_else(Default::default, Engine::status);
                 status.pid = std::process::id();
+                self.version.clone_into(&mut status.version);
                 status.takeover = *self.takeover.lock();
                 status.mirror_lost += self.subscribers.lost();
                 Reply::Status(Box::new(status))
@@ -362,8 +367,12 @@ mod tests {
     #[test]
     fn what_is_saved_is_what_is_in_force_whoever_installs() {
         let dir = tempfile::tempdir().unwrap();
-        let shared =
-            Shared::new(&Options { run_dir: dir.path().into(), pins: None, succeed: false });
+        let shared = Shared::new(&Options {
+            run_dir: dir.path().into(),
+            pins: None,
+            succeed: false,
+            version: "",
+        });
         std::thread::scope(|scope| {
             for offset in 0..4 {
                 let shared = &shared;

@@ -70,6 +70,7 @@ fn connection(engine: &Engine, policy: &Policy, info: &ConnectionInfo, now: Nano
         src_port: Some(key.src_port),
         dst_port: Some(key.dst_port),
         verdict: info.would_drop.map_or("allow", DropReason::slug).into(),
+        dropped: false,
         rule: rule_name(engine, info.epoch, info.cause),
         state: info.state.into(),
         lane: if kept.is_some() { Lane::Switch } else { Lane::Express },
@@ -85,11 +86,9 @@ fn cached_flow(engine: &Engine, policy: &Policy, info: &FlowInfo, now: Nanos) ->
     let mask = info.mask;
     let key = &info.key;
     let addressed = ADDRESSED.contains(&key.ether_type);
-    let verdict = match info.verdict.action {
-        Action::Drop(reason) => reason.slug(),
-        Action::Forward(_) | Action::Flood => {
-            info.verdict.would_drop.map_or("allow", DropReason::slug)
-        }
+    let (refused, dropped) = match info.verdict.action {
+        Action::Drop(reason) => (Some(reason), true),
+        Action::Forward(_) | Action::Flood => (info.verdict.would_drop, false),
     };
     Flow {
         kind: "cached".into(),
@@ -100,7 +99,8 @@ fn cached_flow(engine: &Engine, policy: &Policy, info: &FlowInfo, now: Nanos) ->
         dst: (addressed && mask.dst_bits() == 128).then(|| key.dst_addr()),
         src_port: None,
         dst_port: mask.has_port().then_some(key.dst_port),
-        verdict: verdict.into(),
+        verdict: refused.map_or("allow", DropReason::slug).into(),
+        dropped,
         rule: rule_name(engine, policy.epoch(), info.verdict.cause),
         state: String::new(),
         lane: Lane::Switch,

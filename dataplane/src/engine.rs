@@ -672,16 +672,13 @@ impl Engine {
 
     fn express(&self) -> Option<ExpressStatus> {
         let lane = self.members.loaded()?;
-        let policy = self.policy.load()?;
-        let grace = Duration::from_secs(policy.settings().express_grace_secs.into());
-        let open = lane.open_for();
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Some(ExpressStatus {
             flows: lane.flows().len() as u64,
             max_flows: lane.flows().capacity().into(),
             pinned: lane.is_pinned(),
-            heartbeat_ms: millis(grace.saturating_sub(open)),
-            open_ms: millis(open),
+            heartbeat_ms: millis(lane.heartbeat()),
+            open_ms: millis(lane.open_for()),
         })
     }
 

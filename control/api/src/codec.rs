@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Version of every message. Both ends must have the same one.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Longest message body, in bytes.
 pub const MAX_BODY: usize = 64 << 20;
@@ -20,7 +20,8 @@ pub const MAX_BODY: usize = 64 << 20;
 pub enum ProtocolError {
     /// The peer speaks another version.
     #[error(
-        "the peer speaks protocol version {peer}, this is version {VERSION}: upgrade the older one"
+        "a message of protocol version {peer}, and this firedoor speaks {VERSION}: use the firedoor that \
+         the switch runs, or restart the switch with this one"
     )]
     Version {
         /// Its version.

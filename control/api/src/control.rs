@@ -77,6 +77,8 @@ pub struct Status {
     pub switch: String,
     /// Its mode.
     pub mode: Mode,
+    /// Control's version, and the commit that it was built from where that is known.
+    pub control_version: String,
     /// Control's process id.
     pub control_pid: u32,
     /// Seconds since control started.

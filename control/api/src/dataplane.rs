@@ -66,6 +66,8 @@ pub enum Reply {
 /// The data plane's totals.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// Its version, and the commit that it was built from where that is known.
+    pub version: String,
     /// Its process id.
     pub pid: u32,
     /// Seconds since it started.
@@ -210,8 +212,10 @@ pub struct Flow {
     pub src_port: Option<u16>,
     /// Destination port, or ICMP `type << 8 | code`.
     pub dst_port: Option<u16>,
-    /// `allow`, or a drop reason's slug.
+    /// `allow`, or the slug of the reason for which policy does not allow it.
     pub verdict: String,
+    /// Whether its frames are dropped: in learn and audit mode they are forwarded all the same.
+    pub dropped: bool,
     /// Rule that decided; `default` or `switch` where none did.
     pub rule: String,
     /// State of a connection; empty for a cached flow.

@@ -162,6 +162,7 @@ fn ports() -> Vec<PortStatus> {
 
 fn dataplane_status() -> dataplane::Status {
     dataplane::Status {
+        version: "0.1.0 (a6a63b4)".into(),
         pid: 1,
         epoch: 7,
         workers: 2,
@@ -178,6 +179,7 @@ fn status() -> control::Status {
     control::Status {
         switch: "lab0".into(),
         mode: Mode::Audit,
+        control_version: "0.1.0 (a6a63b4)".into(),
         control_pid: 2,
         control_uptime_secs: 61,
         dataplane: Some(dataplane_status()),
@@ -200,7 +202,8 @@ fn flow() -> Flow {
         dst: Some("fd00:10::2".parse().expect("an address")),
         src_port: Some(40_000),
         dst_port: None,
-        verdict: "allow".into(),
+        verdict: "default-deny".into(),
+        dropped: false,
         rule: "web-to-gw".into(),
         state: "established".into(),
         lane: Lane::Express,

@@ -41,6 +41,7 @@ pub mod trial;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -65,6 +66,8 @@ pub use crate::sys::express::{Egress as FlowEgress, FlowId, FlowVerdict, Progres
 /// The express lane of one switch.
 pub struct Lane {
     kernel: Arc<Kernel>,
+    /// When its door was last kept open, in nanoseconds of [`now`].
+    kept_open: AtomicU64,
 }
 
 /// What the program, its maps and the device pair are to the ports that use them.
@@ -217,7 +220,7 @@ impl Lane {
 
     fn of(program: Arc<Program>, flows: FlowTable, unpinned: Option<String>) -> Self {
         let kernel = Kernel { program, flows: Arc::new(flows), punt: Mutex::new(None), unpinned };
-        Self { kernel: Arc::new(kernel) }
+        Self { kernel: Arc::new(kernel), kept_open: AtomicU64::new(nanos(now())) }
     }
 
     /// Opens the interface `ifname`, of the calling thread's network namespace. `tag`, a VLAN
@@ -290,7 +293,14 @@ impl Lane {
 
     /// Keeps the door open for that long from now.
     pub fn keep_open(&self, time: Duration) {
-        self.kernel.program.keep_open(u64::try_from((now() + time).as_nanos()).unwrap_or(0));
+        let now = now();
+        self.kernel.program.keep_open(nanos(now + time));
+        self.kept_open.store(nanos(now), Ordering::Relaxed);
+    }
+
+    /// How long ago that was done; if never, how long ago the lane was loaded.
+    pub fn heartbeat(&self) -> Duration {
+        now().saturating_sub(Duration::from_nanos(self.kept_open.load(Ordering::Relaxed)))
     }
 
     /// How much longer the door is open.
@@ -350,8 +360,13 @@ fn open_empty(base: &Path) -> io::Result<Pins> {
     Ok(pins)
 }
 
+/// The program's clock.
 fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Whether the express lane carries such an interface.

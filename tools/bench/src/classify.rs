@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use firedoor_classifier::acl::{Acl, Conversation, Judgement, Memo};
 use firedoor_classifier::policy::{Addresses, Owner, PolicyError};
-use firedoor_classifier::snapshot::Rule;
+use firedoor_classifier::snapshot::{Rule, Snapshot};
 use firedoor_classifier::verdict::Cause;
 use firedoor_classifier::{Policy, RuleId};
 use nix::time::{ClockId, clock_gettime};
@@ -106,32 +106,7 @@ const COLD: usize = 20_000;
 /// If a file cannot be read, or the trace not be written.
 pub fn run(options: &Options) -> Result<Report, ClassifyError> {
     let progress = Progress::new(7);
-    progress.step("reading");
-    let rules = files::read_rules(&options.rules)?;
-    let trace = match &options.trace {
-        Some(path) => files::read_trace(path)?,
-        None => {
-            let headers = scene::headers(&rules, options.headers);
-            headers.into_iter().map(|header| (header, None)).collect()
-        }
-    };
-
-    progress.step("searching rule by rule");
-    let mut snapshot = scene::snapshot(&rules);
-    conditions::give(&mut snapshot.rules, options.conditions);
-    let search = |header: &Header| match options.conditions {
-        0 => files::linear_search(&rules, header),
-        _ => conditions::search(&rules, &snapshot.rules, header),
-    };
-    let answer = |(header, known): files::Expected| match known {
-        Some(rule) if options.conditions == 0 => (header, rule),
-        _ => (header, search(&header)),
-    };
-    let trace: Vec<_> = trace.into_iter().map(answer).collect();
-    if let Some(path) = &options.write_trace {
-        files::write_trace(path, &trace)?;
-    }
-    let (headers, expected): (Vec<Header>, Vec<_>) = trace.into_iter().unzip();
+    let Task { snapshot, headers, expected } = Task::read(options, &progress)?;
 
     progress.step("compiling");
     let start = Instant::now();
@@ -161,18 +136,12 @@ pub fn run(options: &Options) -> Result<Report, ClassifyError> {
     let (pairs, memo_bytes) = (memo.len(), memo.bytes());
 
     progress.step("looking up with an empty memo");
-    let cold = &headers[..headers.len().min(COLD)];
-    let mut empty = Memo::default();
-    let ns_cold = median_ns(cold.len(), || {
-        for header in cold {
-            empty.clear();
-            black_box(look_up(addresses, acl, &mut empty, header));
-        }
-    });
+    let ns_cold = cold(addresses, acl, &headers[..headers.len().min(COLD)]);
 
     progress.step("updating");
     let mut changing = acl.clone();
-    let update_ns = update(&mut changing, &policy.snapshot().rules, options.updates);
+    let rules = &policy.snapshot().rules;
+    let update_ns = update(&mut changing, rules, options.updates);
     wrong += count_wrong(&batch.judge_all(addresses, &changing, &mut memo, &headers), &expected);
 
     Ok(Report {
@@ -188,6 +157,58 @@ pub fn run(options: &Options) -> Result<Report, ClassifyError> {
         memo_bytes,
         update_ns,
         wrong,
+    })
+}
+
+/// What is to be looked up among what, and what must come out.
+struct Task {
+    snapshot: Snapshot,
+    headers: Vec<Header>,
+    /// For each header the first rule that matches.
+    expected: Vec<Option<u32>>,
+}
+
+impl Task {
+    /// Reads or makes it, and searches rule by rule for what the trace does not say.
+    fn read(options: &Options, progress: &Progress) -> Result<Self, ClassifyError> {
+        progress.step("reading");
+        let rules = files::read_rules(&options.rules)?;
+        let trace = match &options.trace {
+            Some(path) => files::read_trace(path)?,
+            None => {
+                let headers = scene::headers(&rules, options.headers);
+                headers.into_iter().map(|header| (header, None)).collect()
+            }
+        };
+
+        progress.step("searching rule by rule");
+        let mut snapshot = scene::snapshot(&rules);
+        conditions::give(&mut snapshot.rules, options.conditions);
+        let search = |header: &Header| match options.conditions {
+            0 => files::linear_search(&rules, header),
+            _ => conditions::search(&rules, &snapshot.rules, header),
+        };
+        let answer = |(header, known): files::Expected| match known {
+            Some(rule) if options.conditions == 0 => (header, rule),
+            _ => (header, search(&header)),
+        };
+        let trace: Vec<_> = trace.into_iter().map(answer).collect();
+        if let Some(path) = &options.write_trace {
+            files::write_trace(path, &trace)?;
+        }
+        let (headers, expected) = trace.into_iter().unzip();
+        Ok(Self { snapshot, headers, expected })
+    }
+}
+
+/// The time of a lookup that finds nothing in the memo.
+fn cold(addresses: &Addresses, acl: &Acl, headers: &[Header]) -> f64 {
+    let mut memo = Memo::default();
+    median_ns(headers.len(), || {
+        for header in headers {
+            memo.clear();
+            black_box(look_up(addresses, acl, &mut memo, header));
+        }
     })
 }
 

@@ -17,7 +17,7 @@ use firedoor_control::condition::flags;
 /// conversation through.
 #[derive(Debug, Parser)]
 #[command(
-    version,
+    version = crate::VERSION,
     propagate_version = true,
     after_help = "Example: firedoor demo\n\n\
         Exit status: 0 yes or done, 1 a negative answer, 2 it could not be done.\n\
@@ -288,6 +288,9 @@ pub(crate) enum PortCommand {
 }
 
 /// Adds a workload to the running switch. Its interface may appear later.
+///
+/// Exits 2 if the interface is there and cannot be attached; the workload is in the switch all the same,
+/// and its port is tried again when the interface changes.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example: firedoor port add cache --kind vm --ifname tap7 --ip 10.10.0.70/24 --label tier=cache"

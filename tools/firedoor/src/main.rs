@@ -19,6 +19,9 @@ use tracing_subscriber::EnvFilter;
 use crate::args::{BenchCommand, Cli, Command, PolicyCommand, PortCommand};
 use crate::output::{Output, YES, failed};
 
+/// The version, and the commit that it was built from where that is known.
+const VERSION: &str = env!("FIREDOOR_VERSION");
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut out = Output::new();

@@ -1,7 +1,11 @@
 //! The commands that need neither root nor a running switch: what they print and how they exit.
 
+mod documented;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use documented::assert_documented;
 
 fn config(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(name)
@@ -131,6 +135,20 @@ fn lint_exits_by_what_it_finds() {
     assert_eq!(stdout(&found), format!("{path}:4:8: no rule names service \"dns\"\n"));
     let found = json(&firedoor(&["policy", "lint", &path, "--json"]));
     assert_eq!((&found[0]["code"], &found[0]["line"]), (&"unused".into(), &4.into()));
+    assert_documented("policy lint", &found);
+}
+
+#[test]
+fn json_has_the_documented_keys() {
+    assert_documented(
+        "check",
+        &json(&with_config(&["check", "CONFIG", "--json"], "three-tier.toml")),
+    );
+    let pairs = with_config(&["connectivity", "CONFIG", "--json"], "three-tier.toml");
+    assert_documented("connectivity", &json(&pairs));
+    let question =
+        ["trace", "--from", "web", "--to", "db", "tcp/1", "--config", "CONFIG", "--json"];
+    assert_documented("trace", &json(&with_config(&question, "three-tier.toml")));
 }
 
 #[test]

@@ -2,12 +2,15 @@
 //! no frame moves and no root is needed: this is about roles, policy and what is left behind.
 #![allow(clippy::unwrap_used, reason = "what a test cannot go on without fails it")]
 
+mod documented;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use documented::assert_documented;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -129,6 +132,13 @@ fn it_stops_cleanly_and_leaves_nothing() {
     let mut switch = Switch::start();
     let ports = switch.json(&["ports", "--json"]);
     assert_eq!((&ports[0]["workload"], &ports[0]["state"]), (&"web".into(), &"missing".into()));
+    assert_documented("ports", &ports);
+    let status = switch.json(&["status", "--json"]);
+    assert_documented("status", &status);
+    let version = String::from_utf8(switch.ask(&["--version"]).stdout).unwrap();
+    let version = version.trim().strip_prefix("firedoor ").unwrap();
+    assert_eq!(status["roles"]["control"]["version"], version);
+    assert_eq!(status["roles"]["dataplane"]["version"], version);
     let again = switch.ask(&["run", "sw.toml"]);
     assert_eq!(again.status.code(), Some(2));
     assert!(stderr(&again).contains("already running"), "{}", stderr(&again));

@@ -125,6 +125,7 @@ fn clock(unix_ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::documented::assert_documented;
     use super::*;
 
     fn deny(dropped: bool, capture: &str) -> Deny {
@@ -159,5 +160,6 @@ mod tests {
         assert_eq!(json["time"], "2026-09-21T14:13:20.123456789Z");
         assert_eq!(json["last_unix_ns"], 1_790_000_000_123_456_789u64);
         assert_eq!(json["count"], 1_500);
+        assert_documented("denies", &json);
     }
 }

@@ -58,13 +58,12 @@ fn table(flows: &[Flow]) -> Table {
     for flow in flows {
         // A cached flow knows when it was last used, and counts frames alone.
         let of_connection = |text: String| if flow.kind == "cached" { "-".into() } else { text };
-        let verdict = if flow.verdict == "allow" { Tone::Good } else { Tone::Bad };
         table.row([
             Cell::new(Tone::Dim, &flow.kind),
             Cell::from(end(&flow.from, flow.src, flow.src_port.filter(|_| has_ports(flow)))),
             Cell::from(end(&flow.to, flow.dst, None)),
             Cell::from(service_of(flow)),
-            Cell::new(verdict, &flow.verdict),
+            verdict(flow),
             Cell::from(&flow.rule),
             Cell::from(of_connection(flow.state.clone())),
             Cell::from(lane(flow)),
@@ -75,6 +74,15 @@ fn table(flows: &[Flow]) -> Table {
         ]);
     }
     table
+}
+
+/// In the words of `trace` and `denies`.
+fn verdict(flow: &Flow) -> Cell {
+    match (flow.verdict.as_str(), flow.dropped) {
+        ("allow", _) => Cell::new(Tone::Good, "allowed"),
+        (reason, true) => Cell::new(Tone::Bad, format!("dropped: {reason}")),
+        (reason, false) => Cell::new(Tone::Warn, format!("allowed, would be {reason}")),
+    }
 }
 
 /// The lane, and why it is not the express lane where a port of it is on that.
@@ -107,5 +115,50 @@ fn service_of(flow: &Flow) -> String {
         Some(port) => service::conversation_text(flow.protocol, port),
         None if flow.protocol == 0 => "any".to_owned(),
         None => service::text(&Service::Protocol(flow.protocol)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::documented::assert_documented;
+    use super::*;
+
+    fn flow(verdict: &str, dropped: bool) -> Flow {
+        Flow {
+            kind: "connection".into(),
+            from: "web".into(),
+            to: "db".into(),
+            protocol: 6,
+            src: Some([10, 10, 0, 10].into()),
+            dst: Some([10, 10, 0, 30].into()),
+            src_port: Some(49_152),
+            dst_port: Some(5_432),
+            verdict: verdict.into(),
+            dropped,
+            rule: "default".into(),
+            state: "established".into(),
+            lane: firedoor_classifier::snapshot::Lane::Express,
+            kept: String::new(),
+            frames: 10,
+            bytes: 9_000,
+            age_ms: 1_500,
+            idle_ms: 3,
+        }
+    }
+
+    #[test]
+    fn what_passes_is_never_called_dropped() {
+        let flows = [("allow", false), ("default-deny", false), ("default-deny", true)];
+        let text = table(&flows.map(|(verdict, dropped)| flow(verdict, dropped))).render(false);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains(" allowed "), "{text}");
+        assert!(lines[2].contains(" allowed, would be default-deny "), "{text}");
+        assert!(lines[3].contains(" dropped: default-deny "), "{text}");
+    }
+
+    #[test]
+    fn json_has_the_documented_keys() {
+        let json = serde_json::to_value(FlowView::of(&flow("allow", false))).unwrap();
+        assert_documented("flows", &json);
     }
 }

@@ -7,6 +7,9 @@ pub(crate) mod check;
 pub(crate) mod connectivity;
 pub(crate) mod demo;
 pub(crate) mod denies;
+#[cfg(test)]
+#[path = "../../tests/documented/mod.rs"]
+mod documented;
 pub(crate) mod flows;
 pub(crate) mod lab;
 pub(crate) mod policy;

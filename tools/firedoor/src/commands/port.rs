@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use firedoor_api::control::Request;
+use firedoor_api::dataplane::PortState;
 use serde::Serialize;
 
 use super::ask::change;
@@ -19,6 +20,19 @@ pub(crate) fn add(args: &PortAddArgs, out: &mut Output) -> anyhow::Result<ExitCo
     writeln!(out, "workload {} is in the switch, epoch {epoch}", args.name)?;
     let added: Vec<_> = ports.into_iter().filter(|port| port.workload == args.name).collect();
     out.table(&states(&added))?;
+    for port in &added {
+        let (name, ifname) = (&args.name, &port.ifname);
+        match &port.state {
+            PortState::Up => {}
+            PortState::Missing => {
+                out.note(format!("{name} is attached as soon as there is an interface {ifname}"));
+            }
+            PortState::Failed(why) => bail!(
+                "no frame moves by {ifname}: {why}; the switch tries again when the interface \
+                 changes, and `firedoor port del {name}` takes the workload out"
+            ),
+        }
+    }
     Ok(YES)
 }
 

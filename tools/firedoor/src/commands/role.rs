@@ -20,6 +20,7 @@ pub(crate) fn dataplane(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
         run_dir: args.run_dir.clone(),
         pins: args.pins.clone(),
         succeed: args.succeed,
+        version: crate::VERSION,
     };
     let ended = firedoor_dataplane::daemon::run(&options);
     run_dir.leave(Role::Dataplane);
@@ -34,6 +35,7 @@ pub(crate) fn control(args: &ControlArgs) -> anyhow::Result<ExitCode> {
         run_dir: args.run_dir.clone(),
         config: args.config.clone(),
         capture_dir: args.capture.clone(),
+        version: crate::VERSION,
     })?;
     Ok(YES)
 }

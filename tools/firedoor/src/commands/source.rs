@@ -10,6 +10,7 @@ use firedoor_classifier::{Policy, Snapshot};
 use firedoor_control::compile::{Compiled, compile};
 use firedoor_control::diagnostic::Diagnostics;
 use firedoor_control::intent;
+use firedoor_control::rundir::RunDirError;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -50,7 +51,12 @@ pub(crate) fn policy(
             notices.iter().for_each(|notice| out.note(notice));
             snapshot
         }
-        None => running(switch)?,
+        None => running(switch).map_err(|error| match error.downcast_ref() {
+            Some(RunDirError::NoneRunning { .. }) => {
+                error.context("no policy to look at: name a config file, or start a switch")
+            }
+            _ => error,
+        })?,
     };
     Ok(Policy::build(snapshot)?)
 }

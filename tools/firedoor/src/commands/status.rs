@@ -35,7 +35,7 @@ struct StatusView<'a> {
     switch: &'a str,
     mode: firedoor_classifier::snapshot::Mode,
     epoch: u64,
-    roles: Roles,
+    roles: Roles<'a>,
     ports: Vec<PortView<'a>>,
     frames: Frames,
     verdicts: Verdicts,
@@ -48,14 +48,15 @@ struct StatusView<'a> {
 }
 
 #[derive(Serialize)]
-struct Roles {
-    dataplane: Role,
-    control: Role,
+struct Roles<'a> {
+    dataplane: Role<'a>,
+    control: Role<'a>,
 }
 
 #[derive(Serialize)]
-struct Role {
+struct Role<'a> {
     alive: bool,
+    version: Option<&'a str>,
     pid: Option<u32>,
     uptime_secs: Option<u64>,
 }
@@ -105,11 +106,13 @@ impl<'a> StatusView<'a> {
             roles: Roles {
                 dataplane: Role {
                     alive: known.is_some(),
+                    version: known.map(|d| d.version.as_str()),
                     pid: known.map(|d| d.pid),
                     uptime_secs: known.map(|d| d.uptime_secs),
                 },
                 control: Role {
                     alive: true,
+                    version: Some(&status.control_version),
                     pid: Some(status.control_pid),
                     uptime_secs: Some(status.control_uptime_secs),
                 },
@@ -184,6 +187,7 @@ fn show(status: &Status, all: bool, out: &mut Output) -> anyhow::Result<()> {
         }
     }
     writeln!(out, "control      {alive}, process {}, up {up}", status.control_pid)?;
+    show_version(status, out)?;
     show_mirror(status, out)?;
     show_settings(&status.settings, out)?;
 
@@ -196,6 +200,19 @@ fn show(status: &Status, all: bool, out: &mut Output) -> anyhow::Result<()> {
             writeln!(out)?;
             out.table(&table)?;
         }
+    }
+    Ok(())
+}
+
+/// The version that runs; both, if control and data plane are not of the same.
+fn show_version(status: &Status, out: &mut Output) -> anyhow::Result<()> {
+    let control = &status.control_version;
+    match status.dataplane.as_ref().map(|dataplane| &dataplane.version) {
+        Some(dataplane) if dataplane != control => {
+            let both = format!("data plane {dataplane}, control {control}");
+            writeln!(out, "version      {}", out.paint(Tone::Warn, both))?;
+        }
+        _ => writeln!(out, "version      {control}")?,
     }
     Ok(())
 }

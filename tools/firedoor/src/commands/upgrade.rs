@@ -21,6 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use super::ask::unexpected;
 use crate::args::UpgradeArgs;
 use crate::output::{Count, Output, YES};
 use crate::supervisor::FAILED;
@@ -35,13 +36,16 @@ pub(crate) fn run(args: &UpgradeArgs, out: &mut Output) -> anyhow::Result<ExitCo
     let supervisor = run_dir.supervisor().context(
         "nobody supervises this switch: only what `firedoor run` or `lab up` started can be upgraded",
     )?;
-    let before = dataplane_of(&run_dir).context("the data plane does not answer")?;
+    let before = dataplane_of(&run_dir)?.context(
+        "no data plane with a policy in force is there to be replaced: `firedoor status` says more",
+    )?;
     let program = env::current_exe().context("cannot tell which program this is")?;
     ask(&run_dir.upgrade(), &program, supervisor)?;
     let deadline = Instant::now() + PATIENCE;
     let (pid, takeover) = loop {
         refused(&run_dir.upgrade())?;
-        match dataplane_of(&run_dir) {
+        // While the roles change, control may be away.
+        match dataplane_of(&run_dir).ok().flatten() {
             Some((pid, Some(takeover))) if pid != before.0 && !run_dir.upgrade().exists() => {
                 break (pid, takeover);
             }
@@ -54,8 +58,7 @@ pub(crate) fn run(args: &UpgradeArgs, out: &mut Output) -> anyhow::Result<ExitCo
             _ => thread::sleep(LOOK),
         }
     };
-    let upgrade =
-        Upgrade { switch: run_dir.switch(), version: env!("CARGO_PKG_VERSION"), pid, takeover };
+    let upgrade = Upgrade { switch: run_dir.switch(), version: crate::VERSION, pid, takeover };
     if args.json {
         out.json(&upgrade)?;
     } else {
@@ -108,9 +111,9 @@ fn refused(file: &Path) -> anyhow::Result<()> {
 }
 
 /// The data plane's process, and how it took over, if it is there.
-fn dataplane_of(run_dir: &RunDir) -> Option<(u32, Option<Takeover>)> {
-    let reply = ControlClient::to_control(run_dir).ok()?.ask(&Request::Status).ok()?;
-    let Reply::Status(status) = reply else { return None };
+fn dataplane_of(run_dir: &RunDir) -> anyhow::Result<Option<(u32, Option<Takeover>)>> {
+    let reply = ControlClient::to_control(run_dir)?.ask(&Request::Status)?;
+    let Reply::Status(status) = reply else { return Err(unexpected()) };
     let Status { dataplane, .. } = *status;
-    dataplane.filter(|it| it.epoch > 0).map(|it| (it.pid, it.takeover))
+    Ok(dataplane.filter(|it| it.epoch > 0).map(|it| (it.pid, it.takeover)))
 }

@@ -10,7 +10,7 @@ use firedoor_control::rundir::RunDir;
 
 use super::{Missing, Site, System, Up};
 use crate::compare::error::{BuildError, building};
-use crate::compare::tool::{Daemon, command};
+use crate::compare::tool::{Daemon, command, tool};
 
 /// The switch's name: that of its run directory, which is below the site's.
 const NAME: &str = "bench";
@@ -72,7 +72,10 @@ impl System for Firedoor {
     }
 
     fn version(&self) -> Result<String, Missing> {
-        Ok(env!("CARGO_PKG_VERSION").to_owned())
+        // The commit is the executable's to tell.
+        let said = tool(None, "/proc/self/exe", ["--version"]).unwrap_or_default();
+        let version = said.trim().strip_prefix("firedoor ");
+        Ok(version.unwrap_or(env!("CARGO_PKG_VERSION")).to_owned())
     }
 
     fn is_usual(&self) -> bool {
