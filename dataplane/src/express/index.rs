@@ -2,7 +2,7 @@
 //!
 //! The flows themselves stand close together in arrays, in whatever slots are free: a table that is
 //! large and mostly empty would cost a walk through page tables for nearly every frame. The index is
-//! much smaller, and [grows](super::growth) with the slots in use. It has *buckets* of sixteen cells, a
+//! much smaller, and [as large as its flows need](super::resizing). It has *buckets* of sixteen cells, a
 //! cache line each. A cell is the number of a slot plus one, and in the bits above a *tag* of its flow's
 //! hash, so that hardly ever a slot of another flow is looked at; 0 is an empty cell. A flow stands in
 //! its first bucket, which its hash says; if that is full, in its second; if that is full too, another flow
@@ -20,6 +20,7 @@
 //!
 //! `find` in dataplane/bpf/express.h is the same in C.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::sys::express::{Bucket, CELLS, FlowId, Hashing, Slot, Slots};
@@ -125,13 +126,29 @@ impl<'a> Index<'a> {
             .for_each(|(cell, _)| cell.store(0, Ordering::SeqCst));
     }
 
-    /// Empties cells that name no verdict: of a process that ended between two stores.
-    pub(crate) fn tidy(&self) {
-        for cell in self.buckets.iter().flat_map(|bucket| &bucket.cells) {
-            if load(cell) != 0 && !self.named(load(cell)).is_some_and(|slot| slot.is_open()) {
+    /// Empties those cells of some buckets that name no flow which may stand there.
+    pub(crate) fn tidy(&self, buckets: Range<usize>) {
+        for bucket in buckets {
+            let is_right = |cell| self.may_stand(cell, bucket);
+            for cell in
+                self.cells(bucket, 0).filter(|cell| load(cell) != 0 && !is_right(load(cell)))
+            {
                 cell.store(0, Ordering::SeqCst);
             }
         }
+    }
+
+    /// How many buckets there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// Whether a cell names a flow that may stand in that bucket.
+    fn may_stand(&self, cell: u32, bucket: usize) -> bool {
+        self.named(cell).filter(Slot::is_open).is_some_and(|slot| {
+            let place = self.place_of(&slot.id());
+            cell & self.hashing.tag == place.tag && place.buckets.contains(&bucket)
+        })
     }
 
     /// The slot that a cell names.
@@ -300,7 +317,7 @@ pub(super) mod tests {
         let table = Table::new(2, 8);
         assert!(table.put(&flow(1), 1) && table.put(&flow(2), 2));
         table.memory.slot(1).close();
-        table.index().tidy();
+        table.index().tidy(0..2);
         assert_eq!((table.index().find(&flow(1)), table.index().find(&flow(2))), (None, Some(2)));
         assert_eq!(table.taken_cells(), 1);
     }

@@ -27,7 +27,6 @@
 
 mod arrivals;
 pub mod frames;
-pub(crate) mod growth;
 pub(crate) mod index;
 pub mod inherit;
 mod kept;
@@ -35,6 +34,8 @@ pub(crate) mod leaving;
 mod members;
 pub mod offload;
 pub mod punt;
+pub(crate) mod resizing;
+mod slot_set;
 pub mod table;
 pub mod trial;
 

@@ -4,6 +4,9 @@
 //! [`REST`] before another flow gets it, and the program believes an entry only if it names the
 //! frame's own flow.
 //!
+//! A flow gets the lowest slot that is free. So the slots in use are close together whatever came and went before,
+//! and ten thousand flows after a hundred thousand short ones lie as they would in a new table.
+//!
 //! Everybody may look a flow up at any time; whoever gives or takes a verdict does so under one lock. A
 //! port whose workload begins flows as fast as it can fills no more than [leaves the others
 //! theirs](Slots::take).
@@ -16,8 +19,9 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use super::growth::Growth;
 use super::index::Index;
+use super::resizing::Resizing;
+use super::slot_set::SlotSet;
 use crate::sys::express::{self, Begin, FlowId, FlowVerdict, Program, Progress};
 
 /// How long a slot stays unused after its flow is gone: a program runs for microseconds.
@@ -89,54 +93,50 @@ pub enum InstallError {
 }
 
 /// Which slots are in use, and by whose flows.
-#[derive(Default)]
 struct Slots {
-    /// Slots from here on were never used.
-    fresh: u32,
-    free: Vec<u32>,
+    free: SlotSet,
     /// Slots whose flows are gone, and since when.
     resting: VecDeque<(Instant, u32)>,
     /// How many are in use, or rest, by the interface that their flows come in at.
     by_ingress: HashMap<u32, u32>,
-    growth: Growth,
+    /// Slots whose flows have verdicts, as the index has them.
+    index: Resizing,
 }
 
 impl FlowTable {
+    /// The table of a program whose maps are new.
     pub(super) fn new(program: Arc<Program>) -> Self {
-        Self { program, slots: Mutex::default() }
+        let mut slots = Slots::new(program.slots().count());
+        (0..program.slots().count()).for_each(|slot| slots.free.insert(slot));
+        Self { program, slots: Mutex::new(slots) }
     }
 
     /// The table of a program whose maps have outlived another process, and what it holds.
     pub(super) fn resume(program: Arc<Program>) -> (Self, Vec<Inherited>) {
-        let table = Self::new(program);
         // Half-open connections have ended with their process.
-        table.open_cells().filter(express::Slot::is_asked).for_each(|cell| cell.close());
-        table.program.index().tidy();
-        let index = table.index();
+        program.slots().iter().filter(express::Slot::is_asked).for_each(|cell| cell.close());
+        let index = program.index().current();
+        index.tidy(0..index.len());
         let mut inherited = Vec::new();
-        let mut slots = Slots::default();
-        for (number, cell) in (0..table.capacity()).zip(table.program.slots().iter()).rev() {
+        let mut slots = Slots::new(program.slots().count());
+        for (number, cell) in (0..).zip(program.slots().iter()) {
             let Some((id, verdict)) = cell.read() else {
-                // Behind the last flow, slots are as good as never used.
-                if slots.fresh > 0 {
-                    slots.free.push(number);
-                }
+                slots.free.insert(number);
                 continue;
             };
-            slots.fresh = slots.fresh.max(number + 1);
             *slots.by_ingress.entry(id.ingress).or_default() += 1;
             // The process may have died before it had done so.
             if index.find(&id) == Some(number)
                 || index.find(&id).is_none() && index.insert(&id, number)
             {
+                slots.index.resume(number);
                 inherited.push(Inherited { id, slot: Slot(number), verdict });
             } else {
                 cell.close();
                 slots.resting.push_back((Instant::now(), number));
             }
         }
-        *table.slots.lock() = slots;
-        (table, inherited)
+        (Self { program, slots: Mutex::new(slots) }, inherited)
     }
 
     /// Gives the kernel a verdict. It replaces the flow's older one. Its first frames still go the
@@ -176,15 +176,12 @@ impl FlowTable {
         let full = InstallError::Full(self.capacity());
         let cell = self.cell(slot).ok_or(full)?;
         cell.write(id, verdict, next_mark(cell.mark()), begin);
-        let index = self.program.index();
-        let is_in = slots.growth.insert(&index, id, slot);
-        if !is_in {
+        if !slots.index.insert(&self.program.index(), id, slot) {
             cell.close();
             slots.give(id.ingress, slot);
+            return Err(full);
         }
-        let fresh = slots.fresh;
-        slots.growth.advance(&index, fresh);
-        if is_in { Ok(Slot(slot)) } else { Err(full) }
+        Ok(Slot(slot))
     }
 
     /// Says that a flow's verdict is that of another policy, too: by that rule of that epoch.
@@ -206,7 +203,7 @@ impl FlowTable {
     /// Out of the index first: should the process die in between, its successor finds a flow that it can
     /// put back.
     fn rest(&self, slots: &mut Slots, id: &FlowId, slot: u32) {
-        slots.growth.remove(&self.program.index(), id, slot);
+        slots.index.remove(&self.program.index(), id, slot);
         if let Some(cell) = self.cell(slot) {
             cell.close();
         }
@@ -273,7 +270,7 @@ impl FlowTable {
 
     /// Flows in the table.
     pub fn len(&self) -> usize {
-        self.slots.lock().in_use()
+        self.slots.lock().index.len() as usize
     }
 
     /// Most flows that fit.
@@ -304,32 +301,36 @@ impl FlowTable {
 }
 
 impl Slots {
+    /// Of a table of so many: none is free yet.
+    fn new(count: u32) -> Self {
+        Self {
+            free: SlotSet::below(count),
+            resting: VecDeque::new(),
+            by_ingress: HashMap::new(),
+            index: Resizing::new(count),
+        }
+    }
+
     /// A slot for a flow that comes in at that interface. Of the last eighth, only ports get one that have
     /// less than their share of the whole: those that are open, or have flows, have equal ones.
     fn take(&mut self, ingress: u32, program: &Program) -> Result<u32, InstallError> {
         self.wake(program.slots());
         let total = program.slots().count();
-        let room = total - self.fresh + self.free.len() as u32;
+        let room = self.free.len();
         let own = self.by_ingress.get(&ingress).copied().unwrap_or(0);
         let ports = program.ports().max(self.by_ingress.len() as u32 + u32::from(own == 0));
         if room <= total / 8 && own >= total.div_ceil(ports) && room > 0 {
             return Err(InstallError::Share(total));
         }
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.fresh < total => {
-                self.fresh += 1;
-                self.fresh - 1
-            }
-            None => return Err(InstallError::Full(total)),
-        };
+        let slot = self.free.next(0).ok_or(InstallError::Full(total))?;
+        self.free.remove(slot);
         *self.by_ingress.entry(ingress).or_default() += 1;
         Ok(slot)
     }
 
     /// Takes back a slot that no program has seen since it was taken, or that has rested.
     fn give(&mut self, ingress: u32, slot: u32) {
-        self.free.push(slot);
+        self.free.insert(slot);
         if let Some(count) = self.by_ingress.get_mut(&ingress) {
             *count -= 1;
             if *count == 0 {
@@ -348,11 +349,6 @@ impl Slots {
                 self.give(cell.id().ingress, slot);
             }
         }
-    }
-
-    /// Slots whose flows have verdicts.
-    fn in_use(&self) -> usize {
-        self.fresh as usize - self.free.len() - self.resting.len()
     }
 }
 

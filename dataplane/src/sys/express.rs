@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use super::bpf::{self, LOADER, Mode, Steering, kernel_error};
 use super::mmap::Mapping;
 use super::pins::Pins;
-use crate::express::growth::Regions;
+use crate::express::resizing::Regions;
 use crate::link::Netlink;
 
 /// dataplane/bpf/express.bpf.c, compiled by `cargo xtask bpf`.
@@ -702,7 +702,7 @@ impl Program {
         let [cell] = control.values() else { return Err(io::ErrorKind::InvalidData.into()) };
         let hashing = cell.hashing().unwrap_or_else(|| {
             let hashing = Hashing::random(flows.count as u32);
-            cell.buckets.store(FIRST_BUCKETS.min(index.count as u32 / 2), Ordering::Relaxed);
+            cell.buckets.store(least_of(index.count), Ordering::Relaxed);
             cell.set_hashing(&hashing);
             hashing
         });
@@ -879,7 +879,8 @@ impl Program {
     /// The index of flows.
     pub(crate) fn index(&self) -> Regions<'_> {
         let (buckets, in_use) = (self.index.values(), &self.control().buckets);
-        Regions { buckets, in_use, slots: self.slots(), hashing: &self.hashing }
+        let least = least_of(buckets.len());
+        Regions { buckets, in_use, least, slots: self.slots(), hashing: &self.hashing }
     }
 
     /// Where flows are.
@@ -902,8 +903,10 @@ impl Program {
     }
 }
 
-/// Buckets of an index that is new.
-const FIRST_BUCKETS: u32 = 64;
+/// Buckets of an index that is new, where there are so many for all its sizes.
+fn least_of(buckets: usize) -> u32 {
+    (buckets as u32 / 2).min(64)
+}
 
 /// Buckets for so many flows: cells for twice as many, at least.
 fn buckets_for(flows: u32) -> u32 {

@@ -46,7 +46,7 @@ pub(crate) const TESTS: [(&str, Test); 26] = [
     ("express_who_finds_another_ports_frames_wakes_its_worker", wakes_worker),
     ("express_a_shut_door_drops_everything", |host| shut(host, Hook::Tcx)),
     ("express_a_full_table_refuses_and_has_room_again", full),
-    ("express_flows_are_found_in_a_full_table", |host| found(host, Hook::Tcx)),
+    ("express_flows_are_found_in_a_table_that_fills_and_empties", |host| found(host, Hook::Tcx)),
     ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
     ("clsact_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_clsact),
     ("clsact_filters_of_others_stay", clsact_shared),
@@ -58,7 +58,7 @@ pub(crate) const TESTS: [(&str, Test); 26] = [
     ("xdp_verdicts_are_nobody_elses", |host| borrowed(host, Hook::Xdp)),
     ("xdp_doubtful_frames_take_the_long_way", |host| doubtful(host, Hook::Xdp)),
     ("xdp_misses_name_their_port_whatever_tags_they_bear", |host| tags(host, Hook::Xdp)),
-    ("xdp_flows_are_found_in_a_full_table", |host| found(host, Hook::Xdp)),
+    ("xdp_flows_are_found_in_a_table_that_fills_and_empties", |host| found(host, Hook::Xdp)),
     ("xdp_what_finds_no_room_is_not_waited_for", overflow),
     ("xdp_a_shut_door_drops_everything", |host| shut(host, Hook::Xdp)),
 ];
@@ -793,10 +793,12 @@ fn full(host: &mut Host) -> Result<(), Failed> {
     Ok(())
 }
 
-/// A table that is full of random flows: the program finds each where the switch has put it, and counts it
-/// for no other.
+/// A table that fills with random flows and empties again, so that its index grows and shrinks: all the while the
+/// program finds each where the switch has put it, and counts it for no other.
 fn found(host: &mut Host, hook: Hook) -> Result<(), Failed> {
-    const FLOWS: u32 = 512;
+    const FLOWS: u32 = 4096;
+    /// Every so many flows come or go, one is looked at.
+    const OFTEN: usize = 61;
     let scene = Scene::new(host, hook)?;
     let lane = Lane::load(FLOWS, None)?;
     lane.set_epoch(1);
@@ -834,17 +836,36 @@ fn found(host: &mut Host, hook: Hook) -> Result<(), Failed> {
         };
         (FlowId::new(from, protocol, (src, source), (dst, target)), frame)
     });
-    let flows: Vec<_> = flows
-        .map(|(id, frame)| Ok((lane.flows().install(&id, &verdict)?, id, frame)))
-        .collect::<Result<_, InstallError>>()?;
-    lane.let_go();
-    for (slot, id, frame) in flows {
-        let outcome = lane.try_frame(hook, from, &frame)?;
-        assert_eq!(outcome, Outcome::Redirected { flow: id, egress: to });
+    let flows: Vec<(FlowId, Vec<u8>)> = flows.collect();
+    let is_found = |at: usize, slot: Slot| -> Result<(), Failed> {
+        lane.let_go();
+        let (flow, frame) = &flows[at];
+        let before = lane.flows().progress(slot);
+        let outcome = lane.try_frame(hook, from, frame)?;
+        assert_eq!(outcome, Outcome::Redirected { flow: *flow, egress: to });
         let Progress { frames, bytes, .. } = lane.flows().progress(slot);
-        assert_eq!((frames, bytes), (1, frame.len() as u64));
-        lane.flows().remove(&id, slot);
-        assert_eq!(lane.try_frame(hook, from, &frame)?, Outcome::Kept, "it is gone");
+        assert_eq!((frames, bytes), (before.frames + 1, before.bytes + frame.len() as u64));
+        Ok(())
+    };
+    let mut slots: Vec<Slot> = Vec::new();
+    for (at, (id, _)) in flows.iter().enumerate() {
+        slots.push(lane.flows().install(id, &verdict)?);
+        if at % OFTEN == 0 {
+            is_found(at / 2, slots[at / 2])?;
+        }
+    }
+    // They go from both ends, so that those that stay do so to the last.
+    for at in 0..flows.len() / 2 {
+        for gone in [at, flows.len() - 1 - at] {
+            lane.flows().remove(&flows[gone].0, slots[gone]);
+        }
+        if at % OFTEN == 0 {
+            let stays = flows.len() / 2 - at % 2;
+            if at + 1 < flows.len() / 2 {
+                is_found(stays, slots[stays])?;
+            }
+            assert_eq!(lane.try_frame(hook, from, &flows[at].1)?, Outcome::Kept, "it is gone");
+        }
     }
     scene.close(host);
     Ok(())
