@@ -202,10 +202,11 @@ impl Lab {
                 Ok(missing) => missing,
                 Err(error) => Some(error.to_string()),
             };
-            let Some(waiting_for) = waiting_for else { return Ok(()) };
+            // The question may have taken as long as the switch took to be ready.
             if options.interrupted.load(Ordering::Relaxed) {
                 return Err(LabError::Interrupted);
             }
+            let Some(waiting_for) = waiting_for else { return Ok(()) };
             if let Some(status) = building("watch the switch", child.try_wait())? {
                 return Err(LabError::Ended { status, log: self.log_tail() });
             }

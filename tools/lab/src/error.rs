@@ -88,7 +88,7 @@ pub enum LabError {
         waiting_for: String,
     },
     /// Someone asked to stop.
-    #[error("interrupted")]
+    #[error("interrupted; what was built is removed")]
     Interrupted,
     /// A namespace.
     #[error(transparent)]

@@ -33,11 +33,12 @@ const LOOK: Duration = Duration::from_millis(20);
 
 pub(crate) fn run(args: &UpgradeArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let run_dir = RunDir::select(args.switch.switch.as_deref())?;
-    let supervisor = run_dir.supervisor().context(
-        "nobody supervises this switch: only what `firedoor run` or `lab up` started can be upgraded",
-    )?;
+    // First, since whoever may not ask sees no supervisor either.
     let before = dataplane_of(&run_dir)?.context(
         "no data plane with a policy in force is there to be replaced: `firedoor status` says more",
+    )?;
+    let supervisor = run_dir.supervisor().context(
+        "nobody supervises this switch: only what `firedoor run` or `lab up` started can be upgraded",
     )?;
     let program = env::current_exe().context("cannot tell which program this is")?;
     ask(&run_dir.upgrade(), &program, supervisor)?;
