@@ -5,8 +5,13 @@
 //! - [`sys`]: the kernel boundary, all of the crate's `unsafe`; [`frame`] and [`pool`]: who owns
 //!   which chunk of the umem.
 //! - [`port`]: where frames come in and go out: AF_XDP, memory, capture files.
-//! - [`worker`]: a thread that owns ports and walks the path in turns; [`handoff`]: frames that
-//!   change worker; [`outbox`]: frames queued for output; [`mirror`]: copies of denied frames.
+//! - [`worker`]: a thread that owns ports and walks the path in turns; [`pacing`]: how it spends the
+//!   time between two; [`handoff`]: frames that change worker; [`outbox`]: frames queued for output;
+//!   [`mirror`]: copies of denied frames; [`fragments`] and [`vlan`]: what is put in order on the way in,
+//!   and tagged on the way out.
+//! - [`express`]: the other lane, where the kernel forwards by verdicts that were reached on the path;
+//!   [`redirect_targets`]: which ports take what it redirects in XDP.
+//! - [`interface`] and [`link`]: workloads' interfaces, opened, and watched as they come and go.
 //! - [`engine`]: umem, workers and ports as one thing that a snapshot is installed into;
 //!   [`daemon`]: the process around it, its socket and its saved snapshot.
 #![deny(unsafe_code)]
