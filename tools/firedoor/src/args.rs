@@ -21,7 +21,8 @@ use firedoor_control::condition::flags;
     propagate_version = true,
     after_help = "Example: firedoor demo\n\n\
         Exit status: 0 yes or done, 1 a negative answer, 2 it could not be done.\n\
-        Environment: FIREDOOR_RUN_DIR (default /run/firedoor), FIREDOOR_LOG (as `debug`), NO_COLOR."
+        Environment: FIREDOOR_RUN_DIR (default /run/firedoor), FIREDOOR_LOG (as `debug`), NO_COLOR,\n\
+        FIREDOOR_NO_TCX (hold the express lane's program by clsact)."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -149,7 +150,7 @@ pub(crate) enum Family {
     after_help = "Example: firedoor connectivity configs/three-tier.toml --dot | dot -Tsvg > policy.svg"
 )]
 pub(crate) struct ConnectivityArgs {
-    /// The config file; the running switch's policy if left out
+    /// The config file, `-` for standard input; the running switch's policy if left out
     #[arg(conflicts_with = "switch")]
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
@@ -390,7 +391,7 @@ pub(crate) enum PolicyCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Example: firedoor policy apply configs/three-tier.toml")]
 pub(crate) struct PolicyApplyArgs {
-    /// The config file
+    /// The config file; `-` reads standard input
     pub(crate) config: PathBuf,
     #[command(flatten)]
     pub(crate) switch: SwitchArgs,

@@ -119,7 +119,7 @@ fn show(args: &CheckArgs, summary: &Summary<'_>, out: &mut Output) -> anyhow::Re
         Mode::Audit => "audit: nothing is blocked, what would be denied is recorded",
         Mode::Enforce => "enforce",
     };
-    let title = out.paint(Tone::Good, format_args!("{} compiles", args.config.display()));
+    let title = out.paint(Tone::Good, format_args!("{} compiles", source::name(&args.config)));
     writeln!(out, "{title}")?;
     writeln!(out, "  switch     {switch}")?;
     writeln!(out, "  mode       {mode}")?;

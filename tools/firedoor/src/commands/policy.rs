@@ -13,7 +13,7 @@ use crate::output::{NO, Output, Tone, YES};
 
 pub(crate) fn apply(args: &PolicyApplyArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let text = source::read(&args.config)?;
-    let request = Request::Apply { path: args.config.display().to_string(), text };
+    let request = Request::Apply { path: source::name(&args.config), text };
     let (epoch, ports) = change(&args.switch, &request, out)?;
     let plural = if ports.len() == 1 { "" } else { "s" };
     writeln!(out, "epoch {epoch} is in force on {} port{plural}", ports.len())?;
@@ -21,7 +21,7 @@ pub(crate) fn apply(args: &PolicyApplyArgs, out: &mut Output) -> anyhow::Result<
 }
 
 pub(crate) fn lint(args: &PolicyLintArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
-    let (path, text) = (args.config.display().to_string(), source::read(&args.config)?);
+    let (path, text) = (source::name(&args.config), source::read(&args.config)?);
     let findings = lint::lint(&path, &text, source::today())?;
     if args.json {
         out.json(&findings)?;

@@ -19,19 +19,29 @@ use super::ask::{ask, unexpected};
 use crate::args::SwitchArgs;
 use crate::output::Output;
 
+/// Whether a config's path means standard input.
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// What a config is called in messages.
+pub(crate) fn name(path: &Path) -> String {
+    if is_stdin(path) { "<stdin>".to_owned() } else { path.display().to_string() }
+}
+
 /// The text of a config; `-` is standard input.
 pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
-    if path == Path::new("-") {
+    if is_stdin(path) {
         return intent::read(io::stdin()).context("cannot read a config from standard input");
     }
     File::open(path)
         .and_then(intent::read)
-        .with_context(|| format!("cannot read {}: give the path of a config file", path.display()))
+        .with_context(|| format!("cannot read {}: give the path of a config file", name(path)))
 }
 
 /// Compiles a config as it holds today.
 pub(crate) fn compile_text(path: &Path, text: &str) -> Result<Compiled, Diagnostics> {
-    compile(&path.display().to_string(), text, None, today())
+    compile(&name(path), text, None, today())
 }
 
 /// Rules expire in UTC, so that a host's time zone does not change its policy.
