@@ -38,13 +38,14 @@
 //! - a port that holds fewer evicts from ports that hold more than [`SHARE`], or if there is none,
 //!   from all alike;
 //!
-//! and among these by second chance (Smith, "Sequentiality and Prefetching in Database Systems", TODS
-//! '78: the generalised clock): each hit earns an entry a chance, up to [`CHANCES`]; the one with the
-//! fewest goes, of several the longest unused, and the others lose as many as it had. So flows in use
-//! lose nothing to flows that are seen once. And whatever one port sends, it takes a flow from another port only while it
-//! holds less than its share of that set, and then holds one more: a scan costs others at most
-//! [`SHARE`] entries of a half set, once, and none of them if they hold no more than theirs. How fast
-//! a port may insert is bounded besides, by the [pressure](crate::pressure) it may put.
+//! and among these by second chance (Smith, "Sequentiality and Prefetching in Database Systems",
+//! TODS '78: the generalised clock): each hit earns an entry a chance, up to [`CHANCES`]; the one
+//! with the fewest goes, of several the longest unused, and the others lose as many as it had. So
+//! flows in use lose nothing to flows that are seen once. And whatever one port sends, it takes a
+//! flow from another port only while it holds less than its share of that set, and then holds one
+//! more: a scan costs others at most [`SHARE`] entries of a half set, once, and none of them if
+//! they hold no more than theirs. How fast a port may insert is bounded besides, by the
+//! [pressure](crate::pressure) it may put.
 //!
 //! # When an entry counts
 //!

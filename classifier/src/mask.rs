@@ -45,11 +45,12 @@
 //! The entry is only narrower. A mask that left out a consulted bit would be a hole; one that has a
 //! bit too many costs another upcall.
 //!
-//! Since every mask has the whole ingress port, an entry covers frames of one port alone. So each port
-//! can have its own subtables, and its lookups probe them in any order: entries of one epoch that cover
-//! a key have one verdict, *f(k)*. And since no mask has the TCP flags, the flow cache may use their
-//! place in a masked key for the mask's number. `tests` flips every bit outside the mask, and the pipeline's
-//! property test compares cached, uncached and [linear](crate::oracle) verdicts.
+//! Since every mask has the whole ingress port, an entry covers frames of one port alone. So each
+//! port can have its own subtables, and its lookups probe them in any order: entries of one epoch
+//! that cover a key have one verdict, *f(k)*. And since no mask has the TCP flags, the flow cache
+//! may use their place in a masked key for the mask's number. `tests` flips every bit outside the
+//! mask, and the pipeline's property test compares cached, uncached and [linear](crate::oracle)
+//! verdicts.
 
 use crate::key::KEY_WORDS;
 

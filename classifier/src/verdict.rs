@@ -236,8 +236,8 @@ drop_reasons! {
     /// Datagrams of a flow that the kernel is to forward from now on, while earlier ones are still on
     /// their way through the switch.
     LaneChange = "lane-change", Limit, "its flow changes to the express lane, and too much of it is under way";
-    /// The kernel dropped it at its port: on the express lane for the sake of other ports, on the switch lane
-    /// because the port's rings are full.
+    /// The kernel dropped it at its port: on the express lane for the sake of other ports, on the
+    /// switch lane because the port's rings are full.
     LaneFull = "lane-full", Limit, "its port has as much on the way to the switch as it may";
 
     /// The kernel dropped it: no data plane had looked after the express lane for `express_grace_secs`.

@@ -3,7 +3,7 @@
 //!
 //! The frame is built, extracted and judged by the very code that the data plane runs; only what
 //! each step consulted is told in words. It meets empty tables, as a first frame does. The steps
-//! have the names of the path of a frame (docs/design.md).
+//! have the names of the path of a frame, as the README lists them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};

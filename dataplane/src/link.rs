@@ -241,8 +241,8 @@ impl Netlink {
         self.change(RouteNetlinkMessage::DelLink(named(name)), 0, "remove", name)
     }
 
-    /// Removes the clsact queueing discipline of the interface of that index, unless a filter of anybody's is
-    /// left in it.
+    /// Removes the clsact queueing discipline of the interface of that index, unless a filter of
+    /// anybody's is left in it.
     ///
     /// # Errors
     /// The kernel's, `ENOENT` or `EINVAL` if there is none.

@@ -1,9 +1,9 @@
 //! What of a port's frames on the long way has arrived, so that the programs know what is still there.
 //!
-//! A port may have only so much between the program and its worker: what comes beyond is dropped by the
-//! program. In the device pair that leaves room for other ports. In XDP it is what the socket's ring holds, which
-//! would drop it too, but later: once it is counted as its flow's, and then the flow would wait for it. So what is
-//! too much is dropped before.
+//! A port may have only so much between the program and its worker: what comes beyond is dropped by
+//! the program. In the device pair that leaves room for other ports. In XDP it is what the socket's
+//! ring holds, which would drop it too, but later: once it is counted as its flow's, and then the
+//! flow would wait for it. So what is too much is dropped before.
 
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,11 @@
 //! Frames on the long way whose passing is counted, at either lane's ports.
 //!
-//! A frame with a mark is found to be of its flow when it arrives. It has left the switch when the kernel has
-//! completed its transmission, which for a veth or tap is when the receiver's stack or the tap has taken
-//! the packet from every queue. So it does not matter how many workers handed it on, nor how long it waited
-//! for its port. A frame that the kernel redirects after that finds none before it. One that is dropped
-//! says nothing of those before it, which no mark counts if they came before the verdict; so it is
-//! forgotten, like one that is lost on the way to the switch.
+//! A frame with a mark is found to be of its flow when it arrives. It has left the switch when the
+//! kernel has completed its transmission, which for a veth or tap is when the receiver's stack or
+//! the tap has taken the packet from every queue. So it does not matter how many workers handed it
+//! on, nor how long it waited for its port. A frame that the kernel redirects after that finds none
+//! before it. One that is dropped says nothing of those before it, which no mark counts if they
+//! came before the verdict; so it is forgotten, like one that is lost on the way to the switch.
 //!
 //! Cost for a frame that is not counted: one load when its chunk is given back, another one while any is
 //! counted.

@@ -1,9 +1,10 @@
 //! A port in memory: queues of owned bytes, for tests and in-process benchmarks.
 //!
-//! A port may have several queues; how its far end chooses one for each frame is the caller's affair, as
-//! it is the driver's on a real port. The far end ([`Wire`]) sends and receives `Vec<u8>`s; the port copies them into and out of umem
-//! frames, as the kernel does for a real port. A port made by [`pair`] is polled; one made
-//! [`with_wakeup`](MemoryPort::with_wakeup) also wakes a sleeping worker.
+//! A port may have several queues; how its far end chooses one for each frame is the caller's
+//! affair, as it is the driver's on a real port. The far end ([`Wire`]) sends and receives
+//! `Vec<u8>`s; the port copies them into and out of umem frames, as the kernel does for a real
+//! port. A port made by [`pair`] is polled; one made [`with_wakeup`](MemoryPort::with_wakeup) also
+//! wakes a sleeping worker.
 
 use std::collections::VecDeque;
 use std::io;

@@ -81,8 +81,9 @@ pub(crate) struct Program {
 
 impl Program {
     /// Loads the programs with room for `flows` flows. Their door is shut until
-    /// [`keep_open`](Self::keep_open). `hook` is where that for tc is to be. With `pins`, their maps are pinned there; if they are there
-    /// already, the programs take them as they are, as large as they are.
+    /// [`keep_open`](Self::keep_open). `hook` is where that for tc is to be. With `pins`, their
+    /// maps are pinned there; if they are there already, the programs take them as they are, as
+    /// large as they are.
     pub(crate) fn load(hook: TcHook, flows: u32, pins: Option<Pins>) -> io::Result<Self> {
         let mut loader = if pins.is_some() { &PINNED } else { &LOADER }.lock();
         if let Some(pins) = &pins {

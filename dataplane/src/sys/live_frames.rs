@@ -2,10 +2,11 @@
 //!
 //! `BPF_PROG_RUN` with `BPF_F_TEST_XDP_LIVE_FRAMES` gives a program page after page with a frame in
 //! it, and does what it answers: here always `XDP_TX`, which for live frames means a redirect out
-//! of the interface that the run is for. No skb is ever made, so one processor sends many times what
-//! any socket could. A call costs some milliseconds before the first run, so it is many runs, and
-//! the program itself keeps the rate and the end. The driver must take redirected frames (`ndo_xdp_xmit`); a veth does while its
-//! peer polls (an XDP program there, or GRO), else it drops every one.
+//! of the interface that the run is for. No skb is ever made, so one processor sends many times
+//! what any socket could. A call costs some milliseconds before the first run, so it is many runs,
+//! and the program itself keeps the rate and the end. The driver must take redirected frames
+//! (`ndo_xdp_xmit`); a veth does while its peer polls (an XDP program there, or GRO), else it drops
+//! every one.
 //!
 //! Source: Documentation/bpf/bpf_prog_run.rst and net/bpf/test_run.c (Linux 6.18).
 

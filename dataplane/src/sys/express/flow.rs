@@ -1,8 +1,8 @@
 //! One flow in the memory that the programs share: which it is, its verdict, and what came of it.
 //!
-//! A flow has a [`Slot`]: a value of the array of flows and one of the array of details, so that what every
-//! frame needs is in one cache line. A slot without an epoch is not used; whoever writes one takes the epoch
-//! away first and puts it there last.
+//! A flow has a [`Slot`]: a value of the array of flows and one of the array of details, so that
+//! what every frame needs is in one cache line. A slot without an epoch is not used; whoever writes
+//! one takes the epoch away first and puts it there last.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -76,8 +76,8 @@ impl FlowId {
         }
     }
 
-    /// What the programs compare, but for the protocol: the addresses' last words, the ports and the interface,
-    /// and what precedes the addresses' last words.
+    /// What the programs compare, but for the protocol: the addresses' last words, the ports and
+    /// the interface, and what precedes the addresses' last words.
     pub(crate) fn words(&self) -> ([u32; NEAR], [u32; FAR]) {
         let word = |bytes: &[u8; 16], at: usize| {
             let four = bytes.get(4 * at..4 * at + 4).and_then(|four| four.first_chunk().copied());
@@ -170,7 +170,8 @@ pub struct Progress {
 pub(crate) const NEAR: usize = 4;
 pub(crate) const FAR: usize = 6;
 
-/// What each frame of a flow needs of its slot, a cache line: one value of the array of flows (`struct flow`).
+/// What each frame of a flow needs of its slot, a cache line: one value of the array of flows
+/// (`struct flow`).
 #[derive(Default)]
 #[repr(C)]
 pub(crate) struct Flow {
@@ -263,8 +264,8 @@ pub(crate) enum Begin {
     AtOnce,
     /// TCP whose SYN has passed: none goes by the verdict before the SYN-ACK has.
     Asked,
-    /// And the other direction: of the frames it is the SYN-ACK that does, if it acknowledges this number. Then
-    /// both directions begin.
+    /// And the other direction: of the frames it is the SYN-ACK that does, if it acknowledges this
+    /// number. Then both directions begin.
     Answer {
         /// What it acknowledges.
         ack: u32,
@@ -410,7 +411,8 @@ impl Slot<'_> {
         self.flow.egress.load(Ordering::Relaxed)
     }
 
-    /// Pretends that one frame was punted, and has left the switch, unless it is the SYN-ACK that is waited for.
+    /// Pretends that one frame was punted, and has left the switch, unless it is the SYN-ACK that
+    /// is waited for.
     pub(crate) fn let_go(&self) {
         if !self.is_asked() {
             self.flow.long_way.store(PUNTED | PASSED, Ordering::Release);
@@ -428,8 +430,8 @@ impl Slot<'_> {
         self.flow.facts.load(Ordering::Acquire) & ASKED != 0
     }
 
-    /// The SYN-ACK has passed the switch. `begin` says what becomes of the frames from now on, if the program
-    /// has not let another one pass meanwhile.
+    /// The SYN-ACK has passed the switch. `begin` says what becomes of the frames from now on, if
+    /// the program has not let another one pass meanwhile.
     pub(crate) fn answered(&self, begin: Begin) {
         let was_asked = self.flow.facts.fetch_and(!ASKED, Ordering::AcqRel) & ASKED != 0;
         if was_asked && begin == Begin::AtOnce {

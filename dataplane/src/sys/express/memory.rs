@@ -20,7 +20,8 @@ pub(super) struct Shared<T> {
     pub(super) count: usize,
 }
 
-// SAFETY: access goes through `&T`, and `T` (Flow, Details, Bucket, Intake and Control) is made of atomics only.
+// SAFETY: access goes through `&T`, and `T` (Flow, Details, Bucket, Intake and Control) is made of
+// atomics only.
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Shared<T> {}
