@@ -577,11 +577,11 @@ static __always_inline int counts(struct flow *flow, int *is_first)
 	return __sync_val_compare_and_swap(&flow->facts, facts, facts | me << FACT_COUNTER) == facts;
 }
 
-// Keeps TCP's last numbers.
+// Keeps TCP's last numbers. Nothing follows a FIN, whatever its sender goes on to send.
 static __always_inline void follow(struct flow *flow, struct details *details,
 				   const struct headers *headers, int is_first)
 {
-	if (is_first || is_after(headers->seq, details->seq))
+	if (is_first || (!(flow->facts & FACT_ENDED) && is_after(headers->seq, details->seq)))
 		details->seq = headers->seq;
 	if (is_first || !is_after(details->ack, headers->ack)) {
 		details->ack = headers->ack;

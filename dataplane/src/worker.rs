@@ -426,7 +426,9 @@ impl Worker {
         }
     }
 
+    /// The kernel forwards nothing more for the port once this returns, and what it did is counted.
     fn remove_port(&mut self, id: PortId, poll: Option<&Poll>) -> Vec<Box<dyn Port>> {
+        self.path.refresh_offload(self.ticked);
         self.path.forget_fragments(id);
         for frame in self.path.outbox.remove(id) {
             self.path.pool.give(frame);

@@ -487,8 +487,8 @@ impl Activity {
     }
 
     /// Counts what one side sent past this table, and follows its numbers. Returns the state that this
-    /// keeps alive.
-    pub(super) fn credit(&mut self, state: State, side: Side, credit: &Credit) -> State {
+    /// keeps alive, or `None` if it keeps nothing alive.
+    pub(super) fn credit(&mut self, state: State, side: Side, credit: &Credit) -> Option<State> {
         let ([original_frames, reply_frames], [original_bytes, reply_bytes]) =
             (&mut self.frames, &mut self.bytes);
         let (frames, bytes) = match side {
@@ -499,9 +499,9 @@ impl Activity {
         *bytes = bytes.saturating_add(credit.bytes);
         match (state, &credit.tcp) {
             (State::Tcp(state), Some(sent)) => {
-                State::Tcp(self.tcp.catch_up(state, side, sent, credit.bytes))
+                self.tcp.catch_up(state, side, sent, credit.bytes).map(State::Tcp)
             }
-            _ => state,
+            _ => Some(state),
         }
     }
 

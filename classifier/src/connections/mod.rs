@@ -760,12 +760,13 @@ impl Connections {
     }
 
     /// Counts what was forwarded of a side elsewhere, on this connection's verdict. It has kept the
-    /// connection alive, and TCP's numbers catch up; its handshake, or its end, may have been completed so.
+    /// connection alive, if it would have here, and TCP's numbers catch up; its handshake, or its end, may have been completed so.
     pub fn credit(&mut self, id: ConnectionId, side: Side, credit: &Credit, now: Nanos) {
         let Some(state) = self.table.identity(id.0).map(Identity::state) else { return };
         let Some(activity) = self.table.activity_mut(id.0) else { return };
-        let state = activity.credit(state, side, credit);
-        self.table.refresh(id.0, state, now);
+        if let Some(state) = activity.credit(state, side, credit) {
+            self.table.refresh(id.0, state, now);
+        }
     }
 
     /// Renews a stale entry under a new verdict.

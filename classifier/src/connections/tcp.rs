@@ -437,19 +437,26 @@ impl Tcp {
 
     /// Takes a side's numbers from who has forwarded `bytes` of it instead: they are the truth, however
     /// far they have moved. If they lie behind, all of it was sent again. Its windows are taken as
-    /// those of [`Windows::Ignored`]. Returns the state: the SYN-ACK, the last ACK of the handshake, a FIN,
-    /// and the last ACK of all may be among it. Of who has not answered yet, nothing but the SYN-ACK is.
+    /// those of [`Windows::Ignored`]. Returns the state that this keeps alive: the SYN-ACK, the last ACK of the
+    /// handshake, a FIN, and the last ACK of all may be among it. `None` if it is [aside](Step::Aside), as
+    /// what else passes before the handshake is complete, or after an RST.
     pub(super) fn catch_up(
         &mut self,
         state: TcpState,
         side: Side,
         sent: &Sent,
         bytes: u64,
-    ) -> TcpState {
+    ) -> Option<TcpState> {
         let (mut own, mut other) = (self.end(side), self.end(side.other()));
         let acknowledges_syn = other.knows(Known::NEXT) && !is_after(other.next, sent.ack);
         let answers = state == SynSent && side == Side::Reply && sent.ack == self.answer();
-        if bytes < 1 << 31 {
+        let completes = state == SynReceived && side == Side::Original && acknowledges_syn;
+        if matches!(state, SynSent | SynReceived | Reset) && !answers && !completes {
+            return None;
+        }
+        if state.has_fin(side) {
+            // Nothing follows a FIN, whatever its side goes on to send.
+        } else if bytes < 1 << 31 {
             own.reach(sent.next);
         } else {
             own.next = sent.next;
@@ -460,9 +467,9 @@ impl Tcp {
         other.reach(sent.ack);
         self.put(side, own);
         self.put(side.other(), other);
-        let state = match (state, side) {
+        let state = match state {
             _ if answers => SynReceived,
-            (SynReceived, Side::Original) if acknowledges_syn => Established,
+            _ if completes => Established,
             _ => state,
         };
         let state = match state {
@@ -470,10 +477,8 @@ impl Tcp {
             FinOriginal | FinReply if sent.has_ended && !state.has_fin(side) => Closing,
             _ => state,
         };
-        match state {
-            Closing if self.both_fins_are_acknowledged() => TimeWait,
-            _ => state,
-        }
+        let is_over = state == Closing && self.both_fins_are_acknowledged();
+        Some(if is_over { TimeWait } else { state })
     }
 
     /// What acknowledges the original side's last SYN, and no data of it.

@@ -594,6 +594,35 @@ fn an_end_may_pass_by_the_table() {
     assert!(matches!(pass(&mut table, &again, secs(2)), Lookup::Miss), "it may begin anew");
 }
 
+/// As it would be if it passed here.
+#[test]
+fn what_answers_no_handshake_past_the_table_keeps_nothing_alive() {
+    let mut table = table(10);
+    begin(&mut table, &tcp((1, 2), (1, 80), SYN, 10, 0), secs(0)).unwrap();
+    let answer = tcp((2, 1), (80, 1), SYN | ACK, 90, 11);
+    let id = hit(pass(&mut table, &answer, secs(0))).id;
+    // It acknowledges what was never sent.
+    let tcp_of = |next, ack| Some(Sent { next, ack, window: 9, has_ended: false });
+    table.credit(id, Side::Reply, &Credit { frames: 1, bytes: 60, tcp: tcp_of(91, 60) }, secs(20));
+    hit(pass(&mut table, &answer, secs(20)));
+    table.credit(id, Side::Reply, &Credit { frames: 1, bytes: 60, tcp: tcp_of(91, 60) }, secs(40));
+    assert_eq!(table.list(0, 1, secs(40)).0[0].frames, [1, 4]);
+    assert!(table.list(0, 1, secs(60)).0.is_empty(), "it outlives the handshake's timeout");
+}
+
+#[test]
+fn nothing_follows_a_fin_past_the_table() {
+    let mut table = table(10);
+    establish(&mut table, (1, 80), secs(0));
+    let id = hit(pass(&mut table, &tcp((1, 2), (1, 80), FIN | ACK, 11, 91), secs(0))).id;
+    let tcp_of = Some(Sent { next: 500, ack: 91, window: 9, has_ended: true });
+    table.credit(id, Side::Original, &Credit { frames: 1, bytes: 600, tcp: tcp_of }, secs(1));
+    let reset = |seq| table.lookup(&tcp((1, 2), (1, 80), RST, seq, 0), 1, secs(1));
+    let next = hit(reset(12)).id;
+    hit(pass(&mut table, &tcp((1, 2), (1, 80), RST, 12, 0), secs(1)));
+    assert_eq!((next, table.list(0, 1, secs(1)).0[0].state), (id, "reset"));
+}
+
 #[test]
 fn who_took_data_of_a_syn_may_speak_early() {
     for (ack, is_early) in [(11, false), (15, true)] {

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use crate::express::ECHO;
 use crate::failure::{send, state, wire};
 use crate::fixture::{
-    Fixture, Stream, allow, echoes, ensure, firedoor, pair, printed, start_in, v4, wait_for,
+    Fixture, NO_TCX, Stream, allow, echoes, ensure, firedoor, pair, printed, start_in, v4, wait_for,
 };
 use crate::policy::nothing_lost;
 use crate::restart::{Dialogue, UDP, kill_and_await, settled, upgrade_once};
@@ -96,9 +96,6 @@ fn flows_end_with_the_data_plane(lab: &Fixture) -> Shown {
     }
     settled(lab).map(drop)
 }
-
-/// The command that runs others as if the kernel had no tcx.
-const NO_TCX: &str = "env FIREDOOR_NO_TCX=1";
 
 /// All three processes are killed at once; no pin holds the program, and it goes on all the same.
 fn killed_without_tcx() -> Shown {

@@ -35,7 +35,14 @@ thread_local! {
     static LANE: Cell<Option<&'static str>> = const { Cell::new(None) };
     /// The workers that they ask for.
     static WORKERS: Cell<Option<u16>> = const { Cell::new(None) };
+    /// Whether they let the kernel forward anything.
+    static FORWARDS: Cell<bool> = const { Cell::new(true) };
+    /// The command that starts their switches, if it is not the switch's own.
+    static COMMAND: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
+
+/// The command that runs others as if the kernel had no tcx.
+pub(crate) const NO_TCX: &str = "env FIREDOOR_NO_TCX=1";
 
 /// Runs a test by so many workers, each of which has a queue of every port.
 pub(crate) fn by_workers<T>(count: u16, test: impl FnOnce() -> T) -> T {
@@ -53,6 +60,27 @@ pub(crate) fn on_lane<T>(lane: &'static str, test: impl FnOnce() -> T) -> T {
     shown
 }
 
+/// Runs a test with the express lane's program held by clsact.
+pub(crate) fn by_clsact<T>(test: impl FnOnce() -> T) -> T {
+    COMMAND.set(Some(NO_TCX));
+    let shown = test();
+    COMMAND.set(None);
+    shown
+}
+
+/// Runs a test with every frame passing the switch lane's sockets.
+pub(crate) fn by_sockets<T>(test: impl FnOnce() -> T) -> T {
+    FORWARDS.set(false);
+    let shown = on_lane("switch", test);
+    FORWARDS.set(true);
+    shown
+}
+
+/// Whether this thread's labs let the kernel forward what it may.
+pub(crate) fn kernel_forwards() -> bool {
+    FORWARDS.get()
+}
+
 /// A config with this thread's lane written into every workload, and its workers into the switch.
 fn with_choices(config: &str) -> String {
     let mut config = config.to_owned();
@@ -61,6 +89,9 @@ fn with_choices(config: &str) -> String {
     }
     if let Some(workers) = WORKERS.get() {
         config = config.replace("[switch]", &format!("[switch]\nworkers = {workers}"));
+    }
+    if !kernel_forwards() {
+        config = config.replace("[switch]", "[switch]\nexpress_flows = 0");
     }
     config
 }
@@ -121,6 +152,9 @@ impl Fixture {
 
     /// Likewise, with more for the `[switch]` table.
     pub(crate) fn up_with(switch: &str, config: &str) -> Result<Self, Failed> {
+        if let Some(command) = COMMAND.get() {
+            return Self::up_by(command, switch, config);
+        }
         let name = unique_name();
         let text = format!("[switch]\nname = \"{name}\"\n{switch}\n{config}");
         Self::build(&text, None, firedoor())
@@ -186,7 +220,13 @@ impl Fixture {
 
     /// Applies a config without a `[switch]` table, and returns the epoch.
     pub(crate) fn apply(&self, config: &str) -> Result<u64, Failed> {
-        let text = with_choices(&format!("[switch]\nname = \"{}\"\n{config}", self.name()));
+        self.apply_with("", config)
+    }
+
+    /// Likewise, with more for the `[switch]` table.
+    pub(crate) fn apply_with(&self, switch: &str, config: &str) -> Result<u64, Failed> {
+        let name = self.name();
+        let text = with_choices(&format!("[switch]\nname = \"{name}\"\n{switch}\n{config}"));
         let path = self.directory.path().join("applied.toml");
         fs::write(&path, text)?;
         let output = self.firedoor(&["policy", "apply", &path.to_string_lossy()])?;

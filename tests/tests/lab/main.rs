@@ -14,6 +14,7 @@ mod fallback;
 mod fixture;
 mod fragments;
 mod order;
+mod parity;
 mod policy;
 mod restart;
 mod storm;
@@ -55,7 +56,8 @@ fn main() {
     let by_two = by_two.into_iter().map(|(name, needs, test)| {
         trial(format!("by_two_workers_{name}"), needs, move || fixture::by_workers(2, test))
     });
-    let trials = plain.chain(switch).chain(by_two).collect();
+    let each = tests_on_each_lane().map(|(name, test)| trial(name, &[], test));
+    let trials = plain.chain(switch).chain(by_two).chain(each).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -84,6 +86,23 @@ fn tests_on_switch() -> Vec<Test> {
         [traffic::TESTS, fragments::TESTS, policy::TESTS, failure::TESTS, cost::TESTS].concat();
     tests.retain(|(name, ..)| !NOT_AGAIN.contains(name));
     tests
+}
+
+/// Runs a test with its labs' ports on one lane.
+type OnLane = fn(fn() -> Shown) -> Shown;
+
+/// The tests of what is the same on every lane, on each.
+fn tests_on_each_lane() -> impl Iterator<Item = (String, impl FnOnce() -> Shown + Send + 'static)> {
+    const LANES: [(&str, OnLane); 4] = [
+        ("on_express_lane", |test| test()),
+        ("by_clsact", |test| fixture::by_clsact(test)),
+        ("on_switch_lane", |test| fixture::on_lane("switch", test)),
+        ("by_sockets", |test| fixture::by_sockets(test)),
+    ];
+    LANES.into_iter().flat_map(|(lane, on_lane)| {
+        let tests = parity::TESTS.iter();
+        tests.map(move |&(name, _, test)| (format!("{lane}_{name}"), move || on_lane(test)))
+    })
 }
 
 fn lacking(needs: &[&str]) -> Option<String> {

@@ -329,7 +329,7 @@ fn not_ip() -> Shown {
 const ARPHRD_ETHER: u16 = 1;
 
 /// A packet socket for [`EXPERIMENT`], at the namespace's one Ethernet interface.
-fn packet_socket(netns: &Netns) -> Result<Socket, Failed> {
+pub(crate) fn packet_socket(netns: &Netns) -> Result<Socket, Failed> {
     netns.run(|| -> Result<Socket, Failed> {
         let protocol = Protocol::from(i32::from(EXPERIMENT.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))?;
