@@ -22,7 +22,7 @@ use crate::output::{Cell, NO, Output, Table, Tone, YES};
 
 /// Rounds, and length of each measurement.
 const ROUNDS: u16 = 4;
-const WINDOW: f64 = 0.5;
+const WINDOW: f64 = 0.4;
 
 pub(crate) fn run(args: &BenchCompareArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
     let (scenarios, systems) = (scenarios(args)?, systems(args)?);
