@@ -97,8 +97,8 @@ struct Slots {
     free: SlotSet,
     /// Slots whose flows are gone, and since when.
     resting: VecDeque<(Instant, u32)>,
-    /// How many are in use, or rest, by the interface that their flows come in at.
-    by_ingress: HashMap<u32, u32>,
+    /// How many are in use, or rest, by who [pays](FlowVerdict::payer) for them.
+    by_payer: HashMap<u32, u32>,
     /// Slots whose flows have verdicts, as the index has them.
     index: Resizing,
 }
@@ -124,7 +124,7 @@ impl FlowTable {
                 slots.free.insert(number);
                 continue;
             };
-            *slots.by_ingress.entry(id.ingress).or_default() += 1;
+            *slots.by_payer.entry(verdict.payer(&id)).or_default() += 1;
             // The process may have died before it had done so.
             if index.find(&id) == Some(number)
                 || index.find(&id).is_none() && index.insert(&id, number)
@@ -172,13 +172,14 @@ impl FlowTable {
             }
             self.rest(&mut slots, id, old);
         }
-        let slot = slots.take(id.ingress, &self.program)?;
+        let payer = verdict.payer(id);
+        let slot = slots.take(payer, &self.program)?;
         let full = InstallError::Full(self.capacity());
         let cell = self.cell(slot).ok_or(full)?;
         cell.write(id, verdict, next_mark(cell.mark()), begin);
         if !slots.index.insert(&self.program.index(), id, slot) {
             cell.close();
-            slots.give(id.ingress, slot);
+            slots.give(payer, slot);
             return Err(full);
         }
         Ok(Slot(slot))
@@ -306,35 +307,35 @@ impl Slots {
         Self {
             free: SlotSet::below(count),
             resting: VecDeque::new(),
-            by_ingress: HashMap::new(),
+            by_payer: HashMap::new(),
             index: Resizing::new(count),
         }
     }
 
-    /// A slot for a flow that comes in at that interface. Of the last eighth, only ports get one that have
+    /// A slot for a flow that the port of that interface pays for. Of the last eighth, only ports get one that have
     /// less than their share of the whole: those that are open, or have flows, have equal ones.
-    fn take(&mut self, ingress: u32, program: &Program) -> Result<u32, InstallError> {
+    fn take(&mut self, payer: u32, program: &Program) -> Result<u32, InstallError> {
         self.wake(program.slots());
         let total = program.slots().count();
         let room = self.free.len();
-        let own = self.by_ingress.get(&ingress).copied().unwrap_or(0);
-        let ports = program.ports().max(self.by_ingress.len() as u32 + u32::from(own == 0));
+        let own = self.by_payer.get(&payer).copied().unwrap_or(0);
+        let ports = program.ports().max(self.by_payer.len() as u32 + u32::from(own == 0));
         if room <= total / 8 && own >= total.div_ceil(ports) && room > 0 {
             return Err(InstallError::Share(total));
         }
         let slot = self.free.next(0).ok_or(InstallError::Full(total))?;
         self.free.remove(slot);
-        *self.by_ingress.entry(ingress).or_default() += 1;
+        *self.by_payer.entry(payer).or_default() += 1;
         Ok(slot)
     }
 
     /// Takes back a slot that no program has seen since it was taken, or that has rested.
-    fn give(&mut self, ingress: u32, slot: u32) {
+    fn give(&mut self, payer: u32, slot: u32) {
         self.free.insert(slot);
-        if let Some(count) = self.by_ingress.get_mut(&ingress) {
+        if let Some(count) = self.by_payer.get_mut(&payer) {
             *count -= 1;
             if *count == 0 {
-                self.by_ingress.remove(&ingress);
+                self.by_payer.remove(&payer);
             }
         }
     }
@@ -346,7 +347,7 @@ impl Slots {
         {
             self.resting.pop_front();
             if let Some(cell) = cells.get(slot) {
-                self.give(cell.id().ingress, slot);
+                self.give(cell.payer(), slot);
             }
         }
     }

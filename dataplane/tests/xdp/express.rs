@@ -774,9 +774,15 @@ fn shut(host: &mut Host, hook: Hook) -> Result<(), Failed> {
 fn full(host: &mut Host) -> Result<(), Failed> {
     let scene = Scene::new(host, Hook::Tcx)?;
     let flows = scene.lane.flows();
-    let [mine, others] = [0, 1].map(|from| move |port| (from, port));
-    let install = |(from, port)| scene.install(from, &scene.flow(from, UDP, port, SERVER));
-    let slots: Vec<Slot> = (0..56).map(|port| install(mine(port))).collect::<Result<_, _>>()?;
+    // What the other port answers with counts for the one that has asked.
+    let [mine, answers, others] = [(0, false), (1, true), (1, false)]
+        .map(|(from, is_reply)| move |port| (from, is_reply, port));
+    let install = |(from, is_reply, port)| {
+        let verdict = FlowVerdict { is_reply, ..scene.verdict(from) };
+        flows.install(&scene.flow(from, UDP, port, SERVER), &verdict)
+    };
+    let slots: Vec<Slot> = (0..28).map(|port| install(mine(port))).collect::<Result<_, _>>()?;
+    (100..128).try_for_each(|port| install(answers(port)).map(drop))?;
     assert_eq!(install(mine(56)), Err(InstallError::Share(64)), "the last are for the other port");
     (0..8).try_for_each(|port| install(others(port)).map(drop))?;
     assert_eq!(install(others(8)), Err(InstallError::Full(64)));

@@ -139,6 +139,12 @@ pub struct FlowVerdict {
 }
 
 impl FlowVerdict {
+    /// The interface of the workload that began the connection: the flow counts for its port. What it is answered
+    /// with takes nothing from who answers.
+    pub(crate) const fn payer(&self, id: &FlowId) -> u32 {
+        if self.is_reply { self.egress.ifindex() } else { id.ingress }
+    }
+
     /// Whether the program does the same with a flow by either, once both are in force.
     pub(crate) fn does_as(&self, other: &Self) -> bool {
         *self == Self { rule: self.rule, epoch: self.epoch, ..*other }
@@ -366,6 +372,12 @@ impl Slot<'_> {
         let near = self.flow.near.each_ref().map(|cell| cell.load(Ordering::Relaxed));
         let far = self.details.far.each_ref().map(|cell| cell.load(Ordering::Relaxed));
         FlowId::of_words(near, far, self.flow.protocol.load(Ordering::Relaxed) & !KEY_IPV6)
+    }
+
+    /// Who [pays](FlowVerdict::payer) for it, or did.
+    pub(crate) fn payer(&self) -> u32 {
+        let is_reply = self.flow.facts.load(Ordering::Relaxed) & REPLY != 0;
+        if is_reply { self.egress() } else { self.id().ingress }
     }
 
     /// Lets the flow begin the long way again: its frames are counted anew, under another mark.
