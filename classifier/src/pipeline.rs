@@ -247,10 +247,12 @@ impl Pipeline {
         }
     }
 
-    /// Whether a connection that was [`Established`] is so still, and not about to end.
-    pub fn is_established(&self, id: ConnectionId, original: &FlowKey) -> bool {
+    /// Whether a connection that was [`Established`] is so still, and neither about to end nor silent for too
+    /// long.
+    pub fn is_established(&self, id: ConnectionId, original: &FlowKey, now: Nanos) -> bool {
         let established = self.connections.still_established(id, original);
         established.is_some_and(|established| established.stage != Stage::Closing)
+            && !self.connections.has_timed_out(id, now)
     }
 
     /// Judges a connection that was [`Established`] again, by the policy in force, as its next frame would

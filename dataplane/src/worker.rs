@@ -337,7 +337,8 @@ impl Worker {
 
     /// Sleeps until there is something to do.
     fn sleep(&mut self, poll: &mut Poll, events: &mut Events) -> std::io::Result<()> {
-        self.tick(self.clock.now());
+        let now = self.clock.now();
+        self.tick(now);
         self.deliver();
         if !self.path.peers.may_sleep() {
             return Ok(());
@@ -345,10 +346,12 @@ impl Worker {
         let busy = self.hurries
             || self.path.outbox.is_waiting()
             || self.queues.iter().any(|q| q.port.is_busy());
+        // Awake in between, it would look after the kernel's flows a second later still.
+        let rest = TICK.min(Duration::from_nanos(self.path.offload.until_round(now)));
         let slept = if !self.commands.is_empty() {
             Ok(())
         } else {
-            poll.poll(events, Some(if busy { BUSY_TICK } else { TICK }))
+            poll.poll(events, Some(if busy { BUSY_TICK } else { rest }))
         };
         self.path.peers.doorstep().awake();
         match slept {

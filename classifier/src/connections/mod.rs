@@ -739,6 +739,11 @@ impl Connections {
         self.as_established(id.0).filter(|established| established.original == *original)
     }
 
+    /// Whether a connection has been silent for its timeout, and only waits to be forgotten.
+    pub fn has_timed_out(&self, id: ConnectionId, now: Nanos) -> bool {
+        self.table.identity(id.0).is_some_and(|identity| self.table.has_expired(identity, now))
+    }
+
     fn as_established(&self, id: u32) -> Option<Established> {
         let identity = self.table.identity(id)?;
         let stage = identity.state().stage()?;

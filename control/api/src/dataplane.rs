@@ -223,7 +223,7 @@ pub struct Flow {
     /// The lane that carries it.
     pub lane: Lane,
     /// Why the switch forwards a connection itself: `protocol`, `audit`, `router`, `trunk`,
-    /// `window-check`, `state`, `stale`, `short`, `switch-port` or `table-full`; empty if the kernel
+    /// `window-check`, `state`, `stale`, `short`, `held`, `switch-port` or `table-full`; empty if the kernel
     /// does.
     pub kept: String,
     /// Frames, both directions.

@@ -7,6 +7,7 @@ use firedoor_classifier::wire::{icmp, icmpv6, protocol};
 use firedoor_classifier::{FlowKey, Policy, PortId};
 
 use super::Members;
+use super::members::Way;
 use super::offload::turned;
 
 /// Frames of UDP, or pings, that nobody has answered after which they go to the kernel: the question for
@@ -32,6 +33,8 @@ pub enum Kept {
     Stale,
     /// It has had few frames, and no answer.
     Short,
+    /// The kernel has its verdicts, but waits until its first frames have left the switch.
+    Held,
     /// No port of it is on the express lane.
     SwitchPort,
     /// The kernel's table has no room, or refused it.
@@ -50,6 +53,7 @@ impl Kept {
             Self::State => "state",
             Self::Stale => "stale",
             Self::Short => "short",
+            Self::Held => "held",
             Self::SwitchPort => "switch-port",
             Self::TableFull => "table-full",
         }
@@ -80,10 +84,15 @@ impl Kept {
         protocol != protocol::TCP && back == 0 && there < ENOUGH
     }
 
-    /// Why a connection is not forwarded by the kernel; `None` if it is, in one direction at least.
+    /// Why a connection is not forwarded by the kernel; `None` if it is, in each direction that it has verdicts
+    /// for, and in one at least.
     pub fn why(policy: &Policy, members: &Members, info: &ConnectionInfo) -> Option<Self> {
-        let back = turned(&info.original, info.output);
-        if members.forwards(&info.original) || members.forwards(&back) {
+        let ways = [info.original, turned(&info.original, info.output)];
+        let ways = ways.each_ref().map(|key| members.way_of(key));
+        if ways.contains(&Some(Way::Long)) {
+            return Some(Self::Held);
+        }
+        if ways.contains(&Some(Way::Short)) {
             return None;
         }
         let is_reached = members.receives(info.original.ingress) || members.receives(info.output);

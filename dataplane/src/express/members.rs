@@ -57,6 +57,15 @@ impl Member {
     }
 }
 
+/// How the frames of a flow go that the kernel has a verdict for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By the verdict.
+    Short,
+    /// Through the switch still, because others before them do.
+    Long,
+}
+
 /// The ports of one switch, and its lane once a port needs it.
 #[derive(Default)]
 pub struct Members {
@@ -232,13 +241,12 @@ impl Members {
         self.state.lock().member(port).is_some_and(|member| member.hook.is_some())
     }
 
-    /// Whether the kernel has a verdict for the flow of that key.
-    pub fn forwards(&self, key: &FlowKey) -> bool {
+    /// The way of the flow of that key, if the kernel has a verdict for it.
+    pub(super) fn way_of(&self, key: &FlowKey) -> Option<Way> {
         let state = self.state.lock();
-        match (state.member(key.ingress), &state.lane) {
-            (Some(member), Some(lane)) => lane.flows().contains(&flow_id(key, member)),
-            _ => false,
-        }
+        let flows = state.lane.as_ref()?.flows();
+        let slot = flows.find(&flow_id(key, state.member(key.ingress)?))?;
+        Some(if flows.is_held(slot) { Way::Long } else { Way::Short })
     }
 }
 

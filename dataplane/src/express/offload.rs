@@ -325,6 +325,14 @@ impl Offload {
         self.next != 0
     }
 
+    /// How long it is until the next round is due, in nanoseconds.
+    pub(crate) const fn until_round(&self, now: Nanos) -> u64 {
+        match self.lane {
+            Some(_) => ROUND.0.saturating_sub(now.since(self.round)),
+            None => ROUND.0,
+        }
+    }
+
     /// A pair, if there is one, is looked at before the round comes to it.
     fn look_soon(&mut self, at: usize, now: Nanos) {
         if let Some(Some(pair)) = self.pairs.get_mut(at) {
@@ -337,7 +345,7 @@ impl Offload {
     fn look(&mut self, at: usize, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
         self.credit(at, pipeline, counts, now);
         let Some(pair) = self.pair(at) else { return };
-        if !pipeline.is_established(pair.id, &pair.original) {
+        if !pipeline.is_established(pair.id, &pair.original, now) {
             self.end(at, pipeline, counts, now);
         }
     }

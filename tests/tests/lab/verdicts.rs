@@ -44,6 +44,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_program_in_xdp_decides_as_the_pipeline_does", &[], || agree(Hook::Xdp)),
     ("the_program_at_tc_knows_the_answer_to_a_syn", &[], || answers(Hook::Tcx)),
     ("the_program_in_xdp_knows_the_answer_to_a_syn", &[], || answers(Hook::Xdp)),
+    ("a_silent_connection_leaves_the_kernel_two_seconds_after_its_timeout", &[], silent),
     ("a_flood_of_syns_takes_little_of_the_kernels_table", &[], flood),
 ];
 
@@ -60,6 +61,36 @@ const SECONDS: u64 = 60;
 const REPETITIONS: u64 = 25;
 /// Conversations of a run.
 const CONVERSATIONS: u64 = 6;
+
+/// A second until the switch has heard of the last frame, and one until it looks whether the time is over.
+fn silent() -> Shown {
+    const TIMEOUT: u64 = 3;
+    let timeout = format!("frames = 256\ntimeouts = {{ udp_both = {TIMEOUT} }}");
+    let config = any_to_any().replace("frames = 256", &timeout);
+    Place::new("silent", Hook::Tcx)?.0.run(|| -> Shown {
+        let mut scene = Scene::new(Hook::Tcx, 1024, snapshot(&config))?;
+        let ask = build::udp(ends([0, 1], false), 1_000, 53, b"who is it?");
+        let answer = build::udp(ends([1, 0], false), 53, 1_000, b"me");
+        for _ in 0..2 {
+            scene.judge(0, &ask)?;
+            scene.judge(1, &answer)?;
+        }
+        for _ in 0..3 * TIMEOUT {
+            scene.switch.wait(1);
+            scene.reference.wait(1);
+            ensure!(scene.judge(0, &ask)?, "the kernel does not forward what is alive");
+        }
+        let lives = |scene: &Scene| !scene.lane.flows().is_empty();
+        for second in 1..=TIMEOUT {
+            scene.switch.wait(1);
+            ensure!(lives(&scene), "it was forgotten after {second} s");
+        }
+        scene.switch.wait(1);
+        scene.switch.wait(1);
+        ensure!(!lives(&scene), "the kernel forwards it still");
+        Ok(())
+    })?
+}
 
 fn agree(hook: Hook) -> Shown {
     let place = Place::new("agree", hook)?;

@@ -348,7 +348,7 @@ pub(crate) struct PortDelArgs {
 /// Where a port of a connection is on the express lane and the switch forwards it all the same, the
 /// lane says why: protocol (neither TCP, UDP nor ping); audit (it lives by audit or learn mode alone);
 /// router, trunk (an end is one); window-check (TCP under tcp_window_check); state (TCP not answered yet,
-/// or ended); short (few frames, and no answer); stale (its next frame is judged by a new policy);
+/// or ended); short (few frames, and no answer); held (its first frames are on their way through it); stale (its next frame is judged by a new policy);
 /// table-full (express_flows is used up).
 #[derive(Debug, Args)]
 #[command(after_help = "Example: firedoor flows --workload web")]
