@@ -1,7 +1,9 @@
 //! What is the express lane's own: the kernel forwards, the switch stays in charge. That everything
 //! else is as on the switch lane, the other modules' tests show, which run on both.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,8 @@ use libtest_mimic::Failed;
 use socket2::{Domain, Socket, Type};
 
 use crate::fixture::{
-    Fixture, WebServer, allow, checksum_of, container, curl, echoes, ensure, pair, v4, v6, wait_for,
+    Fixture, WebServer, allow, checksum_of, container, curl, curl_with, echoes, ensure, pair, v4,
+    v6, wait_for,
 };
 use crate::{Shown, Test, fixture};
 
@@ -22,6 +25,8 @@ pub(crate) const ECHO: Service = Service::Tcp(7);
 const PORT: u16 = 7;
 const WEB: u16 = 8080;
 const LENGTH: u64 = 20_000_000;
+/// Why a segment is dropped that is not of its connection.
+const OF_TCP: [DropReason; 2] = [DropReason::TcpState, DropReason::TcpNotSyn];
 
 pub(crate) const TESTS: &[Test] = &[
     ("an_express_connection_is_forwarded_by_the_kernel_and_counted_by_the_switch", &[], counted),
@@ -32,6 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("pings_are_forwarded_by_the_kernel", &["ping"], pings),
     ("why_the_switch_forwards_a_connection_itself_is_shown", &[], kept),
     ("an_express_transfer_ends_by_fin_and_leaves_the_offloads_on", &["curl", "ethtool"], transfer),
+    ("data_in_a_syn_passes_as_policy_says", &["curl"], fast_open),
     ("ports_of_both_lanes_work_in_one_switch", &["curl"], mixed),
 ];
 
@@ -255,9 +261,59 @@ fn transfer() -> Shown {
     ensure!(ended, "{:#?}", connections(&lab, 6)?);
     ensure!(before == offloads()?, "offloads have changed");
     let drops = lab.status()?.dataplane.map(|dataplane| dataplane.drops).unwrap_or_default();
-    let of_tcp = [DropReason::TcpState, DropReason::TcpNotSyn];
-    ensure!(!drops.iter().any(|(reason, _)| of_tcp.contains(reason)), "{drops:?}");
+    ensure!(!drops.iter().any(|(reason, _)| OF_TCP.contains(reason)), "{drops:?}");
     Ok(())
+}
+
+/// TCP Fast Open (RFC 7413): the request comes with the SYN, and the answer right behind the SYN-ACK.
+fn fast_open() -> Shown {
+    const COUNT: u64 = 10;
+    const SHORT: u64 = 4_000;
+    // Asked for and granted, and by listeners that do not ask for it, too.
+    const EVERYWHERE: &str = "1027";
+    let lab = up("")?;
+    for workload in ["a", "b"] {
+        let allow = || fs::write("/proc/sys/net/ipv4/tcp_fastopen", EVERYWHERE);
+        lab.netns(workload)?.run(allow)??;
+    }
+    let _server = WebServer::start(&lab.netns("b")?, WEB, SHORT)?;
+    let fetch = |address| {
+        let url = format!("http://{}/", SocketAddr::new(address, WEB));
+        curl_with(&lab.netns("a")?, &["--tcp-fastopen"], &url)
+    };
+    for address in [v4(2), v6(2)] {
+        // The first one asks for the cookie.
+        fetch(address)?;
+        let before = opened_fast(&lab)?;
+        for _ in 0..COUNT {
+            let came = fetch(address)?;
+            ensure!(came == checksum_of(SHORT), "from {address} came {came:x?}");
+        }
+        let opened = opened_fast(&lab)? - before;
+        ensure!(opened == COUNT, "{opened} of {COUNT} requests to {address} came with the SYN");
+    }
+    let drops = lab.status()?.dataplane.map(|dataplane| dataplane.drops).unwrap_or_default();
+    ensure!(!drops.iter().any(|(reason, _)| OF_TCP.contains(reason)), "{drops:?}");
+    let (refusing, before) = (pair(&allow("a", "b", "tcp/81")), opened_fast(&lab)?);
+    lab.apply(&refusing)?;
+    let mut command = Command::new("curl");
+    let url = format!("http://{}/", SocketAddr::new(v4(2), WEB));
+    command.args(["-sS", "--max-time", "2", "--noproxy", "*", "--tcp-fastopen", &url]);
+    let refused = lab.netns("a")?.run(|| command.output())??;
+    ensure!(!refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
+    ensure!(opened_fast(&lab)? == before, "data came with a SYN that policy refuses");
+    Ok(())
+}
+
+/// How many connections `b` has taken with data in their SYNs.
+fn opened_fast(lab: &Fixture) -> Result<u64, Failed> {
+    let read = || fs::read_to_string("/proc/thread-self/net/netstat");
+    let text = lab.netns("b")?.run(read)??;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut all = names.split_whitespace().zip(values.split_whitespace());
+    let found = all.find(|(name, _)| *name == "TCPFastOpenPassive");
+    Ok(found.ok_or("the kernel does not count Fast Open")?.1.parse()?)
 }
 
 /// The server on the switch lane, and then the client.

@@ -438,8 +438,13 @@ pub(crate) fn checksum_of(length: u64) -> (u64, u32) {
 
 /// Fetches a URL with curl from a namespace, and returns length and CRC-32C of what came.
 pub(crate) fn curl(netns: &Netns, url: &str) -> Result<(u64, u32), Failed> {
+    curl_with(netns, &[], url)
+}
+
+/// Likewise, with more of curl's options.
+pub(crate) fn curl_with(netns: &Netns, options: &[&str], url: &str) -> Result<(u64, u32), Failed> {
     let mut command = Command::new("curl");
-    command.args(["-sS", "--max-time", "60", "--globoff", "--noproxy", "*", url]);
+    command.args(["-sS", "--max-time", "60", "--globoff", "--noproxy", "*"]).args(options).arg(url);
     let output = netns.run(|| command.output())??;
     ensure!(output.status.success(), "curl {url}: {}", String::from_utf8_lossy(&output.stderr));
     Ok((output.stdout.len() as u64, crc32c::crc32c(&output.stdout)))

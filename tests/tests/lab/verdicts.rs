@@ -76,17 +76,16 @@ fn silent() -> Shown {
             scene.judge(1, &answer)?;
         }
         for _ in 0..3 * TIMEOUT {
-            scene.switch.wait(1);
-            scene.reference.wait(1);
+            scene.wait();
             ensure!(scene.judge(0, &ask)?, "the kernel does not forward what is alive");
         }
         let lives = |scene: &Scene| !scene.lane.flows().is_empty();
         for second in 1..=TIMEOUT {
-            scene.switch.wait(1);
+            scene.wait();
             ensure!(lives(&scene), "it was forgotten after {second} s");
         }
-        scene.switch.wait(1);
-        scene.switch.wait(1);
+        scene.wait();
+        scene.wait();
         ensure!(!lives(&scene), "the kernel forwards it still");
         Ok(())
     })?
