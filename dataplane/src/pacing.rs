@@ -8,11 +8,17 @@
 //!   [`LIVELY`]. Whoever asks waits for each frame, and the next one is near: the worker looks again
 //!   for [`PATIENT`] before it sleeps. It yields the processor between two looks, because the one it
 //!   just woke may have been put on the same.
+//! - **Openings**: TCP connections are asked for whose answers the kernel forwards, so that the worker sees
+//!   none of them, and less than [`BRISK`] apart. Somebody waits for each, and where no processor is kept
+//!   from halting, for longer than all the rest of it takes: the worker looks again for [`EXPECTANT`].
 //! - **Load**: one way, [`LOAD`] frames a window or more for [`SETTLED`] windows, but few in each
 //!   turn. Frames that come together cost less than those that come alone, in the kernel above all,
 //!   so after a turn that found few the worker pauses. It does not after a turn of [`ENOUGH`], so no
 //!   ring fills up meanwhile. Nobody waits for each of so many frames.
 //! - **Else** it looks again for [`BRIEF`].
+//!
+//! Who yields to a process that has much to do waits for its turn, for milliseconds, while who sleeps is woken and
+//! goes first. So a yield that took [`LATE`] tells the worker to sleep rather than yield for [`CROWDED`].
 //!
 //! What is here is arithmetic on the time and on what turns found; the worker does the waiting.
 
@@ -26,13 +32,22 @@ const BRIEF: u64 = 20_000;
 const PATIENT: u64 = 200_000;
 /// Mean time between frames, at most, of a conversation worth waiting in.
 const LIVELY: u64 = 100_000;
+/// How long it looks for more where connections are opened.
+const EXPECTANT: u64 = 500_000;
+/// Mean time between frames, at most, of openings worth waiting for.
+const BRISK: u64 = 300_000;
+/// How long a yield takes, at least, where others want the processor for themselves.
+const LATE: u64 = 1_000_000;
+/// For how long they are believed to.
+const CROWDED: u64 = 100_000_000;
 /// What a longer gap counts as: one pause does not end a conversation, two do.
 const LONGEST_GAP: u64 = 4 * LIVELY;
 /// Gaps and turns that means are taken over, about.
 const MEMORY: u64 = 8;
-/// A turn that answers, in the units of [`Pacing::answers`], and the least mean of a conversation.
-const ANSWER: u64 = 1_024;
-const CONVERSATION: u64 = ANSWER / 4;
+/// A turn that has a sign, in the units of [`Pacing::answers`] and [`Pacing::openings`], and the least mean of
+/// traffic that it tells of.
+const SIGN: u64 = 1_024;
+const TELLING: u64 = SIGN / 4;
 
 /// Time over which frames are counted.
 const WINDOW: u64 = 1_000_000;
@@ -59,6 +74,15 @@ pub enum Wait {
     Sleep,
 }
 
+/// What a turn's frames tell of the traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signs {
+    /// Some came from another port than those before.
+    pub answers: bool,
+    /// Some ask for connections whose answers the worker will not see.
+    pub openings: bool,
+}
+
 /// What a worker remembers of its traffic to wait in the right way.
 #[derive(Debug)]
 pub struct Pacing {
@@ -66,8 +90,14 @@ pub struct Pacing {
     last: u64,
     /// Mean time between turns that found frames, in ns.
     gap: u64,
-    /// Mean of [`ANSWER`] for turns with answers, 0 for others.
+    /// Mean of [`SIGN`] for turns with answers, 0 for others.
     answers: u64,
+    /// Likewise for turns with openings.
+    openings: u64,
+    /// When it last yielded, if that was the last it did.
+    yielded: Option<u64>,
+    /// Until when it does not.
+    crowded_until: u64,
     /// When the window began, and the frames in it.
     window: u64,
     frames: u64,
@@ -77,20 +107,34 @@ pub struct Pacing {
 
 impl Default for Pacing {
     fn default() -> Self {
-        Self { last: 0, gap: LONGEST_GAP, answers: 0, window: 0, frames: 0, loaded: 0 }
+        Self {
+            last: 0,
+            gap: LONGEST_GAP,
+            answers: 0,
+            openings: 0,
+            yielded: None,
+            crowded_until: 0,
+            window: 0,
+            frames: 0,
+            loaded: 0,
+        }
     }
 }
 
 impl Pacing {
-    /// After a turn at `now` that found this many frames. `answers` says whether some came from
-    /// another port than those before.
-    pub fn after(&mut self, found: usize, answers: bool, now: Nanos) -> Wait {
+    /// After a turn at `now` that found this many frames.
+    pub fn after(&mut self, found: usize, signs: Signs, now: Nanos) -> Wait {
+        if self.yielded.take().is_some_and(|then| now.0.saturating_sub(then) >= LATE) {
+            self.crowded_until = now.0 + CROWDED;
+        }
         if found == 0 {
             return self.idle(now.0);
         }
         let gap = now.0.saturating_sub(self.last).min(LONGEST_GAP);
         self.gap = mean(self.gap, gap);
-        self.answers = mean(self.answers, if answers { ANSWER } else { 0 });
+        let weigh = |sign: bool| if sign { SIGN } else { 0 };
+        self.answers = mean(self.answers, weigh(signs.answers));
+        self.openings = mean(self.openings, weigh(signs.openings));
         self.last = now.0;
         self.count(found as u64, now.0);
         match self.loaded >= SETTLED && found < ENOUGH && !self.is_answered() {
@@ -99,18 +143,28 @@ impl Pacing {
         }
     }
 
-    fn idle(&self, now: u64) -> Wait {
-        let converses = self.gap <= LIVELY && self.is_answered();
-        let patience = if converses { PATIENT } else { BRIEF };
-        match now.saturating_sub(self.last) < patience {
-            true => Wait::Yield,
-            false => Wait::Sleep,
+    fn idle(&mut self, now: u64) -> Wait {
+        if now < self.crowded_until || now.saturating_sub(self.last) >= self.patience() {
+            return Wait::Sleep;
+        }
+        self.yielded = Some(now);
+        Wait::Yield
+    }
+
+    /// How long it looks for more.
+    fn patience(&self) -> u64 {
+        if self.gap <= BRISK && self.openings >= TELLING {
+            EXPECTANT
+        } else if self.gap <= LIVELY && self.is_answered() {
+            PATIENT
+        } else {
+            BRIEF
         }
     }
 
     /// Whether frames are answered, rather than sent one way.
     fn is_answered(&self) -> bool {
-        self.answers >= CONVERSATION
+        self.answers >= TELLING
     }
 
     /// Counts frames, and at a window's end says whether it was one of load.
@@ -143,13 +197,13 @@ mod tests {
         let mut waits = Vec::new();
         let mut frames = frames.into_iter().peekable();
         while let Some(&(next, _)) = frames.peek() {
-            let (mut found, mut answers) = (0, false);
+            let (mut found, mut signs) = (0, Signs::default());
             while let Some((_, port)) = frames.next_if(|&(at, _)| at <= now) {
                 found += 1;
-                answers |= port != source;
+                signs.answers |= port != source;
                 source = port;
             }
-            let wait = pacing.after(found, answers, Nanos(now));
+            let wait = pacing.after(found, signs, Nanos(now));
             now += match wait {
                 Wait::No | Wait::Yield => 1_000,
                 Wait::Pause(time) => time.as_nanos() as u64,
@@ -200,12 +254,52 @@ mod tests {
         play(&mut pacing, conversation(20_000));
         let mut now = pacing.last;
         let mut wait = |idle: u64| {
+            assert_eq!(pacing.after(0, Signs::default(), Nanos(now + PATIENT)), Wait::Sleep);
             now += idle;
-            pacing.after(1, true, Nanos(now));
+            pacing.after(1, Signs { answers: true, openings: false }, Nanos(now));
             pacing.idle(now + 2 * BRIEF)
         };
         assert_eq!(wait(50_000_000), Wait::Yield);
         assert_eq!((0..3).map(|_| wait(50_000_000)).last(), Some(Wait::Sleep));
+    }
+
+    /// What it waits for when one opening after the other comes so many ns apart, just before the next one.
+    fn between_openings(pacing: &mut Pacing, gap: u64, count: u64) -> Wait {
+        let (from, signs) = (pacing.last, Signs { answers: false, openings: true });
+        for n in 1..=count {
+            pacing.after(1, signs, Nanos(from + n * gap));
+        }
+        pacing.idle(pacing.last + gap - 1)
+    }
+
+    #[test]
+    fn brisk_openings_keep_the_worker_awake_though_it_sees_no_answers() {
+        for gap in [30_000, 100_000, 250_000] {
+            assert_eq!(between_openings(&mut Pacing::default(), gap, 100), Wait::Yield, "{gap} ns");
+        }
+        assert_eq!(between_openings(&mut Pacing::default(), 1_000_000, 100), Wait::Sleep);
+    }
+
+    #[test]
+    fn openings_that_become_rare_are_slept_through_and_so_is_what_comes_between_few_of_them() {
+        let mut pacing = Pacing::default();
+        between_openings(&mut pacing, 100_000, 100);
+        assert_eq!(between_openings(&mut pacing, 10_000_000, 10), Wait::Sleep);
+        between_openings(&mut pacing, 100_000, 100);
+        for n in 1..=20 {
+            pacing.after(1, Signs::default(), Nanos(pacing.last + n));
+        }
+        assert_eq!(pacing.idle(pacing.last + 2 * BRIEF), Wait::Sleep);
+    }
+
+    #[test]
+    fn where_a_yield_takes_long_the_worker_sleeps_instead_for_a_while() {
+        let mut pacing = Pacing::default();
+        assert_eq!(between_openings(&mut pacing, 100_000, 100), Wait::Yield);
+        let back = pacing.last + 100_000 + LATE;
+        assert_eq!(pacing.after(0, Signs::default(), Nanos(back)), Wait::Sleep);
+        assert_eq!(between_openings(&mut pacing, 100_000, 900), Wait::Sleep);
+        assert_eq!(between_openings(&mut pacing, 100_000, 200), Wait::Yield);
     }
 
     #[test]
@@ -231,7 +325,7 @@ mod tests {
     fn load_that_comes_in_large_batches_is_not_held_up() {
         let mut pacing = Pacing::default();
         let waits: Vec<Wait> =
-            (0..1_000).map(|n| pacing.after(64, false, Nanos(n * 80_000))).collect();
+            (0..1_000).map(|n| pacing.after(64, Signs::default(), Nanos(n * 80_000))).collect();
         assert!(waits.iter().all(|&wait| wait == Wait::No));
     }
 
@@ -241,7 +335,7 @@ mod tests {
         play(&mut pacing, one_way(2_000));
         let from = pacing.last;
         let after: Vec<Wait> =
-            (1..300).map(|n| pacing.after(1, false, Nanos(from + n * 20_000))).collect();
+            (1..300).map(|n| pacing.after(1, Signs::default(), Nanos(from + n * 20_000))).collect();
         assert_eq!(after.last(), Some(&Wait::No));
     }
 }

@@ -23,7 +23,7 @@ use crate::counters::PortCells;
 use crate::express::inherit::Legacy;
 use crate::frame::Frame;
 use crate::handoff::Peers;
-use crate::pacing::{Pacing, Wait};
+use crate::pacing::{Pacing, Signs, Wait};
 use crate::path::{PARCELS, Path};
 use crate::policy::PolicyCell;
 use crate::port::{BURST, Port};
@@ -219,13 +219,19 @@ impl Worker {
             }
             let now = self.clock.now();
             let moved = self.turn(now);
-            match pacing.after(moved, std::mem::take(&mut self.answers), now) {
+            match pacing.after(moved, self.take_signs(), now) {
                 Wait::No => {}
                 Wait::Yield => std::thread::yield_now(),
                 Wait::Pause(time) => std::thread::sleep(time),
                 Wait::Sleep => self.sleep(&mut poll, &mut events)?,
             }
         }
+    }
+
+    /// What the frames since the last time tell of the traffic.
+    fn take_signs(&mut self) -> Signs {
+        let answers = std::mem::take(&mut self.answers);
+        Signs { answers, openings: self.path.offload.take_has_asked() }
     }
 
     /// One turn: every port once, but that quiet ones wait while others have frames. Returns how

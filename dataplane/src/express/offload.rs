@@ -75,6 +75,8 @@ pub struct Offload {
     young: VecDeque<(Nanos, usize)>,
     /// By the port that has asked: how many pairs wait for their SYN-ACKs.
     asked: Vec<u32>,
+    /// Some wait since somebody last [asked](Self::take_has_asked).
+    has_asked: bool,
     /// The next pair to look at, and when the round began.
     next: usize,
     round: Nanos,
@@ -188,6 +190,11 @@ impl Offload {
     /// Nothing yet, of the ports that are in `members`.
     pub fn new(members: Arc<Members>) -> Self {
         Self { members: Some(members), ..Self::default() }
+    }
+
+    /// Whether since the last call the kernel was given verdicts of connections whose SYN-ACKs it waits for.
+    pub(crate) fn take_has_asked(&mut self) -> bool {
+        std::mem::take(&mut self.has_asked)
     }
 
     /// Whether it has anything to do with a frame.
@@ -499,6 +506,7 @@ impl Offload {
             return false;
         }
         pair.answer = Some(established.answer);
+        self.has_asked = true;
         self.asked.resize(self.asked.len().max(usize::from(original.ingress.0) + 1), 0);
         self.asked[usize::from(original.ingress.0)] += 1;
         true
