@@ -248,11 +248,6 @@ impl FlowTable {
         }
     }
 
-    /// Whether the flow has a verdict.
-    pub fn contains(&self, id: &FlowId) -> bool {
-        self.find(id).is_some()
-    }
-
     /// Where the flow is, if it has a verdict.
     pub(super) fn find(&self, id: &FlowId) -> Option<Slot> {
         self.index().find(id).map(Slot)

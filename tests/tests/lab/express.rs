@@ -61,7 +61,7 @@ pub(crate) fn connections(lab: &Fixture, protocol: u8) -> Result<Vec<Flow>, Fail
 
 /// Frames that the switch has judged.
 fn judged(lab: &Fixture) -> Result<u64, Failed> {
-    let status = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+    let status = lab.dataplane()?;
     Ok(status.connection_hits + status.cache_hits + status.upcalls)
 }
 
@@ -102,14 +102,13 @@ fn short_lived() -> Shown {
         let is_over = |flow: &Flow| matches!(flow.state.as_str(), "time-wait" | "reset");
         Ok(connections.len() == COUNT && connections.iter().all(is_over))
     })?;
-    let status = || lab.status()?.dataplane.ok_or(Failed::from("the data plane does not answer"));
-    let seen = status()?;
+    let seen = lab.dataplane()?;
     ensure!(ended, "{:#?}, {:?}", connections(&lab, 6)?, seen.drops);
     let judged = seen.connection_hits + seen.cache_hits + seen.upcalls;
     // One of each. Some looked for their neighbours; SYN-ACKs would make it 100 at least.
     ensure!(judged < 100, "the switch judged {judged} frames of {COUNT} connections");
-    let are_gone = || Ok(status()?.express.is_some_and(|express| express.flows == 0));
-    ensure!(wait_for(Duration::from_secs(5), are_gone)?, "{:#?}", status()?.express);
+    let are_gone = || Ok(lab.dataplane()?.express.is_some_and(|express| express.flows == 0));
+    ensure!(wait_for(Duration::from_secs(5), are_gone)?, "{:#?}", lab.dataplane()?.express);
     Ok(())
 }
 
@@ -138,7 +137,7 @@ fn one_way() -> Shown {
         Ok(flows.len() == 2 && flows.iter().all(is_counted))
     })?;
     ensure!(all_counted, "{:#?}", connections(&lab, 17)?);
-    let status = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+    let status = lab.dataplane()?;
     let express = status.express.ok_or("there is no express lane")?;
     ensure!(express.flows == 2, "one way takes one flow each: {express:#?}");
     let judged = status.connection_hits + status.cache_hits + status.upcalls;

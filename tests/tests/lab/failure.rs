@@ -197,7 +197,7 @@ fn dataplane_killed() -> Shown {
 }
 
 pub(crate) fn dataplane_pid(lab: &Fixture) -> Result<u32, Failed> {
-    Ok(lab.status()?.dataplane.ok_or("the data plane does not answer")?.pid)
+    Ok(lab.dataplane()?.pid)
 }
 
 pub(crate) fn supervisor_pid(lab: &Fixture) -> Result<u32, Failed> {

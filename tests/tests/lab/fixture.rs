@@ -236,8 +236,12 @@ impl Fixture {
 
     /// The epoch in force.
     pub(crate) fn epoch(&self) -> Result<u64, Failed> {
-        let status = self.status()?;
-        Ok(status.dataplane.ok_or("the data plane does not answer")?.epoch)
+        Ok(self.dataplane()?.epoch)
+    }
+
+    /// What the data plane says of itself.
+    pub(crate) fn dataplane(&self) -> Result<firedoor_api::dataplane::Status, Failed> {
+        Ok(self.status()?.dataplane.ok_or("the data plane does not answer")?)
     }
 
     /// What a workload hears that asks for a service.

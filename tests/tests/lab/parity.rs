@@ -95,13 +95,9 @@ impl<'a> Talk<'a> {
     }
 }
 
-fn status(lab: &Fixture) -> Result<firedoor_api::dataplane::Status, Failed> {
-    Ok(lab.status()?.dataplane.ok_or("the data plane does not answer")?)
-}
-
 /// Frames dropped for that reason so far, and those that would have been.
 fn drops(lab: &Fixture, reason: DropReason) -> Result<[u64; 2], Failed> {
-    let status = status(lab)?;
+    let status = lab.dataplane()?;
     Ok([status.drops, status.would_drops].map(|drops| {
         drops.into_iter().find(|&(other, _)| other == reason).map_or(0, |(_, count)| count)
     }))
@@ -330,7 +326,7 @@ fn oddities(macs: [MacAddr; 3], payload: &[u8]) -> Vec<(&'static str, Fate, Vec<
 fn told(lab: &Fixture) -> Result<BTreeMap<&'static str, u64>, Failed> {
     let is_noise =
         |reason| matches!(reason, DropReason::NoReceiver | DropReason::UnknownDestination);
-    let drops = status(lab)?.drops.into_iter().filter(|&(reason, _)| !is_noise(reason));
+    let drops = lab.dataplane()?.drops.into_iter().filter(|&(reason, _)| !is_noise(reason));
     Ok(drops.map(|(reason, count)| (reason.slug(), count)).collect())
 }
 

@@ -238,7 +238,7 @@ fn spoofing() -> Shown {
     }
     ensure!(sources == [v4(1)], "datagrams came from {sources:?}");
     let is_counted = wait_for(Duration::from_secs(2), || {
-        let dataplane = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+        let dataplane = lab.dataplane()?;
         Ok(dataplane
             .drops
             .iter()
@@ -319,7 +319,7 @@ fn not_ip() -> Shown {
     );
     lab.apply(&pair(""))?;
     ensure!(!passes(&a, &b, &there)?, "b received what no rule names any more");
-    let status = lab.status()?.dataplane.ok_or("the data plane does not answer")?;
+    let status = lab.dataplane()?;
     let is_counted = status.drops.iter().any(|(why, _)| *why == DropReason::UnknownEtherType);
     ensure!(is_counted, "not counted: {:?}", status.drops);
     Ok(())

@@ -239,7 +239,7 @@ fn both_have(lab: &Fixture) -> Result<bool, Failed> {
 
 /// Connections of each worker.
 fn owned(lab: &Fixture) -> Result<Vec<u64>, Failed> {
-    Ok(lab.status()?.dataplane.ok_or("the data plane does not answer")?.connections_by)
+    Ok(lab.dataplane()?.connections_by)
 }
 
 /// The program that is to take over ends at once, before it has touched anything.

@@ -237,7 +237,7 @@ impl<'a> Slots<'a> {
         Some(Slot { flow: self.flows.get(at)?, details: self.details.get(at)? })
     }
 
-    pub(crate) fn iter(self) -> impl DoubleEndedIterator<Item = Slot<'a>> + ExactSizeIterator {
+    pub(crate) fn iter(self) -> impl Iterator<Item = Slot<'a>> {
         self.flows.iter().zip(self.details).map(|(flow, details)| Slot { flow, details })
     }
 
