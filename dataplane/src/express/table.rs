@@ -7,20 +7,25 @@
 //! A flow gets the lowest slot that is free. So the slots in use are close together whatever came and went before,
 //! and ten thousand flows after a hundred thousand short ones lie as they would in a new table.
 //!
+//! Each time that a slot is given to a flow is another *lease* of it, and a handle is of one. A connection that
+//! has ended at one worker may begin anew at another one before the first has looked: the second gets a slot of
+//! its own, and what the first one's handle is good for then is to read what came of the flow until then, for as
+//! long as the slot rests.
+//!
 //! Everybody may look a flow up at any time; whoever gives or takes a verdict does so under one lock. A
 //! port whose workload begins flows as fast as it can fills no more than [leaves the others
 //! theirs](Slots::take).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use super::index::Index;
-use super::resizing::Resizing;
+use super::resizing::{Regions, Resizing};
 use super::slot_set::SlotSet;
 use crate::sys::express::{self, Begin, FlowId, FlowVerdict, Program, Progress};
 
@@ -36,19 +41,30 @@ const GENERATION: u16 = 13;
 /// The flows whose verdicts the kernel has.
 pub struct FlowTable {
     program: Arc<Program>,
+    leases: Leases,
     slots: Mutex<Slots>,
 }
 
-/// Handle of a flow in the table; good until it is removed.
+/// Handle of a flow in the table; good until it is removed, or put there by another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slot(u32);
+pub struct Slot {
+    number: u32,
+    lease: u8,
+}
 
 impl Slot {
     /// Its number: slots in use are close together, and below [`FlowTable::capacity`].
     pub(super) const fn number(self) -> usize {
-        self.0 as usize
+        self.number as usize
     }
 }
+
+/// By slot: which lease of it is the last one. Counted from 1 to 255, and again: with the rests between them
+/// that many take minutes, and a worker looks at each of its flows every second.
+type Leases = Box<[AtomicU8]>;
+
+/// The lease of a flow that another process has left: nobody's, until somebody puts the same flow there.
+const NOBODYS: u8 = 0;
 
 /// A flow whose verdict has outlived the process that wrote it.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +113,8 @@ struct Slots {
     free: SlotSet,
     /// Slots whose flows are gone, and since when.
     resting: VecDeque<(Instant, u32)>,
+    /// How long they rest.
+    rest: Duration,
     /// How many are in use, or rest, by who [pays](FlowVerdict::payer) for them.
     by_payer: HashMap<u32, u32>,
     /// Slots whose flows have verdicts, as the index has them.
@@ -108,39 +126,21 @@ impl FlowTable {
     pub(super) fn new(program: Arc<Program>) -> Self {
         let mut slots = Slots::new(program.slots().count());
         (0..program.slots().count()).for_each(|slot| slots.free.insert(slot));
-        Self { program, slots: Mutex::new(slots) }
+        Self { leases: leases(program.slots().count()), slots: Mutex::new(slots), program }
     }
 
     /// The table of a program whose maps have outlived another process, and what it holds.
     pub(super) fn resume(program: Arc<Program>) -> (Self, Vec<Inherited>) {
         // Half-open connections have ended with their process.
         program.slots().iter().filter(express::Slot::is_asked).for_each(|cell| cell.close());
-        let index = program.index().current();
-        index.tidy(0..index.len());
-        let mut inherited = Vec::new();
-        let mut slots = Slots::new(program.slots().count());
-        for (number, cell) in (0..).zip(program.slots().iter()) {
-            let Some((id, verdict)) = cell.read() else {
-                slots.free.insert(number);
-                continue;
-            };
-            *slots.by_payer.entry(verdict.payer(&id)).or_default() += 1;
-            // The process may have died before it had done so.
-            if index.find(&id) == Some(number)
-                || index.find(&id).is_none() && index.insert(&id, number)
-            {
-                slots.index.resume(number);
-                inherited.push(Inherited { id, slot: Slot(number), verdict });
-            } else {
-                cell.close();
-                slots.resting.push_back((Instant::now(), number));
-            }
-        }
-        (Self { program, slots: Mutex::new(slots) }, inherited)
+        let (slots, inherited) = Slots::resume(program.index());
+        let leases = leases(program.slots().count());
+        (Self { program, leases, slots: Mutex::new(slots) }, inherited)
     }
 
-    /// Gives the kernel a verdict. It replaces the flow's older one. Its first frames still go the
-    /// long way, until those before them have left the switch. A flow of which the kernel does the same
+    /// Gives the kernel a verdict. It replaces the flow's older one, whoever gave that: handles of it are good
+    /// for nothing but to read what came of it. Its first frames still go the long way, until those before
+    /// them have left the switch. A flow that another process has left, of which the kernel does the same
     /// already, by whatever policy, goes on without them, and keeps what came of it so far. Cost: some
     /// stores to memory, no system call.
     ///
@@ -160,34 +160,13 @@ impl FlowTable {
         verdict: &FlowVerdict,
         begin: Begin,
     ) -> Result<Slot, InstallError> {
-        let mut slots = self.slots.lock();
-        if let Some(old) = self.index().find(id) {
-            if !begin.is_asked()
-                && let Some(cell) = self.cell(old)
-                && let Some((_, earlier)) = cell.read()
-                && earlier.does_as(verdict)
-            {
-                cell.renew(verdict.rule, verdict.epoch);
-                return Ok(Slot(old));
-            }
-            self.rest(&mut slots, id, old);
-        }
-        let payer = verdict.payer(id);
-        let slot = slots.take(payer, &self.program)?;
-        let full = InstallError::Full(self.capacity());
-        let cell = self.cell(slot).ok_or(full)?;
-        cell.write(id, verdict, next_mark(cell.mark()), begin);
-        if !slots.index.insert(&self.program.index(), id, slot) {
-            cell.close();
-            slots.give(payer, slot);
-            return Err(full);
-        }
-        Ok(Slot(slot))
+        self.slots.lock().put(self.shared(), id, verdict, begin)
     }
 
-    /// Says that a flow's verdict is that of another policy, too: by that rule of that epoch.
+    /// Says that a flow's verdict is that of another policy, too: by that rule of that epoch. Does nothing if
+    /// it was removed, or another has put it there.
     pub fn renew(&self, slot: Slot, rule: u32, epoch: u64) {
-        if let Some(cell) = self.cell(slot.0) {
+        if let Some(cell) = self.cell(slot) {
             cell.renew(rule, epoch);
         }
     }
@@ -195,28 +174,16 @@ impl FlowTable {
     /// Takes a verdict from the kernel: the flow's next frame is a miss. Does nothing if another
     /// has taken its place.
     pub fn remove(&self, id: &FlowId, slot: Slot) {
-        let mut slots = self.slots.lock();
-        if self.index().find(id) == Some(slot.0) {
-            self.rest(&mut slots, id, slot.0);
-        }
+        self.slots.lock().remove(self.shared(), id, slot);
     }
 
-    /// Out of the index first: should the process die in between, its successor finds a flow that it can
-    /// put back.
-    fn rest(&self, slots: &mut Slots, id: &FlowId, slot: u32) {
-        slots.index.remove(&self.program.index(), id, slot);
-        if let Some(cell) = self.cell(slot) {
-            cell.close();
-        }
-        slots.resting.push_back((Instant::now(), slot));
+    fn shared(&self) -> Shared<'_> {
+        let (regions, leases) = (self.program.index(), &self.leases);
+        Shared { regions, leases, ports: self.program.ports() }
     }
 
-    fn index(&self) -> Index<'_> {
-        self.program.index().current()
-    }
-
-    fn cell(&self, slot: u32) -> Option<express::Slot<'_>> {
-        self.program.slots().get(slot)
+    fn cell(&self, slot: Slot) -> Option<express::Slot<'_>> {
+        self.shared().cell(slot)
     }
 
     /// The entries of flows that have verdicts.
@@ -224,33 +191,37 @@ impl FlowTable {
         self.program.slots().iter().filter(express::Slot::is_open)
     }
 
-    /// What came of a flow so far.
-    pub fn progress(&self, slot: Slot) -> Progress {
-        self.cell(slot.0).map(|cell| cell.progress()).unwrap_or_default()
+    /// What came of a flow so far, or until it was removed. `None` if another has its slot by now.
+    pub fn progress(&self, slot: Slot) -> Option<Progress> {
+        self.cell(slot).map(|cell| cell.progress())
     }
 
     /// Whether the flow's frames still go the long way, because others before them do.
     pub fn is_held(&self, slot: Slot) -> bool {
-        self.cell(slot.0).is_some_and(|cell| cell.is_held())
+        self.cell(slot).is_some_and(|cell| cell.is_held())
     }
 
     /// The SYN-ACK that a flow waited for has taken the long way.
     pub(super) fn answered(&self, slot: Slot, begin: Begin) {
-        if let Some(cell) = self.cell(slot.0) {
+        if let Some(cell) = self.cell(slot) {
             cell.answered(begin);
         }
     }
 
     /// Counts a flow's frames on the long way anew, after some of them were lost there.
     pub fn restart(&self, slot: Slot) {
-        if let Some(cell) = self.cell(slot.0) {
+        // Under the lock: it closes the slot for a moment, and nobody else is to close it meanwhile.
+        let _slots = self.slots.lock();
+        if let Some(cell) = self.cell(slot)
+            && cell.is_open()
+        {
             cell.restart(next_mark(cell.mark()));
         }
     }
 
     /// Where the flow is, if it has a verdict.
     pub(super) fn find(&self, id: &FlowId) -> Option<Slot> {
-        self.index().find(id).map(Slot)
+        self.shared().find(id)
     }
 
     /// How many frames the kernel has redirected of each, and to which interface.
@@ -281,19 +252,60 @@ impl FlowTable {
 
     /// The flow of a frame with this tag, if its way is being counted still.
     pub(super) fn counted(&self, id: &FlowId, tag: u16) -> Option<Counted> {
-        let slot = self.index().find(id)?;
+        let slot = self.shared().find(id)?;
         let mark = tag & (COUNTED | !0 << GENERATION);
-        (self.cell(slot)?.mark() == mark).then_some(Counted { slot, mark })
+        let is_counted = self.cell(slot)?.mark() == mark;
+        is_counted.then_some(Counted { slot: slot.number, mark })
     }
 
     /// A counted frame of the flow has left the switch.
     pub(super) fn pass(&self, Counted { slot, mark }: Counted) {
-        if let Some(cell) = self.cell(slot)
+        if let Some(cell) = self.program.slots().get(slot)
             && cell.mark() == mark
         {
             cell.pass();
         }
     }
+}
+
+/// What may be looked at without the lock.
+#[derive(Clone, Copy)]
+struct Shared<'a> {
+    regions: Regions<'a>,
+    leases: &'a [AtomicU8],
+    /// Ports that are open.
+    ports: u32,
+}
+
+impl<'a> Shared<'a> {
+    /// Where the flow is, if it has a verdict.
+    fn find(self, id: &FlowId) -> Option<Slot> {
+        let number = self.regions.current().find(id)?;
+        Some(Slot { number, lease: self.lease(number)?.load(Ordering::Acquire) })
+    }
+
+    /// What is of that lease still.
+    fn cell(self, Slot { number, lease }: Slot) -> Option<express::Slot<'a>> {
+        let is_it = self.lease(number)?.load(Ordering::Acquire) == lease;
+        self.regions.slots.get(number).filter(|_| is_it)
+    }
+
+    /// The next lease of a slot begins.
+    fn let_out(self, number: u32) -> Option<Slot> {
+        let last = self.lease(number)?;
+        let lease = last.load(Ordering::Relaxed).checked_add(1).unwrap_or(NOBODYS + 1);
+        last.store(lease, Ordering::Release);
+        Some(Slot { number, lease })
+    }
+
+    fn lease(self, number: u32) -> Option<&'a AtomicU8> {
+        self.leases.get(number as usize)
+    }
+}
+
+/// Of so many slots, which nobody has had.
+fn leases(count: u32) -> Leases {
+    (0..count).map(|_| AtomicU8::new(NOBODYS)).collect()
 }
 
 impl Slots {
@@ -302,19 +314,98 @@ impl Slots {
         Self {
             free: SlotSet::below(count),
             resting: VecDeque::new(),
+            rest: REST,
             by_payer: HashMap::new(),
             index: Resizing::new(count),
         }
     }
 
+    /// As another process has left them, and what it has left in them.
+    fn resume(regions: Regions<'_>) -> (Self, Vec<Inherited>) {
+        let index = regions.current();
+        index.tidy(0..index.len());
+        let mut inherited = Vec::new();
+        let mut slots = Self::new(regions.slots.count());
+        for (number, cell) in (0..).zip(regions.slots.iter()) {
+            let Some((id, verdict)) = cell.read() else {
+                slots.free.insert(number);
+                continue;
+            };
+            *slots.by_payer.entry(verdict.payer(&id)).or_default() += 1;
+            // The process may have died before it had done so.
+            if index.find(&id) == Some(number)
+                || index.find(&id).is_none() && index.insert(&id, number)
+            {
+                slots.index.resume(number);
+                let slot = Slot { number, lease: NOBODYS };
+                inherited.push(Inherited { id, slot, verdict });
+            } else {
+                cell.close();
+                slots.resting.push_back((Instant::now(), number));
+            }
+        }
+        (slots, inherited)
+    }
+
+    /// See [`FlowTable::put`].
+    fn put(
+        &mut self,
+        shared: Shared<'_>,
+        id: &FlowId,
+        verdict: &FlowVerdict,
+        begin: Begin,
+    ) -> Result<Slot, InstallError> {
+        let full = InstallError::Full(shared.regions.slots.count());
+        if let Some(old) = shared.find(id) {
+            if old.lease == NOBODYS
+                && !begin.is_asked()
+                && let Some(cell) = shared.cell(old)
+                && let Some((_, earlier)) = cell.read()
+                && earlier.does_as(verdict)
+            {
+                cell.renew(verdict.rule, verdict.epoch);
+                return shared.let_out(old.number).ok_or(full);
+            }
+            self.lay_to_rest(shared, id, old);
+        }
+        let payer = verdict.payer(id);
+        let number = self.take(payer, shared)?;
+        let slot = shared.let_out(number).ok_or(full)?;
+        let cell = shared.cell(slot).ok_or(full)?;
+        cell.write(id, verdict, next_mark(cell.mark()), begin);
+        if !self.index.insert(&shared.regions, id, number) {
+            cell.close();
+            self.give(payer, number);
+            return Err(full);
+        }
+        Ok(slot)
+    }
+
+    /// See [`FlowTable::remove`].
+    fn remove(&mut self, shared: Shared<'_>, id: &FlowId, slot: Slot) {
+        if shared.find(id) == Some(slot) {
+            self.lay_to_rest(shared, id, slot);
+        }
+    }
+
+    /// Out of the index first: should the process die in between, its successor finds a flow that it can
+    /// put back.
+    fn lay_to_rest(&mut self, shared: Shared<'_>, id: &FlowId, slot: Slot) {
+        self.index.remove(&shared.regions, id, slot.number);
+        if let Some(cell) = shared.cell(slot) {
+            cell.close();
+        }
+        self.resting.push_back((Instant::now(), slot.number));
+    }
+
     /// A slot for a flow that the port of that interface pays for. Of the last eighth, only ports get one that have
     /// less than their share of the whole: those that are open, or have flows, have equal ones.
-    fn take(&mut self, payer: u32, program: &Program) -> Result<u32, InstallError> {
-        self.wake(program.slots());
-        let total = program.slots().count();
+    fn take(&mut self, payer: u32, shared: Shared<'_>) -> Result<u32, InstallError> {
+        self.wake(shared.regions.slots);
+        let total = shared.regions.slots.count();
         let room = self.free.len();
         let own = self.by_payer.get(&payer).copied().unwrap_or(0);
-        let ports = program.ports().max(self.by_payer.len() as u32 + u32::from(own == 0));
+        let ports = shared.ports.max(self.by_payer.len() as u32 + u32::from(own == 0));
         if room <= total / 8 && own >= total.div_ceil(ports) && room > 0 {
             return Err(InstallError::Share(total));
         }
@@ -338,7 +429,7 @@ impl Slots {
     /// Takes back what has rested.
     fn wake(&mut self, cells: express::Slots<'_>) {
         while let Some(&(since, slot)) = self.resting.front()
-            && since.elapsed() >= REST
+            && since.elapsed() >= self.rest
         {
             self.resting.pop_front();
             if let Some(cell) = cells.get(slot) {
@@ -355,7 +446,184 @@ const fn next_mark(mark: u16) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, HashSet};
+    use std::sync::atomic::AtomicU32;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::super::index::tests::{Memory, flow};
     use super::*;
+    use crate::sys::express::{Bucket, Egress};
+
+    /// Flows of a model, and slots for most of them.
+    const FLOWS: u16 = 10;
+    const SLOTS: u32 = 8;
+    const WORKERS: usize = 3;
+
+    /// A table in memory of its own, whose slots do not rest, and who should have what in it.
+    struct Model {
+        memory: Memory,
+        buckets: Vec<Bucket>,
+        in_use: AtomicU32,
+        leases: Leases,
+        slots: Slots,
+        /// By worker and flow: what the worker was given last.
+        handles: BTreeMap<(usize, u16), Slot>,
+        /// By flow: which worker put it there, if not a process before, and the epoch of its verdict.
+        owners: BTreeMap<u16, (Option<usize>, u64)>,
+        epoch: u64,
+    }
+
+    /// What a worker does with a flow.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Put { is_reply: bool },
+        Remove,
+        Renew,
+    }
+
+    fn step() -> impl Strategy<Value = (Step, usize, u16)> {
+        let put = any::<bool>().prop_map(|is_reply| Step::Put { is_reply });
+        (prop_oneof![put, Just(Step::Remove), Just(Step::Renew)], 0..WORKERS, 0..FLOWS)
+    }
+
+    fn verdict(epoch: u64, is_reply: bool) -> FlowVerdict {
+        FlowVerdict {
+            eth_dst: [2, 0, 0, 0, 0, 1],
+            eth_src: [2, 0, 0, 0, 0, 2],
+            egress: Egress::Transmit(9),
+            max_frame: 1514,
+            rule: epoch as u32,
+            epoch,
+            is_reply,
+            tcp_flags: 0,
+        }
+    }
+
+    impl Model {
+        /// A process before has left so many flows.
+        fn new(inherited: u16) -> Self {
+            let memory = Memory::new(SLOTS);
+            for number in 0..inherited {
+                let cell = memory.slot(number.into());
+                cell.write(&flow(number), &verdict(1, false), COUNTED, Begin::AtOnce);
+            }
+            let buckets: Vec<Bucket> = (0..2).map(|_| Bucket::default()).collect();
+            let in_use = AtomicU32::new(1);
+            let (slots, hashing) = (memory.slots(), &memory.hashing);
+            let regions = Regions { buckets: &buckets, in_use: &in_use, least: 1, slots, hashing };
+            let (mut slots, found) = Slots::resume(regions);
+            slots.rest = Duration::ZERO;
+            assert_eq!(found.len(), usize::from(inherited));
+            let (leases, handles) = (leases(SLOTS), BTreeMap::new());
+            let owners = (0..inherited).map(|number| (number, (None, 1))).collect();
+            Self { memory, buckets, in_use, leases, slots, handles, owners, epoch: 1 }
+        }
+
+        fn with<T>(&mut self, change: impl FnOnce(&mut Slots, Shared<'_>) -> T) -> T {
+            let Self { memory, buckets, in_use, leases, slots: booked, .. } = self;
+            let (slots, hashing) = (memory.slots(), &memory.hashing);
+            let regions = Regions { buckets, in_use, least: 1, slots, hashing };
+            change(booked, Shared { regions, leases, ports: 1 })
+        }
+
+        fn take(&mut self, step: Step, worker: usize, number: u16) {
+            let id = flow(number);
+            self.epoch += 1;
+            let epoch = self.epoch;
+            let handle = self.handles.get(&(worker, number)).copied();
+            let is_owner = self.owners.get(&number).is_some_and(|it| it.0 == Some(worker));
+            match (step, handle) {
+                (Step::Put { is_reply }, _) => {
+                    let verdict = verdict(epoch, is_reply);
+                    let put = |slots: &mut Slots, shared: Shared<'_>| {
+                        slots.put(shared, &id, &verdict, Begin::Held)
+                    };
+                    self.owners.remove(&number);
+                    if let Ok(slot) = self.with(put) {
+                        self.handles.insert((worker, number), slot);
+                        self.owners.insert(number, (Some(worker), epoch));
+                    }
+                }
+                (Step::Remove, Some(slot)) => {
+                    self.with(|slots, shared| slots.remove(shared, &id, slot));
+                    if is_owner {
+                        self.owners.remove(&number);
+                    }
+                }
+                (Step::Renew, Some(slot)) => {
+                    let cell = |_: &mut Slots, shared: Shared<'_>| {
+                        shared.cell(slot).into_iter().for_each(|cell| cell.renew(0, epoch));
+                    };
+                    self.with(cell);
+                    if is_owner {
+                        self.owners.insert(number, (Some(worker), epoch));
+                    }
+                }
+                (Step::Remove | Step::Renew, None) => {}
+            }
+        }
+
+        fn check(&mut self) -> Result<(), TestCaseError> {
+            let (owners, handles) = (self.owners.clone(), self.handles.clone());
+            self.with(|slots, shared| {
+                let mut live = HashSet::new();
+                for number in 0..FLOWS {
+                    let found = shared.find(&flow(number));
+                    let Some(&(owner, epoch)) = owners.get(&number) else {
+                        prop_assert_eq!(found, None, "{}", number);
+                        continue;
+                    };
+                    let slot = found.ok_or_else(|| TestCaseError::fail("it is not there"))?;
+                    prop_assert!(live.insert(slot.number), "{} is of two flows", slot.number);
+                    let read = shared.cell(slot).and_then(|cell| cell.read());
+                    prop_assert_eq!(read.map(|it| (it.0, it.1.epoch)), Some((flow(number), epoch)));
+                    for (&(worker, other), &handle) in &handles {
+                        let is_its = (Some(worker), other) == (owner, number);
+                        prop_assert_eq!(handle == slot, is_its, "{} of {}", worker, other);
+                    }
+                }
+                let counts = [live.len(), slots.resting.len(), slots.free.len() as usize];
+                prop_assert_eq!(counts.iter().sum::<usize>(), SLOTS as usize, "{:?}", counts);
+                prop_assert_eq!(slots.index.len() as usize, live.len());
+                let paid: u32 = slots.by_payer.values().sum();
+                prop_assert_eq!(paid as usize, counts[0] + counts[1]);
+                let open = shared.regions.slots.iter().filter(express::Slot::is_open).count();
+                prop_assert_eq!(open, live.len());
+                Ok(())
+            })
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        /// Workers put, renew and remove flows as if none knew of the others.
+        #[test]
+        fn each_flow_is_one_workers(inherited in 0..5u16, steps in vec(step(), 1..80)) {
+            let mut model = Model::new(inherited);
+            for (step, worker, number) in steps {
+                model.take(step, worker, number);
+                model.check()?;
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_process_has_left_is_taken_over_where_it_is_and_once() {
+        let mut model = Model::new(1);
+        let put = |model: &mut Model, worker| {
+            model.take(Step::Put { is_reply: false }, worker, 0);
+            model.check().unwrap();
+            model.handles[&(worker, 0)]
+        };
+        // The flow's frames are counted there, and another worker's connection begins with none.
+        let taken_over = put(&mut model, 0);
+        assert_eq!(taken_over, Slot { number: 0, lease: 1 });
+        model.slots.rest = REST;
+        assert_eq!(put(&mut model, 1), Slot { number: 1, lease: 1 });
+    }
 
     #[test]
     fn marks_differ_from_their_neighbours_and_from_ports() {

@@ -384,7 +384,8 @@ fn tcp_in_xdp(host: &mut Host) -> Result<(), Failed> {
 fn tcp_short_way(scene: &mut Scene, host: &mut Host, len: usize) -> Result<(), Failed> {
     let [forward, back] = scene.install_both(TCP)?;
     let long_way = transfer(scene, host, len)?;
-    let [there, home] = [forward, back].map(|slot| scene.lane.flows().progress(slot));
+    let [there, home] =
+        [forward, back].map(|slot| scene.lane.flows().progress(slot).unwrap_or_default());
     assert!(there.bytes as usize > len / 2, "{there:?}, and the long way {long_way:?}");
     assert!(home.frames > 0, "{home:?}");
     assert!(long_way[0] >= 1, "the SYN is for the switch to see");
@@ -436,7 +437,8 @@ fn order(host: &mut Host, hook: Hook) -> Result<(), Failed> {
         scene.ports[1].reclaim(&mut host.pool);
     }
     waiting.into_iter().for_each(|frame| host.pool.give(frame));
-    let progress = scene.lane.flows().progress(slot.ok_or("the verdict was installed")?);
+    let progress =
+        scene.lane.flows().progress(slot.ok_or("the verdict was installed")?).unwrap_or_default();
     assert!(progress.frames > 0, "some took the short way");
     assert!(came.is_sorted(), "{came:?}");
     assert!(came.len() > 1_900 && came.last() == Some(&1_999), "{} came", came.len());
@@ -462,7 +464,7 @@ fn overflow(host: &mut Host) -> Result<(), Failed> {
     assert_eq!(scene.received(host, 0, 1), std::slice::from_ref(&own), "there is room again");
     assert!(!scene.lane.flows().is_held(slot), "what was lost is not waited for");
     inject(&scene, &[own])?;
-    assert_eq!(scene.lane.flows().progress(slot).frames, 1);
+    assert_eq!(scene.lane.flows().progress(slot).unwrap_or_default().frames, 1);
     scene.close(host);
     Ok(())
 }
@@ -493,7 +495,11 @@ fn held(host: &mut Host, hook: Hook) -> Result<(), Failed> {
         !scene.lane.flows().is_held(slot)
     })?;
     inject(&scene, &[frame])?;
-    assert_eq!(scene.lane.flows().progress(slot).frames, 1, "the next one takes the short way");
+    assert_eq!(
+        scene.lane.flows().progress(slot).unwrap_or_default().frames,
+        1,
+        "the next one takes the short way"
+    );
     drop(other);
     scene.close(host);
     Ok(())
@@ -521,7 +527,7 @@ fn borrowed(host: &mut Host, hook: Hook) -> Result<(), Failed> {
     sender.send_to(b"the first takes the long way", to)?;
     assert_eq!(scene.received(host, 0, 1).len(), 1);
     sender.send_to(b"the next does not", to)?;
-    assert_eq!(scene.lane.flows().progress(slot).frames, 1);
+    assert_eq!(scene.lane.flows().progress(slot).unwrap_or_default().frames, 1);
     // One store ends every verdict.
     scene.lane.set_epoch(2);
     sender.send_to(b"judged again", to)?;
@@ -683,7 +689,8 @@ fn doubtful(host: &mut Host, hook: Hook) -> Result<(), Failed> {
     padded.extend([0xee; 30]);
     let [tcp, udp, echo] = plain;
     inject(&scene, &[tcp, udp, padded, echo])?;
-    let frames = slots.map(|slot| slot.map(|slot| scene.lane.flows().progress(slot).frames));
+    let frames = slots
+        .map(|slot| slot.map(|slot| scene.lane.flows().progress(slot).unwrap_or_default().frames));
     assert!(matches!(frames, [Ok(1), Ok(2), Ok(1)]), "{frames:?}");
     scene.close(host);
     Ok(())
@@ -846,10 +853,10 @@ fn found(host: &mut Host, hook: Hook) -> Result<(), Failed> {
     let is_found = |at: usize, slot: Slot| -> Result<(), Failed> {
         lane.let_go();
         let (flow, frame) = &flows[at];
-        let before = lane.flows().progress(slot);
+        let before = lane.flows().progress(slot).unwrap_or_default();
         let outcome = lane.try_frame(hook, from, frame)?;
         assert_eq!(outcome, Outcome::Redirected { flow: *flow, egress: to });
-        let Progress { frames, bytes, .. } = lane.flows().progress(slot);
+        let Progress { frames, bytes, .. } = lane.flows().progress(slot).unwrap_or_default();
         assert_eq!((frames, bytes), (before.frames + 1, before.bytes + frame.len() as u64));
         Ok(())
     };

@@ -32,7 +32,7 @@ impl Offload {
             [(Side::Original, &mut pair.original_side), (Side::Reply, &mut pair.reply_side)];
         for (side, flow) in sides {
             let Some(slot) = flow.slot else { continue };
-            let progress = lane.flows().progress(slot);
+            let Some(progress) = lane.flows().progress(slot) else { continue };
             let drained = progress.drained.wrapping_sub(flow.credited.drained);
             if drained > 0 {
                 flow.credited.drained = progress.drained;
@@ -56,10 +56,8 @@ impl Offload {
     fn credit_answer(&mut self, at: usize, pipeline: &mut Pipeline, now: Nanos) {
         let (Some(lane), Some(pair)) = (&self.lane, self.pair(at)) else { return };
         let (Some(_), Some(slot)) = (pair.answer, pair.reply_side.slot) else { return };
-        let Progress { frames, begun: next, window, .. } = lane.flows().progress(slot);
-        if frames == 0 {
-            return;
-        }
+        let progress = lane.flows().progress(slot).filter(|progress| progress.frames > 0);
+        let Some(Progress { begun: next, window, .. }) = progress else { return };
         let (id, original) = (pair.id, pair.original);
         let tcp = self.stop_waiting(at).map(|ack| Sent { next, ack, window, has_ended: false });
         let credit = Credit { frames: 0, bytes: 0, tcp };

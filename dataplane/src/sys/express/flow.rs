@@ -397,10 +397,12 @@ impl Slot<'_> {
         self.flow.epoch.store(epoch, Ordering::SeqCst);
     }
 
-    /// The verdict is that rule's of that epoch from now on, and else the same. It was not closed.
+    /// The verdict is that rule's of that epoch from now on, and else the same, unless it was closed.
     pub(crate) fn renew(&self, rule: u32, epoch: u64) {
         self.details.rule.store(rule, Ordering::Relaxed);
-        self.flow.epoch.store(epoch as u32, Ordering::SeqCst);
+        let next = |now| (now != 0).then_some(epoch as u32);
+        // It fails if there is no verdict to renew.
+        let _ = self.flow.epoch.fetch_update(Ordering::SeqCst, Ordering::Relaxed, next);
     }
 
     /// The verdict holds no longer: the flow's next frame is a miss.

@@ -52,7 +52,8 @@ pub fn kernel(connections: u32) -> Result<Kernel, KernelError> {
     let install_ns = each(begun, count);
     progress.step("reading counters");
     let begun = Instant::now();
-    let frames: u32 = slots.iter().map(|&slot| lane.flows().progress(slot).frames).sum();
+    let frames: u32 =
+        slots.iter().map(|&slot| lane.flows().progress(slot).unwrap_or_default().frames).sum();
     assert_eq!(frames, 0, "no frame came by");
     let progress_ns = each(begun, count);
     progress.step("taking verdicts away");
