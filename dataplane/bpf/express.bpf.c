@@ -155,6 +155,19 @@ static __always_inline int stays_as_judged(struct __sk_buff *skb, const struct h
 	return !!bpf_skb_change_tail(skb, at + 1, 0);
 }
 
+// Headers may lie outside the linear part, where programs cannot read them.
+static __always_inline void pull_headers(struct __sk_buff *skb)
+{
+	__u64 linear = skb->data_end - skb->data;
+
+	if (linear < HEADERS && linear < skb->len)
+		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);
+}
+
+// Whether the kernel tells a packet that is handed to a device's peer that it is for this host. Since Linux 6.16 it
+// does, and asking for it costs a call for nothing. Set by the loader.
+const volatile __u8 peer_is_told;
+
 SEC("classifier")
 int express(struct __sk_buff *skb)
 {
@@ -167,9 +180,7 @@ int express(struct __sk_buff *skb)
 
 	if (!control || is_shut(control))
 		return TC_ACT_SHOT;
-	// Headers may lie outside the linear part, where programs cannot read them.
-	if ((void *)(long)skb->data + HEADERS > (void *)(long)skb->data_end)
-		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);
+	pull_headers(skb);
 	if (skb->vlan_present || !parse((void *)(long)skb->data, (void *)(long)skb->data_end,
 					skb->len, skb->ifindex, &headers))
 		return punt(skb, control, NULL, most_frames_of(skb));
@@ -195,7 +206,8 @@ int express(struct __sk_buff *skb)
 	}
 	count(&found, &headers, frames);
 	// The frame's type was told by the MAC address of the port; the receiver's own is another.
-	bpf_skb_change_type(skb, PACKET_HOST);
+	if (!peer_is_told)
+		bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(flow->egress, 0);
 }
 
@@ -213,14 +225,6 @@ struct {
 // bits than these, which the verifier is to know.
 #define LONGEST 4096
 #define REACH (2 * LONGEST - 1)
-
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
 
 // A workload with checksum offload leaves the pseudo-header's sum in the checksum's place, and a note
 // in the skb that XDP does not see: classifier/src/checksum.rs says why the field alone is enough.

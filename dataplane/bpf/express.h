@@ -232,8 +232,16 @@ static __always_inline int is_echo(const struct echo *echo, __u8 protocol)
 	return echo->type == ICMPV6_REQUEST || echo->type == ICMPV6_REPLY;
 }
 
-// RFC 1071, over the header's twenty bytes: words of 16 bits that sum up to 0xffff, with each carry brought back,
-// sum up to a multiple of it without. They cannot sum up to 0: the version is one of them.
+// A sum of words of 16 bits or more, with each carry brought back (RFC 1071).
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+// RFC 1071, over the header's twenty bytes. Their sum is not 0: the version is one of them.
 static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
 {
 	const __u32 *words = (const void *)ip;
@@ -241,7 +249,7 @@ static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
 #pragma unroll
 	for (int i = 0; i < 5; i++)
 		sum += words[i];
-	return sum % 0xffff == 0;
+	return fold(sum) == 0xffff;
 }
 
 // The transport header at `l4`, behind which the packet ends at headers->end.

@@ -22,6 +22,7 @@ use std::sync::{Arc, LazyLock};
 use aya::maps::{DevMapHash, HashMap, MapData, XskMap};
 use aya::programs::tc::SchedClassifier;
 use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use parking_lot::Mutex;
 
@@ -95,6 +96,7 @@ impl Program {
             .map_max_entries("express_index", 2 * buckets_for(flows))
             .map_max_entries("express_flows", flows)
             .map_max_entries("express_details", flows)
+            .override_global("peer_is_told", peer_is_told(), false)
             .load(OBJECT)
             .map_err(kernel_error)?;
         let mut take = |name| program.take_map(name).ok_or(io::ErrorKind::InvalidData);
@@ -288,6 +290,16 @@ impl Program {
     fn control(&self) -> &Control {
         self.control.values().first().expect("the array has one value")
     }
+}
+
+/// First kernel that tells a packet that is handed to a device's peer that it is for this host
+/// (`skb_scrub_packet` in `skb_do_redirect`, net/core/filter.c).
+const SCRUBBED: KernelVersion = KernelVersion::new(6, 16, 0);
+
+/// Whether the running kernel does.
+fn peer_is_told() -> &'static u8 {
+    let is_told = KernelVersion::current().is_ok_and(|version| version >= SCRUBBED);
+    if is_told { &1 } else { &0 }
 }
 
 /// Buckets of an index that is new, where there are so many for all its sizes.
