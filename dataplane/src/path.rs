@@ -37,8 +37,9 @@ use crate::port::BURST;
 use crate::sys::prefetch::prefetch;
 use crate::vlan::retag;
 
-/// How many frames ahead of a frame's turn its connection's entry is asked for.
-const ENTRIES_AHEAD: usize = 6;
+/// How many frames ahead of a frame's turn what it changes of its connection is asked for: early enough to
+/// be there then, and few at once, since a processor waits when it has asked for more than some twenty lines.
+pub const ENTRIES_AHEAD: usize = 8;
 
 /// How many frames ahead its bytes are. Not more: chunks are 4 KiB apart, so all frames' first bytes have
 /// the same few places in the nearest cache.

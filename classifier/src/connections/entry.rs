@@ -1,7 +1,8 @@
 //! One connection as it lies in memory: three parts, by how often they are touched.
 //!
-//! A lookup needs [`Identity`] alone, which is one cache line. A frame that passes writes
-//! [`Activity`], another one. [`Record`] is for what happens less often than by the frame.
+//! A lookup needs [`Identity`] alone, which is one cache line. A frame that passes reads and writes
+//! [`Activity`], another one. [`Record`] is for what happens less often than by the frame. So who allowed a connection
+//! stands with its counters.
 
 use super::key::{FrameKey, Key, SPARE, TURNED, Upper, has_upper};
 use super::tcp::{Segment, Step, Tcp, TcpState, Windows};
@@ -153,27 +154,80 @@ impl State {
     }
 }
 
-/// A [`Cause`] in four bytes. Rules are fewer than 2³² − 2.
+/// Who allowed a connection, in four bytes. Rules are fewer than 2³¹ − 2.
 #[derive(Clone, Copy)]
-struct PackedCause(u32);
+struct Grant(u32);
 
-impl PackedCause {
-    const DEFAULT: u32 = u32::MAX;
-    const SWITCH: u32 = u32::MAX - 1;
+impl Grant {
+    /// It lives only because of learn or audit mode: its [`Record`] knows what it would have been dropped for.
+    const ON_TRIAL: u32 = 1 << 31;
+    const DEFAULT: u32 = Self::ON_TRIAL - 1;
+    const SWITCH: u32 = Self::ON_TRIAL - 2;
 
-    const fn pack(cause: Cause) -> Self {
-        match cause {
-            Cause::Rule(RuleId(id)) => Self(id),
-            Cause::Default => Self(Self::DEFAULT),
-            Cause::Switch => Self(Self::SWITCH),
-        }
+    const fn of(commit: &Commit) -> Self {
+        let cause = match commit.cause {
+            Cause::Rule(RuleId(id)) => id,
+            Cause::Default => Self::DEFAULT,
+            Cause::Switch => Self::SWITCH,
+        };
+        Self(if commit.would_drop.is_some() { cause | Self::ON_TRIAL } else { cause })
     }
 
-    const fn unpack(self) -> Cause {
-        match self.0 {
+    const fn cause(self) -> Cause {
+        match self.0 & !Self::ON_TRIAL {
             Self::DEFAULT => Cause::Default,
             Self::SWITCH => Cause::Switch,
             id => Cause::Rule(RuleId(id)),
+        }
+    }
+
+    const fn is_on_trial(self) -> bool {
+        self.0 & Self::ON_TRIAL != 0
+    }
+}
+
+/// Frames of the original and of the reply side: 48 bits each, which ten million a second fill in 325 days.
+#[derive(Clone, Copy)]
+struct Frames {
+    low: [u32; 2],
+    high: [u16; 2],
+}
+
+impl Frames {
+    const MOST: u64 = (1 << 48) - 1;
+
+    fn new(frames: [u64; 2]) -> Self {
+        let frames = frames.map(|count| count.min(Self::MOST));
+        Self {
+            low: frames.map(|count| count as u32),
+            high: frames.map(|count| (count >> 32) as u16),
+        }
+    }
+
+    const fn of(self, side: Side) -> u64 {
+        (self.high[side as usize] as u64) << 32 | self.low[side as usize] as u64
+    }
+
+    const fn both(self) -> [u64; 2] {
+        [self.of(Side::Original), self.of(Side::Reply)]
+    }
+
+    #[inline]
+    fn add(&mut self, side: Side, frames: u64) {
+        let low = &mut self.low[side as usize];
+        let sum = u64::from(*low).saturating_add(frames);
+        *low = sum as u32;
+        if sum > u32::MAX.into() {
+            self.carry(side, sum >> 32);
+        }
+    }
+
+    #[cold]
+    fn carry(&mut self, side: Side, carried: u64) {
+        let high = &mut self.high[side as usize];
+        match u16::try_from(u64::from(*high) + carried) {
+            Ok(sum) => *high = sum,
+            Err(_) => (*high, self.low[side as usize]) = (u16::MAX, u32::MAX),
         }
     }
 }
@@ -231,12 +285,13 @@ const FREE: u64 = 0x40 << SPARE;
 /// Endpoints that no connection has.
 pub(super) const NOBODYS: [u64; 2] = [0, FREE];
 
-/// What every frame that passes changes: one cache line.
+/// What every frame that passes changes, and what is said of it: one cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Activity {
-    frames: [u64; 2],
     bytes: [u64; 2],
+    frames: Frames,
+    grant: Grant,
     tcp: Tcp,
 }
 
@@ -246,15 +301,15 @@ pub(super) struct Record {
     /// Neighbours in its list, or the next free slot.
     pub(super) previous: u32,
     pub(super) next: u32,
-    cause: PackedCause,
     /// When it began, in seconds.
     since: u32,
+    /// Set if the [`Grant`] is on trial.
     would_drop: Option<DropReason>,
     /// The first frame's TCP flags: rules may have asked for them.
     tcp_flags: u8,
 }
 
-/// One connection: 64, 64 and 20 bytes.
+/// One connection: 64, 64 and 16 bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Entry {
     pub(super) identity: Identity,
@@ -272,15 +327,10 @@ impl Entry {
             epoch: 0,
             last: Stamp::of(Nanos(0)),
         };
-        let record = Record {
-            previous: NIL,
-            next: NIL,
-            cause: PackedCause::pack(Cause::Default),
-            since: 0,
-            would_drop: None,
-            tcp_flags: 0,
-        };
-        Self { identity, activity: Activity::unseen([0; 2]), record }
+        let record = Record { previous: NIL, next: NIL, since: 0, would_drop: None, tcp_flags: 0 };
+        let (frames, grant) = (Frames::new([0; 2]), Grant(Grant::DEFAULT));
+        let activity = Activity { bytes: [0; 2], frames, grant, tcp: Tcp::default() };
+        Self { identity, activity, record }
     }
 
     /// A connection begun by a frame of `bytes` bytes.
@@ -315,12 +365,12 @@ impl Entry {
         let record = Record {
             previous: NIL,
             next: NIL,
-            cause: PackedCause::pack(commit.cause),
             since: (now.0 / Nanos::from_secs(1).0).try_into().unwrap_or(u32::MAX),
             would_drop: commit.would_drop,
             tcp_flags: headers.key.tcp_flags,
         };
-        let activity = Activity { frames: [1, 0], bytes: [bytes as u64, 0], tcp };
+        let (frames, grant) = (Frames::new([1, 0]), Grant::of(commit));
+        let activity = Activity { bytes: [bytes as u64, 0], frames, grant, tcp };
         Self { identity, activity, record }
     }
 
@@ -348,16 +398,15 @@ impl Entry {
     /// What there is to tell of it. `epoch` is any that is not before its own.
     pub(super) fn info(&self, epoch: u64, now: Nanos) -> ConnectionInfo {
         let [_, replier] = self.identity.stations;
-        let (cause, would_drop) = self.record.verdict();
         ConnectionInfo {
             original: self.original(),
             output: replier.port(),
             state: self.identity.state().name(),
             stage: self.identity.state().stage(),
-            cause,
-            would_drop,
+            cause: self.activity.cause(),
+            would_drop: self.record.would_drop,
             epoch: epoch.saturating_sub((epoch as u32).wrapping_sub(self.identity.epoch).into()),
-            frames: self.activity.frames,
+            frames: self.activity.frames(),
             bytes: self.activity.bytes,
             since: Nanos::from_secs(self.record.since.into()),
             last: self.identity.last.before(now),
@@ -466,14 +515,37 @@ impl Identity {
 }
 
 impl Activity {
-    /// Of a connection that was followed elsewhere until now, of which so many frames are known.
-    pub(super) fn unseen(frames: [u64; 2]) -> Self {
-        Self { frames, bytes: [0; 2], tcp: Tcp::unseen() }
+    /// Makes it that of a connection that was followed elsewhere until now, of which so many frames are
+    /// known.
+    pub(super) fn set_unseen(&mut self, frames: [u64; 2]) {
+        *self = Self {
+            frames: Frames::new(frames),
+            bytes: [0; 2],
+            tcp: Tcp::unseen(),
+            grant: self.grant,
+        };
     }
 
     /// Frames of the original and of the reply side.
     pub(super) const fn frames(&self) -> [u64; 2] {
-        self.frames
+        self.frames.both()
+    }
+
+    /// Who allowed it.
+    #[inline]
+    pub(super) const fn cause(&self) -> Cause {
+        self.grant.cause()
+    }
+
+    /// Whether it lives only because of learn or audit mode.
+    #[inline]
+    pub(super) const fn is_on_trial(&self) -> bool {
+        self.grant.is_on_trial()
+    }
+
+    /// Puts it under another verdict.
+    pub(super) const fn renew(&mut self, commit: &Commit) {
+        self.grant = Grant::of(commit);
     }
 
     /// Of half-open TCP: what acknowledges the original side's SYN, and no data of it.
@@ -489,13 +561,8 @@ impl Activity {
     /// Counts what one side sent past this table, and follows its numbers. Returns the state that this
     /// keeps alive, or `None` if it keeps nothing alive.
     pub(super) fn credit(&mut self, state: State, side: Side, credit: &Credit) -> Option<State> {
-        let ([original_frames, reply_frames], [original_bytes, reply_bytes]) =
-            (&mut self.frames, &mut self.bytes);
-        let (frames, bytes) = match side {
-            Side::Original => (original_frames, original_bytes),
-            Side::Reply => (reply_frames, reply_bytes),
-        };
-        *frames = frames.saturating_add(credit.frames);
+        self.frames.add(side, credit.frames);
+        let bytes = &mut self.bytes[side as usize];
         *bytes = bytes.saturating_add(credit.bytes);
         match (state, &credit.tcp) {
             (State::Tcp(state), Some(sent)) => {
@@ -531,13 +598,8 @@ impl Activity {
         bytes: usize,
         windows: Windows,
     ) -> Option<State> {
-        let [original_frames, reply_frames] = &mut self.frames;
-        let [original_bytes, reply_bytes] = &mut self.bytes;
-        let (frames, total) = match side {
-            Side::Original => (original_frames, original_bytes),
-            Side::Reply => (reply_frames, reply_bytes),
-        };
-        *frames = frames.saturating_add(1);
+        self.frames.add(side, 1);
+        let total = &mut self.bytes[side as usize];
         *total = total.saturating_add(bytes as u64);
         match state {
             State::Tcp(state) => {
@@ -556,13 +618,12 @@ impl Activity {
 impl Record {
     /// Puts it under another verdict.
     pub(super) const fn renew(&mut self, commit: &Commit) {
-        self.cause = PackedCause::pack(commit.cause);
         self.would_drop = commit.would_drop;
     }
 
-    /// The verdict's cause, and what it would have been dropped for.
-    pub(super) const fn verdict(&self) -> (Cause, Option<DropReason>) {
-        (self.cause.unpack(), self.would_drop)
+    /// What it would have been dropped for, if it [is on trial](Activity::is_on_trial).
+    pub(super) const fn would_drop(&self) -> Option<DropReason> {
+        self.would_drop
     }
 }
 
@@ -574,8 +635,31 @@ mod tests {
     fn parts_keep_to_their_sizes() {
         assert_eq!(
             (size_of::<Identity>(), size_of::<Activity>(), size_of::<Record>()),
-            (64, 64, 20)
+            (64, 64, 16)
         );
+    }
+
+    #[test]
+    fn frames_are_counted_by_side_and_no_further_than_there_is_room() {
+        let mut frames = Frames::new([u64::from(u32::MAX), 0]);
+        frames.add(Side::Original, 1);
+        frames.add(Side::Reply, 2);
+        assert_eq!(frames.both(), [1 << 32, 2]);
+        frames.add(Side::Reply, u64::MAX);
+        assert_eq!(frames.both(), [1 << 32, Frames::MOST]);
+    }
+
+    #[test]
+    fn a_grant_says_who_allowed_it_and_whether_it_is_on_trial() {
+        for cause in [Cause::Default, Cause::Switch, Cause::Rule(RuleId(0)), Cause::Rule(RuleId(7))]
+        {
+            for would_drop in [None, Some(DropReason::Denied)] {
+                let (output, reply_mac) = (PortId(1), MacAddr::ZERO);
+                let commit = Commit { output, reply_mac, cause, would_drop, epoch: 1 };
+                let grant = Grant::of(&commit);
+                assert_eq!((grant.cause(), grant.is_on_trial()), (cause, would_drop.is_some()));
+            }
+        }
     }
 
     #[test]

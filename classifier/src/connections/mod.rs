@@ -45,7 +45,7 @@
 //! the [`entry`] that frames are compared with; letting the frame pass touches a third. Batches
 //! overlap these waits: see [`Hints`]. What is compared stands in whole words, and nothing is branched
 //! on that changes from frame to frame, so a hit of a batch takes some 130 instructions. An entry takes
-//! 148 bytes and nine in the index: less than 160 in all when full. Lookups allocate nothing and change
+//! 144 bytes and nine in the index: less than 160 in all when full. Lookups allocate nothing and change
 //! nothing; frames change one entry, and its neighbours by age once a second. Nothing pauses for growth,
 //! for the index is laid out when the bound is set and entries never move, or for expiry, which looks at
 //! what has timed out ([`timers`]).
@@ -68,7 +68,7 @@ mod timers;
 use std::hash::{BuildHasher, RandomState};
 
 pub use self::directory::{Claims, Directory};
-use self::entry::{Activity, Entry, Identity, State};
+use self::entry::{Entry, Identity, State};
 pub use self::key::ports_of_answer;
 use self::key::{FrameKey, Upper};
 use self::table::Table;
@@ -87,6 +87,9 @@ const EXPIRED_PER_COMMIT: u32 = 64;
 
 /// Most frames that [`Connections::prepare`] looks ahead.
 pub const BATCH: usize = 64;
+
+/// How many frames ahead of the step that reads its bucket a frame's bucket is asked for.
+const BUCKETS_AHEAD: usize = 8;
 
 /// All live connections of one worker. Bounded.
 pub struct Connections {
@@ -259,7 +262,7 @@ pub struct Commit {
 /// Frames of one batch, looked up ahead of their turn.
 ///
 /// A table of a million connections does not fit into any cache, so a lookup waits for memory two or
-/// three times. [`Connections::prepare`] takes these steps for all frames of a batch at once, so that
+/// three times. [`Connections::prepare`] takes these steps for several frames of a batch at once, so that
 /// the waits overlap; [`Connections::lookup_hinted`] then finds everything at hand.
 ///
 /// A hint stays right whatever happens to the table in between: it saves time or nothing.
@@ -421,7 +424,7 @@ impl Connections {
     /// Looks up to [`BATCH`] frames ahead, for [`Connections::lookup_hinted`]; further ones get no
     /// hint. Reads only.
     ///
-    /// Every step is taken for all frames before the next one, which then finds at hand what `fetch` has
+    /// Every step is taken for some frames before the next one, which then finds at hand what `fetch` has
     /// asked for: it has the processor get the cache line of a pointer, and waits for nothing.
     pub fn prepare(&self, frames: &[Headers], hints: &mut Hints, fetch: impl Fn(*const ())) {
         hints.len = frames.len().min(BATCH);
@@ -441,16 +444,19 @@ impl Connections {
         }
     }
 
-    /// [`Connections::prepare`], where everything does.
+    /// [`Connections::prepare`], where everything does. The two steps follow each other through the batch,
+    /// so that memory has as much to do in the first half of it as in the second.
     fn prepare_far(&self, frames: &[Headers], hints: &mut [Hint], fetch: impl Fn(*const ())) {
-        for (headers, hint) in frames.iter().zip(&mut *hints) {
-            let hash = self.describe(hint, headers);
-            fetch(self.table.place_of_bucket(hash));
-        }
-        let fetch = |id| fetch(self.table.place_of_identity(id));
-        for hint in hints {
-            hint.id = self.table.candidates(hint.hash, fetch);
-            fetch(hint.id);
+        for at in 0..hints.len() + BUCKETS_AHEAD {
+            if let (Some(headers), Some(hint)) = (frames.get(at), hints.get_mut(at)) {
+                let hash = self.describe(hint, headers);
+                fetch(self.table.place_of_bucket(hash));
+            }
+            if let Some(hint) = at.checked_sub(BUCKETS_AHEAD).and_then(|at| hints.get_mut(at)) {
+                let fetch = |id| fetch(self.table.place_of_identity(id));
+                hint.id = self.table.candidates(hint.hash, fetch);
+                fetch(hint.id);
+            }
         }
     }
 
@@ -482,7 +488,7 @@ impl Connections {
     #[inline]
     pub fn prepare_to_observe(&self, hints: &Hints, at: usize, fetch: impl Fn(*const ())) {
         if let Some(hint) = hints.get(at) {
-            self.table.places_of_rest(hint.id).into_iter().for_each(fetch);
+            fetch(self.table.place_of_activity(hint.id));
         }
     }
 
@@ -602,7 +608,12 @@ impl Connections {
     /// Who allowed a connection, and what it would have been dropped for if it lives only because of
     /// learn or audit mode. Good as long as the handle is.
     pub fn verdict(&self, id: ConnectionId) -> (Cause, Option<DropReason>) {
-        self.table.record(id.0).map_or((Cause::Switch, None), entry::Record::verdict)
+        let Some(activity) = self.table.activity(id.0) else { return (Cause::Switch, None) };
+        let would_drop = match activity.is_on_trial() {
+            false => None,
+            true => self.table.record(id.0).and_then(entry::Record::would_drop),
+        };
+        (activity.cause(), would_drop)
     }
 
     /// Whether this frame may begin a connection: any UDP, ICMP request or unknown protocol; a TCP
@@ -678,7 +689,7 @@ impl Connections {
             return Ok(ConnectionId::NONE);
         };
         if let Some(activity) = self.table.activity_mut(id) {
-            *activity = Activity::unseen(frames);
+            activity.set_unseen(frames);
         }
         let [_, back] = frames;
         self.table.refresh(id, state.as_established(back > 0), now);
@@ -779,6 +790,9 @@ impl Connections {
         self.epoch = self.epoch.max(commit.epoch);
         if let Some(identity) = self.table.identity_mut(id.0) {
             identity.renew(&commit);
+            if let Some(activity) = self.table.activity_mut(id.0) {
+                activity.renew(&commit);
+            }
             if let Some(record) = self.table.record_mut(id.0) {
                 record.renew(&commit);
             }

@@ -141,12 +141,10 @@ impl Table {
         self.slab.identity(id).map_or(null(), from_ref).cast()
     }
 
-    /// Where its activity and its record lie, likewise.
+    /// Where its activity lies, likewise.
     #[inline(always)]
-    pub(super) fn places_of_rest(&self, id: u32) -> [*const (); 2] {
-        let activity = self.slab.activity(id).map_or(null(), from_ref);
-        let record = self.slab.record(id).map_or(null(), from_ref);
-        [activity.cast(), record.cast()]
+    pub(super) fn place_of_activity(&self, id: u32) -> *const () {
+        self.slab.activity(id).map_or(null(), from_ref).cast()
     }
 
     #[inline]
