@@ -115,6 +115,9 @@ pub struct Settings {
     /// Seconds for which the kernel goes on by the verdicts it has when no data plane looks after them;
     /// then it drops everything.
     pub express_grace_secs: u32,
+    /// Most microseconds that a processor may take to wake while frames come often; none if processors sleep as they
+    /// like.
+    pub wake_within_us: Option<u32>,
 }
 
 impl Settings {
@@ -149,6 +152,7 @@ impl Default for Settings {
             max_fragments: 64,
             fragment_timeout_secs: 30,
             express_grace_secs: 10,
+            wake_within_us: None,
         }
     }
 }

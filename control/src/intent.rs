@@ -325,6 +325,7 @@ fn switch(table: &mut Reader<'_, '_>) -> Option<Switch> {
         express_grace_secs: table
             .number("express_grace_secs", 3, 3_600)
             .unwrap_or(default.express_grace_secs),
+        wake_within_us: table.number("wake_within_us", 0, 10_000),
     };
     Some(Switch { name: name?.value, mode, settings })
 }

@@ -27,6 +27,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::engine::{Engine, EngineError, Opener};
+use crate::wakefulness::WINDOW;
 use crate::{describe, interface};
 use predecessor::Predecessor;
 use subscribers::Subscribers;
@@ -78,6 +79,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     let listener = server::listen(&options.run_dir)?;
     spawn("mirror", &shared, Shared::drain_mirrors)?;
     spawn("links", &shared, link_watch::run)?;
+    spawn("load", &shared, Shared::watch_load)?;
     spawn("server", &shared, move |shared| server::run(&listener, shared))?;
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "ending");
@@ -326,6 +328,16 @@ impl Shared {
             let lost = self.engine.lock().as_ref().map_or(0, Engine::mirror_lost);
             self.subscribers.report_lost(lost);
             std::thread::park_timeout(std::time::Duration::from_secs(1));
+        }
+    }
+
+    /// Keeps processors awake while frames come often, for the life of the process.
+    fn watch_load(self: &Arc<Self>) {
+        loop {
+            std::thread::sleep(Duration::from_nanos(WINDOW.0));
+            if let Some(engine) = self.engine.lock().as_mut() {
+                engine.watch_load(engine.clock().now());
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::unbounded;
 use firedoor_classifier::policy::PolicyError;
 use firedoor_classifier::snapshot::Snapshot;
-use firedoor_classifier::{Policy, PortId};
+use firedoor_classifier::{Nanos, Policy, PortId};
 
 use self::ports::PortEntry;
 pub use self::ports::{Lease, MAX_PORTS, MAX_QUEUES, OpenFailure, Opened, Opener};
@@ -30,6 +30,7 @@ use crate::mirror::Mirror;
 use crate::policy::PolicyCell;
 use crate::pool::{FramePool, FrameStore};
 use crate::sys::umem::Umem;
+use crate::wakefulness::Wakefulness;
 use crate::worker::{Clock, Command, Remains};
 
 /// Longest wait for a worker to obey or to take a policy.
@@ -92,6 +93,7 @@ pub struct Engine {
     ports: BTreeMap<PortId, PortEntry>,
     opener: Box<dyn Opener>,
     members: Arc<Members>,
+    wakefulness: Wakefulness,
     clock: Clock,
     started: Instant,
 }
@@ -129,6 +131,7 @@ impl Engine {
             workers: Vec::new(),
             ports: BTreeMap::new(),
             members: opener.members(),
+            wakefulness: opener.wakefulness(),
             opener,
             clock: Clock::default(),
             started: Instant::now(),
@@ -201,6 +204,7 @@ impl Engine {
     fn put_in_force(&mut self, policy: &Arc<Policy>) {
         self.recent.truncate(RECENT - 1);
         self.recent.push_front(Arc::clone(policy));
+        self.wakefulness.configure(policy.snapshot().settings.wake_within_us);
         self.policy.install(Arc::clone(policy));
     }
 
@@ -262,6 +266,14 @@ impl Engine {
     /// Each worker's mirror.
     pub fn mirrors(&self) -> Vec<Arc<Mirror>> {
         self.workers.iter().map(|worker| Arc::clone(&worker.mirror)).collect()
+    }
+
+    /// Looks whether frames come often enough to keep processors awake: to be called once a
+    /// [window](crate::wakefulness::WINDOW).
+    pub fn watch_load(&mut self, now: Nanos) {
+        let counters = self.workers.iter().map(|worker| &worker.counters);
+        let frames = counters.map(|of| of.received.get() + of.received_by_kernel.get()).sum();
+        self.wakefulness.look(frames, now);
     }
 
     /// The clock that frames are timed by.

@@ -13,6 +13,7 @@
 //!   [`redirect_targets`]: which ports take what it redirects in XDP.
 //! - [`interface`] and [`link`]: workloads' interfaces, opened, and watched as they come and go.
 //! - [`engine`]: umem, workers and ports as one thing that a snapshot is installed into;
+//!   [`wakefulness`]: processors that are kept from sleeping while frames come often;
 //!   [`daemon`]: the process around it, its socket and its saved snapshot.
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
@@ -37,4 +38,5 @@ pub mod port;
 pub mod redirect_targets;
 pub mod sys;
 pub mod vlan;
+pub mod wakefulness;
 pub mod worker;

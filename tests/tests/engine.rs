@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use common::*;
 use firedoor_api::dataplane::PortState;
 use firedoor_classifier::snapshot::{Lane, Snapshot, Workload};
-use firedoor_classifier::{DropReason, build};
+use firedoor_classifier::{DropReason, Nanos, build};
 use firedoor_dataplane::engine::{Engine, EngineError, Lease, OpenFailure, Opened, Opener};
 use firedoor_dataplane::pool::FramePool;
 use firedoor_dataplane::port::memory::{self, Wire};
 use firedoor_dataplane::sys::umem::Umem;
+use firedoor_dataplane::wakefulness::{WINDOW, Wakefulness};
 use firedoor_tests::fabric::{next_snapshot, snapshot};
 
 /// Interfaces that exist, by name.
@@ -221,5 +222,61 @@ fn workloads_come_and_go_with_snapshots() {
     let (web, api) = (cables.wire(&first, "web"), cables.wire(&first, "api"));
     web.send(build::udp(ends(WEB, API), 5_000, 53, b"?"));
     assert_eq!(arrive(&api, 1).len(), 1, "the others stayed attached all the while");
+    stop(engine);
+}
+
+/// The same, where processors are kept awake by a file.
+struct CablesAndDevice(Cables, std::path::PathBuf);
+
+impl Opener for CablesAndDevice {
+    fn open(
+        &mut self,
+        umem: &Arc<Umem>,
+        lease: Lease,
+        workload: &Workload,
+        pool: &mut FramePool,
+    ) -> Result<Opened, OpenFailure> {
+        self.0.open(umem, lease, workload, pool)
+    }
+
+    fn wakefulness(&self) -> Wakefulness {
+        Wakefulness::by(&self.1, std::path::Path::new("/dev/null"))
+    }
+}
+
+#[test]
+fn processors_are_kept_awake_while_frames_come_often_if_the_config_asks_for_it() {
+    const BURST: u16 = 10_000;
+    let device = tempfile::NamedTempFile::new().unwrap();
+    let asking = |what: &str| CONFIG.replace("[switch]", &format!("[switch]\n{what}"));
+    let snapshot = snapshot(&asking("wake_within_us = 7"));
+    let cables = Cables::of(&snapshot);
+    let opener = CablesAndDevice(cables.clone(), device.path().to_owned());
+    let mut engine = Engine::start(snapshot.clone(), Box::new(opener)).unwrap();
+    let held = |engine: &Engine| engine.status().awake.map(|awake| awake.held);
+    let (web, api) = (cables.wire(&snapshot, "web"), cables.wire(&snapshot, "api"));
+    let mut now = Nanos(0);
+    let mut second = |engine: &mut Engine, frames: u16| {
+        for port in 0..frames {
+            web.send(build::udp(ends(WEB, API), 5_000, 53, &port.to_be_bytes()));
+            if port % 64 == 63 {
+                assert_eq!(arrive(&api, 64).len(), 64);
+            }
+        }
+        arrive(&api, usize::from(frames % 64));
+        now = Nanos(now.0 + WINDOW.0);
+        engine.watch_load(now);
+        held(engine)
+    };
+
+    assert_eq!(second(&mut engine, 0), Some(false));
+    assert_eq!(second(&mut engine, BURST), Some(true));
+    assert!(std::fs::read(device.path()).unwrap().starts_with(&7_u32.to_ne_bytes()));
+    let quiet: Vec<_> = (0..10).map(|_| second(&mut engine, 0)).collect();
+    assert_eq!((quiet[0], quiet[9]), (Some(true), Some(false)));
+
+    assert_eq!(second(&mut engine, BURST), Some(true));
+    engine.install(next_snapshot(CONFIG, &snapshot)).unwrap();
+    assert_eq!(second(&mut engine, BURST), None, "no config asks for it any more");
     stop(engine);
 }

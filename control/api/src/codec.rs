@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Version of every message. Both ends must have the same one.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Longest message body, in bytes.
 pub const MAX_BODY: usize = 64 << 20;

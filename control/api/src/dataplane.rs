@@ -112,6 +112,8 @@ pub struct Status {
     pub frames_leaked: u64,
     /// The express lane, once a port needs it.
     pub express: Option<ExpressStatus>,
+    /// Whether processors are kept awake, if the config asks for it.
+    pub awake: Option<AwakeStatus>,
     /// What it took over when it started, if it was started to replace another data plane.
     pub takeover: Option<Takeover>,
 }
@@ -126,6 +128,17 @@ pub struct Takeover {
     /// How long no worker forwarded, in microseconds: new connections waited, and all of the switch
     /// lane.
     pub blackout_us: u64,
+}
+
+/// Whether processors are kept awake while frames come often.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwakeStatus {
+    /// Most microseconds that one may take to wake meanwhile.
+    pub within_us: u32,
+    /// Whether they are kept to it now.
+    pub held: bool,
+    /// Why they cannot be.
+    pub problem: Option<String>,
 }
 
 /// The express lane as a whole.

@@ -8,7 +8,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use firedoor_api::control::{self, Deny};
-use firedoor_api::dataplane::{self, Denied, Event, Flow, PortCounters, PortState, PortStatus};
+use firedoor_api::dataplane::{
+    self, AwakeStatus, Denied, Event, Flow, PortCounters, PortState, PortStatus,
+};
 use firedoor_api::encode;
 use firedoor_classifier::MacAddr;
 use firedoor_classifier::snapshot::{
@@ -171,6 +173,11 @@ fn dataplane_status() -> dataplane::Status {
         connections_by: vec![2, 3],
         drops: vec![(DropReason::DefaultDeny, 3), (DropReason::SpoofedArp, u64::MAX)],
         would_drops: vec![(DropReason::Denied, 1)],
+        awake: Some(AwakeStatus {
+            within_us: 2,
+            held: false,
+            problem: Some("permission denied".into()),
+        }),
         ..dataplane::Status::default()
     }
 }

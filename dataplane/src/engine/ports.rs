@@ -16,6 +16,7 @@ use crate::express::Members;
 use crate::pool::FramePool;
 use crate::port::Port;
 use crate::sys::umem::Umem;
+use crate::wakefulness::Wakefulness;
 use crate::worker::Command;
 
 /// Most queues of a port, and so the umem owner numbers set aside for each.
@@ -45,6 +46,11 @@ pub trait Opener: Send {
     /// those that were closed.
     fn members(&self) -> Arc<Members> {
         Arc::default()
+    }
+
+    /// What keeps the processors awake that frames wait for.
+    fn wakefulness(&self) -> Wakefulness {
+        Wakefulness::default()
     }
 }
 

@@ -59,6 +59,7 @@ impl Engine {
             frames: self.umem.frames(),
             frames_leaked: crate::frame::leaked(),
             express: self.express(),
+            awake: self.wakefulness.status(),
             ..Status::default()
         };
         for counters in self.workers.iter().map(|worker| &worker.counters) {

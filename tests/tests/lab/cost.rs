@@ -1,17 +1,22 @@
 //! What the switch costs, where that is promised.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use firedoor_lab::probe::{Outcome, Service};
 use libtest_mimic::Failed;
 
-use crate::fixture::{Fixture, allow, container, ensure, v4, v6};
+use crate::fixture::{Fixture, allow, container, ensure, pair, v4, v6, wait_for};
 use crate::{Shown, Test};
+
+/// Where datagrams are sent that nobody reads.
+const PORT: u16 = 9;
 
 pub(crate) const TESTS: &[Test] = &[
     ("two_hundred_ports_in_one_switch_carry_traffic", &[], two_hundred_ports),
     ("twenty_idle_ports_cost_under_1_percent_of_a_core", &[], idle),
+    ("processors_are_kept_awake_while_frames_come_often", &[], awake),
 ];
 
 fn two_hundred_ports() -> Shown {
@@ -49,6 +54,36 @@ fn idle() -> Shown {
     println!("20 idle ports for {} s: {share:.2} % of a core", SPAN.as_secs());
     ensure!(share < 1.0, "20 idle ports used {share:.2} % of a core");
     Ok(())
+}
+
+fn awake() -> Shown {
+    let config = pair(&allow("a", "b", "any"));
+    let lab = Fixture::up_with("wake_within_us = 0", &config)?;
+    let awake = || lab.dataplane()?.awake.ok_or_else(|| Failed::from("the config is not heeded"));
+    if let Some(problem) = awake()?.problem {
+        println!("not shown here: {problem}");
+        let shown = lab.firedoor(&["status"])?.stdout;
+        ensure!(String::from_utf8(shown)?.contains(&problem), "`status` does not say {problem}");
+        return lab.down();
+    }
+    ensure!(!awake()?.held, "held while nothing is sent");
+
+    let receiver = lab.netns("b")?.run(|| UdpSocket::bind((v4(2), PORT)))??;
+    let sender = lab.netns("a")?.run(|| UdpSocket::bind((v4(1), 0)))??;
+    sender.connect(receiver.local_addr()?)?;
+    let held = wait_for(Duration::from_secs(30), || {
+        for _ in 0..10_000 {
+            sender.send(b"one more")?;
+        }
+        Ok(awake()?.held)
+    })?;
+    ensure!(held, "not held under load: {:?}", lab.dataplane()?);
+    let let_go = wait_for(Duration::from_secs(30), || Ok(!awake()?.held))?;
+    ensure!(let_go, "still held when nothing is sent any more");
+
+    lab.apply(&config)?;
+    ensure!(lab.dataplane()?.awake.is_none(), "held though the config does not ask for it");
+    lab.down()
 }
 
 /// User and system time of the switch's processes (proc(5), fields 14 and 15 of `stat`).

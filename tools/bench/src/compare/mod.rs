@@ -126,7 +126,12 @@ pub fn compare(
         }
     }
     let pace = Pace::unknown();
-    let manner = Manner { time: options.window, pace: &pace, interrupted: options.interrupted };
+    let manner = Manner {
+        time: options.window,
+        settle: Duration::ZERO,
+        pace: &pace,
+        interrupted: options.interrupted,
+    };
     let mut plan = Plan {
         scenarios: &options.scenarios,
         systems: &systems,

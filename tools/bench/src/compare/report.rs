@@ -162,12 +162,17 @@ pub const COMPARED: usize = 2;
 
 /// Firedoor's lanes among the systems of a comparison, in their order.
 pub fn lanes(systems: &[SystemInfo]) -> impl Iterator<Item = &str> {
-    systems.iter().map(|system| system.name.as_str()).filter(|name| name.starts_with(OURS))
+    systems.iter().map(|system| system.name.as_str()).filter(|name| is_lane(name))
+}
+
+/// Whether a system is a lane of Firedoor, as its users get it unless they ask for more.
+fn is_lane(name: &str) -> bool {
+    name.starts_with(OURS) && !name.contains('+')
 }
 
 /// Adds to every cell how Firedoor's compare.
 fn compare(cells: &mut [Cell], metrics: &[Metric]) {
-    let ours = cells.iter().filter(|cell| cell.system.starts_with(OURS));
+    let ours = cells.iter().filter(|cell| is_lane(&cell.system));
     let ours: Vec<_> = ours.map(|cell| (cell.system.clone(), cell.metrics.clone())).collect();
     for cell in cells {
         let others = ours.iter().filter(|(lane, _)| *lane != cell.system);

@@ -215,10 +215,11 @@ impl Plan<'_> {
         if let Some(note) = &up.note {
             self.notes.insert(system, note.clone());
         }
+        let manner = Manner { settle: up.settle, ..self.manner };
         for (&scenario, id) in scenarios.iter().zip(&ids) {
             let Scenario { traffic, .. } = self.scenarios[scenario];
             (self.progress)(Progress::Measurement { system: name, scenario: id });
-            match measure(traffic, &topology, &self.manner) {
+            match measure(traffic, &topology, &manner) {
                 Ok(sample) => {
                     let sample = match bare {
                         Some(bare) => sample.beside(bare),
@@ -285,6 +286,7 @@ pub(super) fn is_too_large(scenario: &Scenario, system: &dyn System) -> bool {
 pub(super) fn is_measured(all: &[Scenario], scenario: &Scenario, system: &dyn System) -> bool {
     let without_rules = |s: &Scenario| s.family == scenario.family && s.rules < scenario.rules;
     !is_too_large(scenario, system)
+        && system.is_for(scenario.traffic)
         && (system.takes_policy() || !(scenario.is_attacked() || all.iter().any(without_rules)))
 }
 
@@ -337,8 +339,12 @@ mod tests {
         let scenarios = all();
         let systems: Vec<_> = system::ALL.into_iter().filter(|system| system.is_usual()).collect();
         let (pace, interrupted) = (Pace::unknown(), AtomicBool::new(false));
-        let manner =
-            Manner { time: Duration::from_secs(1), pace: &pace, interrupted: &interrupted };
+        let manner = Manner {
+            time: Duration::from_secs(1),
+            settle: Duration::ZERO,
+            pace: &pace,
+            interrupted: &interrupted,
+        };
         let plan = |sparing| Plan {
             scenarios: &scenarios,
             systems: &systems,

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use firedoor_api::control::{Reply, Request, Status};
-use firedoor_api::dataplane::{ExpressStatus, Status as DataplaneStatus};
+use firedoor_api::dataplane::{AwakeStatus, ExpressStatus, Status as DataplaneStatus};
 use firedoor_classifier::snapshot::{Settings, Timeouts};
 use firedoor_classifier::verdict::DropReason;
 use serde::Serialize;
@@ -41,6 +41,7 @@ struct StatusView<'a> {
     verdicts: Verdicts,
     connections: Connections,
     express: Option<ExpressStatus>,
+    awake: Option<&'a AwakeStatus>,
     drops: BTreeMap<&'static str, u64>,
     would_drops: BTreeMap<&'static str, u64>,
     mirror: Mirror<'a>,
@@ -137,6 +138,7 @@ impl<'a> StatusView<'a> {
                 max: dataplane.max_connections,
             },
             express: dataplane.express,
+            awake: known.and_then(|d| d.awake.as_ref()),
             drops: by_slug(&dataplane.drops),
             would_drops: by_slug(&dataplane.would_drops),
             mirror: Mirror {
@@ -251,6 +253,9 @@ fn show_dataplane(dataplane: &DataplaneStatus, out: &mut Output) -> anyhow::Resu
     if let Some(express) = &dataplane.express {
         show_express(express, out)?;
     }
+    if let Some(awake) = &dataplane.awake {
+        writeln!(out, "processors   {}", processors(awake, out))?;
+    }
     let leaked = match dataplane.frames_leaked {
         0 => "none leaked".to_owned(),
         leaked => out.paint(Tone::Bad, format!("{} leaked: please report it", Count(leaked))),
@@ -279,6 +284,19 @@ fn show_express(express: &ExpressStatus, out: &mut Output) -> anyhow::Result<()>
         Count(express.heartbeat_ms),
     )?;
     Ok(())
+}
+
+/// Whether processors are kept awake, and why not.
+fn processors(awake: &AwakeStatus, out: &Output) -> String {
+    match awake {
+        AwakeStatus { problem: Some(problem), .. } => {
+            out.paint(Tone::Warn, format!("sleep as they like: {problem}"))
+        }
+        AwakeStatus { held: true, within_us, .. } => {
+            format!("kept awake: frames come often, and each wakes within {within_us} µs")
+        }
+        _ => "sleep as they like: few frames come".to_owned(),
+    }
 }
 
 fn show_mirror(status: &Status, out: &mut Output) -> anyhow::Result<()> {

@@ -111,7 +111,7 @@ fn round_trips<'a>(
         sequence += 1;
         round_trip(sequence)
     };
-    while start.elapsed() < SETTLE && !manner.is_interrupted() {
+    while start.elapsed() < SETTLE.max(manner.settle) && !manner.is_interrupted() {
         next()?;
     }
     // This processor is looked at often, and the others, which the system may use, as seldom as they have to be woken for it.

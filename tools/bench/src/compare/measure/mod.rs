@@ -31,6 +31,8 @@ pub(super) use udp::SEED;
 pub(super) struct Manner<'a> {
     /// How long traffic is watched.
     pub time: Duration,
+    /// How long round trips are made before they count, if that is more than usual.
+    pub settle: Duration,
     /// How fast the processors are.
     pub pace: &'a Pace,
     /// Becomes true when it should stop.

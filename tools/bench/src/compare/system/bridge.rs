@@ -2,11 +2,15 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::path::Path;
 
-use super::{Missing, Site, System, Up, need};
-use crate::compare::error::BuildError;
+use firedoor_dataplane::wakefulness::{DEVICE, keep_awake};
+
+use super::{Missing, Site, System, Up, need, wakes_processors};
+use crate::compare::error::{BuildError, building};
 use crate::compare::machine;
 use crate::compare::policy::Policy;
+use crate::compare::scenario::Traffic;
 use crate::compare::tool::{ToolError, tool, tool_with_input};
 use crate::compare::topology::Topology;
 
@@ -21,15 +25,26 @@ pub(super) struct Bridge {
     about: &'static str,
     /// Whether nftables judges what it forwards.
     judged: bool,
+    /// Whether processors are kept awake for as long as it is up.
+    wakes: bool,
 }
 
 pub(super) static BRIDGE: Bridge =
-    Bridge { name: "bridge", about: "the kernel's bridge, no policy", judged: false };
+    Bridge { name: "bridge", about: "the kernel's bridge, no policy", judged: false, wakes: false };
+
+/// What the bridge's users gain if somebody else keeps processors awake: it cannot do so by itself.
+pub(super) static BRIDGE_AWAKE: Bridge = Bridge {
+    name: "bridge+awake",
+    about: "the same while another program holds /dev/cpu_dma_latency at 0, so that no processor ever halts",
+    wakes: true,
+    ..BRIDGE
+};
 
 pub(super) static BRIDGE_NFT: Bridge = Bridge {
     name: "bridge+nft",
     about: "the kernel's bridge with a stateful nftables policy",
     judged: true,
+    wakes: false,
 };
 
 impl System for Bridge {
@@ -57,6 +72,10 @@ impl System for Bridge {
         self.judged
     }
 
+    fn is_for(&self, traffic: Traffic) -> bool {
+        !self.wakes || wakes_processors(traffic)
+    }
+
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
         // Without the IP layer's hooks, which some kernels call by default, the bridge is at its
         // best. Where there is no such parameter there are no such calls.
@@ -64,6 +83,10 @@ impl System for Bridge {
         plug(site.topology)?;
         match self.judged {
             true => judge(site),
+            false if self.wakes => {
+                let request = keep_awake(Path::new(DEVICE), 0);
+                Ok(Up::new(building("keep processors awake", request)?))
+            }
             false => Ok(Up::new(())),
         }
     }

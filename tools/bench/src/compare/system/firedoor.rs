@@ -8,8 +8,9 @@ use firedoor_api::dataplane::PortState;
 use firedoor_control::client::ControlClient;
 use firedoor_control::rundir::RunDir;
 
-use super::{Missing, Site, System, Up};
+use super::{Missing, Site, System, Up, wakes_processors};
 use crate::compare::error::{BuildError, building};
+use crate::compare::scenario::Traffic;
 use crate::compare::tool::{Daemon, command, tool};
 
 /// The switch's name: that of its run directory, which is below the site's.
@@ -32,6 +33,8 @@ pub(super) struct Firedoor {
     /// Whether hosts are told to take frames that XDP redirects to them, as `firedoor lab` tells its
     /// containers on the switch lane.
     redirects: bool,
+    /// Whether it keeps processors awake, by its settings.
+    wakes: bool,
 }
 
 pub(super) static SWITCH_LANE: Firedoor = Firedoor {
@@ -41,6 +44,7 @@ pub(super) static SWITCH_LANE: Firedoor = Firedoor {
     settings: "",
     lane: "switch",
     redirects: true,
+    wakes: false,
 };
 
 /// What it costs to forward a frame that XDP does not redirect.
@@ -51,6 +55,7 @@ pub(super) static SOCKETS: Firedoor = Firedoor {
     settings: "express_flows = 0\n",
     lane: "switch",
     redirects: false,
+    wakes: false,
 };
 
 pub(super) static EXPRESS_LANE: Firedoor = Firedoor {
@@ -60,6 +65,28 @@ pub(super) static EXPRESS_LANE: Firedoor = Firedoor {
     settings: "",
     lane: "express",
     redirects: false,
+    wakes: false,
+};
+
+/// Processors never sleep while frames come often.
+const AWAKE: &str = "wake_within_us = 0\n";
+/// How long that takes at most: frames are counted once a second, twice as old at worst.
+const UNTIL_AWAKE: Duration = Duration::from_secs(3);
+
+pub(super) static SWITCH_LANE_AWAKE: Firedoor = Firedoor {
+    name: "firedoor-switch+awake",
+    about: "Firedoor's switch lane with `wake_within_us = 0`: no processor halts while frames come often",
+    settings: AWAKE,
+    wakes: true,
+    ..SWITCH_LANE
+};
+
+pub(super) static EXPRESS_LANE_AWAKE: Firedoor = Firedoor {
+    name: "firedoor-express+awake",
+    about: "Firedoor's express lane with `wake_within_us = 0`",
+    settings: AWAKE,
+    wakes: true,
+    ..EXPRESS_LANE
 };
 
 impl System for Firedoor {
@@ -86,8 +113,13 @@ impl System for Firedoor {
         true
     }
 
+    fn is_for(&self, traffic: Traffic) -> bool {
+        !self.wakes || wakes_processors(traffic)
+    }
+
     fn start_time(&self, ports: usize) -> Duration {
-        Duration::from_millis(1_000 + 50 * ports as u64)
+        let settle = if self.wakes { UNTIL_AWAKE } else { Duration::ZERO };
+        Duration::from_millis(1_000 + 50 * ports as u64) + settle
     }
 
     fn up(&self, site: &Site<'_>) -> Result<Up, BuildError> {
@@ -113,7 +145,8 @@ impl System for Firedoor {
         let ports = site.topology.hosts.len();
         let patience = START_PATIENCE + PORT_PATIENCE * u32::try_from(ports).unwrap_or(u32::MAX);
         daemon.wait_until(patience, || is_ready(&run_dir, ports))?;
-        Ok(Up::new(daemon))
+        let up = Up::new(daemon);
+        Ok(if self.wakes { up.settling(UNTIL_AWAKE) } else { up })
     }
 }
 

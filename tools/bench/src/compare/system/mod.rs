@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::error::BuildError;
 use super::policy::Policy;
+use super::scenario::{Traffic, Waiting};
 use super::tool::find;
 use super::topology::Topology;
 
@@ -37,6 +38,11 @@ pub trait System: Sync {
     /// Whether it judges by rules. One that does not is measured without.
     fn takes_policy(&self) -> bool {
         false
+    }
+
+    /// Whether it is measured with this traffic.
+    fn is_for(&self, _traffic: Traffic) -> bool {
+        true
     }
 
     /// Most ports that it is measured with, and what more would mean, if there is a limit.
@@ -82,11 +88,13 @@ pub struct Up {
     running: Vec<Box<dyn Any>>,
     /// What a reader of its numbers should know about how it runs here.
     pub note: Option<String>,
+    /// How long round trips are made at least until it does as it does from then on.
+    pub(super) settle: Duration,
 }
 
 impl Up {
     fn new(running: impl Any) -> Self {
-        Self { running: vec![Box::new(running)], note: None }
+        Self { running: vec![Box::new(running)], note: None, settle: Duration::ZERO }
     }
 
     /// Keeps something for as long as the system is up, and drops it after.
@@ -96,6 +104,10 @@ impl Up {
 
     fn with_note(self, note: impl Into<String>) -> Self {
         Self { note: Some(note.into()), ..self }
+    }
+
+    fn settling(self, settle: Duration) -> Self {
+        Self { settle, ..self }
     }
 }
 
@@ -108,6 +120,11 @@ pub struct Missing {
     pub package: &'static str,
 }
 
+/// Where it matters that processors are kept awake: of systems that do so, only this is measured.
+fn wakes_processors(traffic: Traffic) -> bool {
+    traffic == Traffic::RoundTrips(Waiting::Sleeping)
+}
+
 /// Programs that a system needs, each with its package.
 fn need(programs: &[(&'static str, &'static str)]) -> Result<(), Missing> {
     match programs.iter().find(|(program, _)| find(program).is_none()) {
@@ -116,8 +133,9 @@ fn need(programs: &[(&'static str, &'static str)]) -> Result<(), Missing> {
     }
 }
 
-/// Every system, in the order of the tables: what people use today, the floors, and Firedoor.
-pub static ALL: [&dyn System; 11] = [
+/// Every system, in the order of the tables: what people use today, the floors, and Firedoor; then those that differ
+/// only in that processors are kept awake.
+pub static ALL: [&dyn System; 14] = [
     &bridge::BRIDGE,
     &bridge::BRIDGE_NFT,
     &open_vswitch::OPEN_VSWITCH,
@@ -129,6 +147,9 @@ pub static ALL: [&dyn System; 11] = [
     &firedoor::SWITCH_LANE,
     &firedoor::SOCKETS,
     &firedoor::EXPRESS_LANE,
+    &bridge::BRIDGE_AWAKE,
+    &firedoor::SWITCH_LANE_AWAKE,
+    &firedoor::EXPRESS_LANE_AWAKE,
 ];
 
 /// The systems that a name on the command line stands for.
@@ -137,6 +158,7 @@ pub fn named(name: &str) -> Vec<&'static dyn System> {
         "ovs-afxdp" => &["ovs-afxdp", "ovs-afxdp+ct"],
         "redirect" => &["af_xdp", "xdp", "tcx"],
         "firedoor" => &["firedoor-switch", "firedoor-express"],
+        "awake" => &["bridge+awake", "firedoor-switch+awake", "firedoor-express+awake"],
         name => &[name],
     };
     ALL.into_iter().filter(|system| group.contains(&system.name())).collect()
@@ -156,7 +178,9 @@ mod tests {
 
     #[test]
     fn a_name_may_stand_for_all_of_a_kind() {
-        for (name, count) in [("ovs-afxdp", 2), ("redirect", 3), ("firedoor", 2), ("bridge", 1)] {
+        for (name, count) in
+            [("ovs-afxdp", 2), ("redirect", 3), ("firedoor", 2), ("awake", 3), ("bridge", 1)]
+        {
             assert_eq!(named(name).len(), count, "{name}");
         }
     }
