@@ -22,48 +22,51 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A comparison of the bridge and Firedoor in few scenarios.
-fn comparison(only: &str, directory: &Path) -> Command {
+fn comparison(only: &str, rounds: usize, directory: &Path) -> Command {
     let mut command = Command::new(firedoor());
     command.args(["bench", "compare", "--peers", "bridge,firedoor", "--only", only]);
-    command.args(["--rounds", "2", "--seconds", "0.5", "--out"]).arg(directory);
+    command.args(["--seconds", "0.5", "--rounds", &rounds.to_string(), "--out"]).arg(directory);
     command
 }
 
 fn measures() -> Shown {
     let directory = tempfile::tempdir()?;
     let only = "udp-1/0,latency/0,tcp-1/0,connect/0,latency-turns,first-udp,first-tcp";
-    let output = comparison(only, directory.path()).output()?;
+    let output = comparison(only, 1, directory.path()).output()?;
     let said = printed("firedoor bench compare", &output)?;
     ensure!(said.contains("64-byte UDP, one flow"), "{said}");
+    check_report(directory.path(), 7, 1)?;
+    let page = fs::read_to_string(directory.path().join("report.html"))?;
+    ensure!(page.contains("<svg") && page.contains("id=\"latency/0\""), "the page has no plots");
+    Ok(())
+}
 
-    let report: Value = serde_json::from_slice(&fs::read(directory.path().join("report.json"))?)?;
-    ensure!(report["rounds"] == 2, "{} rounds", report["rounds"]);
+/// A report has so many scenarios, each measured in so many rounds of all three systems.
+fn check_report(directory: &Path, scenarios: usize, rounds: usize) -> Shown {
+    let report: Value = serde_json::from_slice(&fs::read(directory.join("report.json"))?)?;
+    ensure!(report["rounds"] == rounds, "{} rounds", report["rounds"]);
     let rows = report["rows"].as_array().ok_or("no rows")?;
-    ensure!(rows.len() == 7, "{} rows", rows.len());
+    ensure!(rows.len() == scenarios, "{} rows", rows.len());
     for row in rows {
         let cells = row["cells"].as_array().ok_or("no cells")?;
         ensure!(cells.len() == 3, "{} has {} cells", row["id"], cells.len());
-        for cell in cells {
-            check(&row["id"], cell)?;
-        }
+        cells.iter().try_for_each(|cell| check(&row["id"], cell, rounds))?;
     }
-    let page = fs::read_to_string(directory.path().join("report.html"))?;
-    ensure!(page.contains("<svg") && page.contains("id=\"latency/0\""), "the page has no plots");
     Ok(())
 }
 
 /// What may be zero, or less: on a machine that runs tests, a later round trip may take longer than a first one.
 const MAY_BE_ZERO: [&str; 4] = ["lost", "own_ns_per_frame", "undisturbed", "more"];
 
-/// Every value of a cell was measured twice and is above zero, but for what may be zero.
-fn check(id: &Value, cell: &Value) -> Result<(), Failed> {
+/// Every value of a cell was measured in every round and is above zero, but for what may be zero.
+fn check(id: &Value, cell: &Value, rounds: usize) -> Result<(), Failed> {
     let system = &cell["system"];
     ensure!(cell["failure"].is_null(), "{system} in {id}: {}", cell["failure"]);
     let metrics = cell["metrics"].as_object().ok_or("no metrics")?;
     ensure!(!metrics.is_empty(), "{system} in {id} measured nothing");
     for (name, summary) in metrics {
         let values = summary["values"].as_array().map_or(0, Vec::len);
-        ensure!(values == 2, "{system} in {id}: {values} values of {name}");
+        ensure!(values == rounds, "{system} in {id}: {values} values of {name}");
         let median = summary["median"].as_f64().unwrap_or(0.0);
         let is_some = median > 0.0 || MAY_BE_ZERO.contains(&name.as_str());
         ensure!(is_some, "{system} in {id}: {name} is {median}");
@@ -90,15 +93,15 @@ fn killed() -> Shown {
     running.kill()?;
     running.wait()?;
     ensure!(!left_by(&running).is_empty(), "killed, it could clean up");
-    let output = comparison("latency/0", directory.path()).output()?;
+    let output = comparison("latency/0", 2, directory.path()).output()?;
     ensure!(left_by(&running).is_empty(), "the next one left {:?}", left_by(&running));
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    check_report(directory.path(), 1, 2)
 }
 
 /// Starts a comparison, and waits until it has made something.
 fn start(only: &str, directory: &Path) -> Result<Child, Failed> {
-    let mut command = comparison(only, directory);
+    let mut command = comparison(only, 2, directory);
     let mut running = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let start = Instant::now();
     while left_by(&running).len() < 3 {

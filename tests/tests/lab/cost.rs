@@ -1,10 +1,11 @@
 //! What the switch costs, where that is promised.
 
-use std::fs;
+use std::io;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use firedoor_lab::probe::{Outcome, Service};
+use firedoor_lab::state::ran_for;
 use libtest_mimic::Failed;
 
 use crate::fixture::{Fixture, allow, container, ensure, pair, v4, v6, wait_for};
@@ -40,16 +41,16 @@ fn two_hundred_ports() -> Shown {
 }
 
 fn idle() -> Shown {
-    const SPAN: Duration = Duration::from_secs(30);
+    const SPAN: Duration = Duration::from_secs(10);
     let workloads: String = (1..=20).map(|host| container(&format!("w{host}"), host)).collect();
     let lab = Fixture::up(&workloads)?;
     // The containers' own first words (MLD, router solicitations) are over by then.
     std::thread::sleep(Duration::from_secs(5));
     let processes = lab.state().processes().len();
     ensure!(processes == 3, "supervisor, data plane and control are {processes} processes");
-    let before = cpu_time(&lab)?;
+    let before = ran(&lab)?;
     std::thread::sleep(SPAN);
-    let used = cpu_time(&lab)?.saturating_sub(before);
+    let used = ran(&lab)?.saturating_sub(before);
     let share = used.as_secs_f64() / SPAN.as_secs_f64() * 100.0;
     println!("20 idle ports for {} s: {share:.2} % of a core", SPAN.as_secs());
     ensure!(share < 1.0, "20 idle ports used {share:.2} % of a core");
@@ -86,16 +87,7 @@ fn awake() -> Shown {
     lab.down()
 }
 
-/// User and system time of the switch's processes (proc(5), fields 14 and 15 of `stat`).
-fn cpu_time(lab: &Fixture) -> Result<Duration, Failed> {
-    /// `sysconf(_SC_CLK_TCK)` on every Linux that Rust runs on.
-    const TICKS_PER_SECOND: u64 = 100;
-    let mut ticks = 0;
-    for pid in lab.state().processes() {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let (_, fields) = stat.rsplit_once(") ").ok_or("a stat file without a name")?;
-        let fields = fields.split(' ').skip(11).take(2);
-        ticks += fields.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
-    }
-    Ok(Duration::from_millis(ticks * 1_000 / TICKS_PER_SECOND))
+/// What the switch's processes have run so far.
+fn ran(lab: &Fixture) -> io::Result<Duration> {
+    lab.state().processes().into_iter().map(ran_for).sum()
 }

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use firedoor_lab::guest::{Forward, Guest, GuestConfig};
 use firedoor_lab::netns::Netns;
@@ -14,7 +15,8 @@ use crate::fixture::{
 use crate::{Shown, Test};
 
 const PORT: u16 = 8080;
-const IPERF: u16 = 5201;
+/// Where iperf3 listens: a server for each family, since one serves one client at a time.
+const IPERF: [u16; 2] = [5201, 5202];
 const LENGTH: u64 = 100_000_000;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -57,22 +59,35 @@ fn fetch(client: &Netns, server: SocketAddr) -> Shown {
 }
 
 fn iperf3_between_containers() -> Shown {
-    let lab = Fixture::up(&pair(&allow("a", "b", &format!("tcp/{IPERF}"))))?;
-    let server = lab.netns("b")?;
-    let _server = start_in(&server, "iperf3", &["-s"])?;
-    wait_for_listener(&server, IPERF)?;
-    iperf3(&lab, "a", &v4(2).to_string(), IPERF)?;
-    iperf3(&lab, "a", &v6(2).to_string(), IPERF)
+    let lab = Fixture::up(&pair(&allow("a", "b", "tcp/5201-5202")))?;
+    iperf3_over_both(&lab, &lab.netns("b")?)
 }
 
-fn iperf3(lab: &Fixture, from: &str, to: &str, port: u16) -> Shown {
+/// Both families at once, from `a` to where the servers are reached as `b`.
+fn iperf3_over_both(lab: &Fixture, servers: &Netns) -> Shown {
+    let mut running = Vec::new();
+    for port in IPERF {
+        running.push(start_in(servers, "iperf3", &["-s", "-p", &port.to_string()])?);
+        wait_for_listener(servers, port)?;
+    }
+    thread::scope(|scope| {
+        let clients: Vec<_> = [v4(2), v6(2)]
+            .into_iter()
+            .zip(IPERF)
+            .map(|(to, port)| scope.spawn(move || iperf3(lab, &to.to_string(), port)))
+            .collect();
+        clients.into_iter().try_for_each(|client| client.join().map_err(|_| "iperf3 panicked")?)
+    })
+}
+
+fn iperf3(lab: &Fixture, to: &str, port: u16) -> Shown {
     let port = port.to_string();
-    let said = lab.run(from, "iperf3", &["-c", to, "-p", &port, "-t", "10", "-J"])?;
+    let said = lab.run("a", "iperf3", &["-c", to, "-p", &port, "-t", "10", "-J"])?;
     let report: serde_json::Value = serde_json::from_str(&said)?;
     ensure!(report.get("error").is_none(), "iperf3 to {to}: {}", report["error"]);
     let rate = report["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default();
     ensure!(rate > 0.0, "iperf3 to {to} received nothing");
-    println!("iperf3 {from} to {to}: {:.2} Gbit/s", rate / 1e9);
+    println!("iperf3 to {to}: {:.2} Gbit/s", rate / 1e9);
     Ok(())
 }
 
@@ -86,7 +101,7 @@ fn with_guest() -> Result<(Fixture, Guest), libtest_mimic::Failed> {
     let config = GuestConfig {
         mac: host.mac.ok_or("a vm has a MAC address")?,
         addresses: host.addresses.clone(),
-        forward: [PORT, IPERF]
+        forward: [PORT, IPERF[0], IPERF[1]]
             .map(|port| Forward { port, to: SocketAddr::from(([127, 0, 0, 1], port)) })
             .to_vec(),
         ..GuestConfig::default()
@@ -120,11 +135,7 @@ fn curl_with_guest() -> Shown {
 
 fn iperf3_with_guest() -> Shown {
     let (lab, _guest) = with_guest()?;
-    let switch = lab.switch_netns()?;
-    let _server = start_in(&switch, "iperf3", &["-s"])?;
-    wait_for_listener(&switch, IPERF)?;
-    iperf3(&lab, "a", &v4(2).to_string(), IPERF)?;
-    iperf3(&lab, "a", &v6(2).to_string(), IPERF)
+    iperf3_over_both(&lab, &lab.switch_netns()?)
 }
 
 fn exec() -> Shown {

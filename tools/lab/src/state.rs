@@ -190,6 +190,23 @@ fn processes(wanted: impl Fn(&[u8]) -> bool) -> Vec<u32> {
         .collect()
 }
 
+/// How long all threads of a process ran, as the scheduler knows it, to the nanosecond: what it does itself,
+/// however busy the machine is. Of threads that have ended it knows nothing.
+///
+/// Source: `/proc/PID/task/TID/schedstat`, Documentation/scheduler/sched-stats.rst.
+///
+/// # Errors
+/// If there is no such process.
+pub fn ran_for(pid: u32) -> io::Result<Duration> {
+    let mut ran = Duration::ZERO;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let statistics = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let nanoseconds = statistics.split(' ').next().and_then(|first| first.parse().ok());
+        ran += Duration::from_nanos(nanoseconds.unwrap_or(0));
+    }
+    Ok(ran)
+}
+
 fn parent_of(pid: u32) -> Option<u32> {
     u32::try_from(stat_field(pid, 4)?).ok()
 }
@@ -247,6 +264,15 @@ mod tests {
         state.finish(directory.path()).unwrap();
         assert_eq!(State::load(directory.path()).unwrap().unwrap().builder, None);
         assert!(state.is_abandoned());
+    }
+
+    #[test]
+    fn the_scheduler_says_how_long_a_process_ran() {
+        let own = process::id();
+        let before = ran_for(own).unwrap();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(20) {}
+        assert!(ran_for(own).unwrap() > before);
     }
 
     #[test]

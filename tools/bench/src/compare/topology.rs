@@ -19,6 +19,7 @@ use firedoor_classifier::MacAddr;
 use firedoor_dataplane::link::{Netlink, VethEnd};
 use firedoor_lab::address;
 use firedoor_lab::netns::Netns;
+use firedoor_lab::state::ran_for;
 use ipnet::{IpNet, Ipv4Net};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -148,7 +149,7 @@ impl Topology {
 
     /// How long the processes of the system under test ran so far, those in its namespace.
     pub fn ran_in_switch(&self) -> Duration {
-        processes_in(self.switch.name()).filter_map(|pid| ran(pid).ok()).sum()
+        processes_in(self.switch.name()).filter_map(|pid| ran_for(pid).ok()).sum()
     }
 
     /// Makes the hosts compute transport checksums themselves, for systems that neither keep the
@@ -285,30 +286,19 @@ fn is_alive(pid: u32) -> bool {
 fn end_processes_in(name: &str) {
     for pid in processes_in(name) {
         // It may have ended by itself.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
     }
 }
 
 /// The processes whose network namespace is this one, but for our own.
-fn processes_in(name: &str) -> impl Iterator<Item = i32> {
+fn processes_in(name: &str) -> impl Iterator<Item = u32> {
     let namespace = inode(&Path::new("/run/netns").join(name));
     let entries = fs::read_dir("/proc").into_iter().flatten();
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let others = pids.filter(|pid| pid.cast_unsigned() != std::process::id());
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let others = pids.filter(|&pid| pid != std::process::id());
     others.filter(move |pid| {
         namespace.is_some() && inode(Path::new(&format!("/proc/{pid}/ns/net"))) == namespace
     })
-}
-
-/// How long all threads of a process ran, as the scheduler knows it.
-fn ran(pid: i32) -> io::Result<Duration> {
-    let mut ran = Duration::ZERO;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let statistics = fs::read_to_string(thread?.path().join("schedstat"))?;
-        let nanoseconds = statistics.split(' ').next().and_then(|first| first.parse().ok());
-        ran += Duration::from_nanos(nanoseconds.unwrap_or(0));
-    }
-    Ok(ran)
 }
 
 fn inode(path: &Path) -> Option<u64> {
@@ -331,15 +321,6 @@ mod tests {
         assert_eq!(distinct(|h| h.mac.to_string()), 200);
         assert_eq!(distinct(|h| h.ip.to_string()), 200);
         assert!(hosts.iter().all(|h| h.port.len() <= 15 && h.ifname.starts_with("fd")));
-    }
-
-    #[test]
-    fn the_scheduler_says_how_long_a_process_ran() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        let before = ran(own).unwrap();
-        let start = std::time::Instant::now();
-        while start.elapsed() < Duration::from_millis(20) {}
-        assert!(ran(own).unwrap() > before);
     }
 
     #[test]
