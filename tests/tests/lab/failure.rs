@@ -28,8 +28,16 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_interface_that_vanishes_is_reported_and_taken_again", &[], interface_returns),
     ("sigterm_leaves_no_program_socket_or_process", &[], sigterm_leaves_nothing),
     ("lab_down_leaves_no_namespace_link_or_file", &[], down_leaves_nothing),
+];
+
+/// What has nothing to do with lanes or workers.
+pub(crate) const OF_NO_LANE: &[Test] = &[
     ("a_lab_whose_builder_was_killed_is_cleaned_up_by_the_next", &[], killed_builder),
     ("a_namespace_of_someone_else_is_left_alone", &[], foreign_namespace),
+];
+
+/// Likewise; there is one demo at a time.
+pub(crate) const OF_THE_DEMO: &[Test] = &[
     ("demo_agrees_with_policy_and_leaves_nothing", &[], demo),
     ("demo_interrupted_leaves_nothing", &[], demo_interrupted),
 ];

@@ -2,8 +2,9 @@
 //! promised, shown. Needs root, and for some tests programs that are named in what they need; a
 //! test that cannot run here is reported as ignored, with the reason before its name.
 //!
-//! Tests run one after the other unless `--test-threads` says otherwise, since they measure. All
-//! that they make is named after this process, so several runs do not meet.
+//! Tests wait more than they compute, so two run at a time unless `--test-threads` says otherwise; but those that
+//! [measure](ALONE), or make what there is one of, run alone. All that they make is named after this process, so
+//! several runs do not meet.
 #![forbid(unsafe_code)]
 
 mod compare;
@@ -22,6 +23,8 @@ mod traffic;
 mod verdicts;
 mod workers;
 
+use std::sync::{PoisonError, RwLock};
+
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// What a test comes to: shown, or why not.
@@ -30,9 +33,13 @@ type Shown = Result<(), Failed>;
 /// Programs that a test needs besides the switch, and the test.
 type Test = (&'static str, &'static [&'static str], fn() -> Shown);
 
+/// Tests beside which no other runs, by whatever variant's name: they measure, or make what there is one of.
+const ALONE: [&[Test]; 5] =
+    [order::TESTS, storm::TESTS, cost::TESTS, compare::TESTS, failure::OF_THE_DEMO];
+
 fn main() {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(1);
+    arguments.test_threads.get_or_insert(2);
     let tests = [
         traffic::TESTS,
         fragments::TESTS,
@@ -43,6 +50,8 @@ fn main() {
         fallback::TESTS,
         storm::TESTS,
         failure::TESTS,
+        failure::OF_NO_LANE,
+        failure::OF_THE_DEMO,
         cost::TESTS,
         compare::TESTS,
         verdicts::TESTS,
@@ -62,7 +71,17 @@ fn main() {
 }
 
 fn trial(name: String, needs: &[&str], test: impl FnOnce() -> Shown + Send + 'static) -> Trial {
-    let trial = Trial::test(name, test);
+    static OTHERS: RwLock<()> = RwLock::new(());
+    let is_alone = ALONE.iter().copied().flatten().any(|(alone, ..)| name.ends_with(alone));
+    let trial = Trial::test(name, move || {
+        if is_alone {
+            let _others_wait = OTHERS.write().unwrap_or_else(PoisonError::into_inner);
+            test()
+        } else {
+            let _none_is_alone = OTHERS.read().unwrap_or_else(PoisonError::into_inner);
+            test()
+        }
+    });
     match lacking(needs) {
         Some(lacking) => {
             trial.with_kind(format!("skipped: needs {lacking}")).with_ignored_flag(true)
@@ -74,14 +93,8 @@ fn trial(name: String, needs: &[&str], test: impl FnOnce() -> Shown + Send + 'st
 /// The tests that show the same on the switch lane, whereas `auto` is the express lane for all of a
 /// lab's ports: those that are of a lane at all, and not of the switch lane in any case.
 fn tests_on_switch() -> Vec<Test> {
-    const NOT_AGAIN: [&str; 6] = [
-        "tcp_works_with_offloads_on_and_leaves_them_so",
-        "lab_exec_runs_where_the_workload_is",
-        "a_lab_whose_builder_was_killed_is_cleaned_up_by_the_next",
-        "a_namespace_of_someone_else_is_left_alone",
-        "demo_agrees_with_policy_and_leaves_nothing",
-        "demo_interrupted_leaves_nothing",
-    ];
+    const NOT_AGAIN: [&str; 2] =
+        ["tcp_works_with_offloads_on_and_leaves_them_so", "lab_exec_runs_where_the_workload_is"];
     let mut tests =
         [traffic::TESTS, fragments::TESTS, policy::TESTS, failure::TESTS, cost::TESTS].concat();
     tests.retain(|(name, ..)| !NOT_AGAIN.contains(name));

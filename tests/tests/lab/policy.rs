@@ -211,6 +211,12 @@ fn router() -> Shown {
     for (outside, family) in [("203.0.113.9/32", "-4"), ("2001:db8:9::9/128", "-6")] {
         lab.run("gateway", "ip", &[family, "addr", "add", outside, "dev", "lo"])?;
         let outside = outside.split('/').next().unwrap_or_default().parse()?;
+        // The kernel sets an IPv6 address up after it has said that it did.
+        let is_there = wait_for(Duration::from_secs(5), || {
+            let heard = lab.ask("gateway", outside, services[0]);
+            Ok(heard.is_ok_and(|heard| heard == Outcome::Reachable))
+        })?;
+        ensure!(is_there, "the gateway does not reach {outside}, which is its own");
         let [allowed, denied] = services.map(|service| lab.ask("app1", outside, service));
         let (allowed, denied) = (allowed?, denied?);
         ensure!(allowed == Outcome::Reachable, "app1 heard {allowed:?} from {outside} at tcp/443");
