@@ -98,16 +98,16 @@ fn show(trace: &Trace, out: &mut Output) -> anyhow::Result<()> {
     }
     let (tone, word) = match (trace.forwarded, trace.reason) {
         (true, None) => (Tone::Good, "allowed".to_owned()),
-        (true, Some(reason)) => (Tone::Warn, format!("allowed, but would be dropped as {reason},")),
+        (true, Some(reason)) => (Tone::Warn, format!("allowed, but would be dropped as {reason}")),
         (false, reason) => (Tone::Bad, format!("dropped as {}", reason.unwrap_or("unknown"))),
     };
     let word = out.paint(tone, word);
     let by = match trace.cause.as_str() {
-        "default" => "by default: no rule allows it".to_owned(),
-        "switch" => "by the switch".to_owned(),
-        rule => format!("by rule {rule}"),
+        "default" => ": no rule allows it".to_owned(),
+        "switch" => " by the switch".to_owned(),
+        rule => format!(" by rule {rule}"),
     };
-    writeln!(out, "\n{word} {by}")?;
+    writeln!(out, "\n{word}{by}")?;
     Ok(())
 }
 
