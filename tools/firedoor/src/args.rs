@@ -8,6 +8,7 @@ mod bench;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use firedoor_classifier::snapshot::FlagMatch;
 use firedoor_classifier::wire::tcp::TcpFlags;
 use firedoor_control::condition::flags;
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Policy(PolicyCommand),
     #[command(subcommand)]
     Bench(BenchCommand),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
     #[command(hide = true)]
     Dataplane(DataplaneArgs),
     #[command(hide = true)]
@@ -415,6 +418,25 @@ pub(crate) struct PolicyLintArgs {
     /// Print the findings as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Prints what a shell needs to complete commands and options.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: firedoor completions bash | sudo tee /usr/share/bash-completion/completions/firedoor"
+)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+/// Writes manual pages, one for each command.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sudo firedoor man /usr/local/share/man/man1")]
+pub(crate) struct ManArgs {
+    /// The directory to write them to
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
 }
 
 /// The data plane role; `firedoor run` starts it.

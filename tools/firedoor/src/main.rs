@@ -64,6 +64,8 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Replay(args)) => commands::bench::replay::run(args, out),
         Command::Bench(BenchCommand::Traffic(args)) => commands::bench::traffic::run(args, out),
         Command::Bench(BenchCommand::Tse(args)) => commands::bench::tse::run(args, out),
+        Command::Completions(args) => commands::install::completions(args, out),
+        Command::Man(args) => commands::install::man(args, out),
         Command::Dataplane(args) => commands::role::dataplane(args),
         Command::Control(args) => commands::role::control(args),
     }

@@ -183,3 +183,20 @@ fn without_a_switch_there_is_nothing_to_ask() {
     assert_eq!(code(&output), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: "), "{output:?}");
 }
+
+#[test]
+fn shells_and_man_know_every_command() {
+    let script = stdout(&firedoor(&["completions", "bash"]));
+    let pages = tempfile::tempdir().expect("there is room for a directory");
+    assert_eq!(code(&firedoor(&["man", &pages.path().display().to_string()])), Some(0));
+    for (words, page) in
+        [("firedoor trace", "firedoor-trace.1"), ("firedoor lab up", "firedoor-lab-up.1")]
+    {
+        let function = words.replace(' ', "__subcmd__");
+        assert!(script.contains(&function), "bash does not know {words}: {script}");
+        let page = std::fs::read_to_string(pages.path().join(page)).expect("there is a page");
+        assert!(page.contains("Example: "), "{page}");
+    }
+    assert!(!pages.path().join("firedoor-dataplane.1").exists(), "a role is no command");
+    assert_eq!(code(&firedoor(&["man", "/proc/nowhere"])), Some(2));
+}

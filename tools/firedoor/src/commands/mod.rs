@@ -11,6 +11,7 @@ pub(crate) mod denies;
 #[path = "../../tests/documented/mod.rs"]
 mod documented;
 pub(crate) mod flows;
+pub(crate) mod install;
 pub(crate) mod lab;
 pub(crate) mod policy;
 pub(crate) mod port;

@@ -312,7 +312,8 @@ fn show_mirror(status: &Status, out: &mut Output) -> anyhow::Result<()> {
             out.paint(Tone::Warn, lost)
         }
     };
-    writeln!(out, "mirror       {} frames captured, {lost}", Count(status.captured))?;
+    let s = if status.captured == 1 { "" } else { "s" };
+    writeln!(out, "mirror       {} frame{s} captured, {lost}", Count(status.captured))?;
     writeln!(out, "capture      {}", status.capture)?;
     Ok(())
 }
