@@ -300,6 +300,7 @@ impl RunDir {
     /// If the file system says no.
     pub fn remove(&self) -> Result<(), RunDirError> {
         self.remove_own_files()?;
+        pins::remove(&self.path).map_err(io_error("remove the pins of", &self.path))?;
         match fs::remove_dir(&self.path) {
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
             result => absent_is_fine(result).map_err(io_error("remove", &self.path)),
@@ -311,7 +312,7 @@ impl RunDir {
             let path = self.path.join(file);
             absent_is_fine(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
         }
-        pins::remove(&self.path).map_err(io_error("remove the pins of", &self.path))
+        Ok(())
     }
 }
 

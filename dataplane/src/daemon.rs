@@ -28,7 +28,7 @@ use signal_hook::iterator::Signals;
 
 use crate::engine::{Engine, EngineError, Opener};
 use crate::wakefulness::WINDOW;
-use crate::{describe, interface};
+use crate::{describe, express, interface};
 use predecessor::Predecessor;
 use subscribers::Subscribers;
 
@@ -167,6 +167,8 @@ impl Shared {
             Ok(Some(snapshot)) => Some(snapshot),
             Ok(None) => {
                 tracing::info!("no saved snapshot: no frame moves until control installs one");
+                // Of a switch that was killed whole: its epochs say nothing in this run.
+                self.pins.iter().for_each(|pins| express::forget_verdicts(pins));
                 None
             }
             Err(error) => {

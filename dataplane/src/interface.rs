@@ -104,6 +104,7 @@ impl Interfaces {
             fill: lease.fill,
             tx: lease.fill,
             max_queues: MAX_QUEUES.into(),
+            walls: Some(self.members.walls()),
             ..XdpOptions::default()
         };
         match self.open_frames(umem, lease, workload, &options, pool) {

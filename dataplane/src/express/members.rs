@@ -2,9 +2,7 @@
 //! them.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +14,8 @@ use super::offload::flow_id;
 use super::{Egress, ExpressError, Inherited, Lane};
 use crate::redirect_targets::RedirectTargets;
 use crate::sys::express;
+use crate::sys::pins::Pins;
+use crate::sys::wall::Walls;
 
 /// How long the door of a lane that was just loaded is open, until a worker looks after it.
 const FIRST: Duration = Duration::from_secs(5);
@@ -73,6 +73,7 @@ pub struct Members {
     epoch: AtomicU64,
     /// Where the lane outlives the process, if it is to.
     pins: Option<PathBuf>,
+    walls: Arc<Walls>,
     /// Most flows that the kernel forwards. If it is none, there is no lane.
     capacity: AtomicU32,
     state: Mutex<State>,
@@ -87,7 +88,8 @@ struct State {
 impl Members {
     /// No ports yet; their lane outlives the process in that directory of a BPF file system.
     pub fn pinned(pins: PathBuf) -> Self {
-        Self { pins: Some(pins), ..Self::default() }
+        let walls = Arc::new(Walls::new(Some(&pins)));
+        Self { pins: Some(pins), walls, ..Self::default() }
     }
 
     /// Does now what takes time of [`resume`](Self::resume), and touches nothing.
@@ -110,27 +112,35 @@ impl Members {
                 state.lane = Some(Arc::new(lane));
                 inherited
             }
-            None => {
-                remove(pins);
-                Vec::new()
-            }
+            None => Vec::new(),
         }
     }
 
-    /// Takes a predecessor's program off all interfaces but those of the ports.
+    /// Takes a predecessor's program off all interfaces but those of the ports, now that these have what keeps
+    /// them.
     pub fn keep_links(&self) {
         let state = self.state.lock();
         let members = state.ports.iter().flatten().filter(|member| member.hook == Some(Hook::Tcx));
         let indexes: Vec<u32> = members.map(|member| member.ifindex).collect();
-        if let Some(lane) = &state.lane {
-            lane.keep_links(&indexes);
+        match (&state.lane, &self.pins) {
+            (Some(lane), _) => lane.keep_links(&indexes),
+            (None, Some(pins)) => remove(pins),
+            (None, None) => {}
         }
+        self.walls.keep(&state.lane.as_ref().map(|lane| lane.walled()).unwrap_or_default());
+    }
+
+    /// What keeps the host's stack out when the process is killed.
+    pub(crate) fn walls(&self) -> Arc<Walls> {
+        Arc::clone(&self.walls)
     }
 
     /// Nothing outlives the process from now on.
     pub fn unpin(&self) {
-        if let Some(lane) = &self.state.lock().lane {
-            lane.unpin();
+        match (&self.state.lock().lane, &self.pins) {
+            (Some(lane), _) => lane.unpin(),
+            (None, Some(pins)) => remove_all(pins),
+            (None, None) => {}
         }
     }
 
@@ -251,12 +261,16 @@ impl Members {
 }
 
 /// Removes pins that are of no use. Their programs go with them.
-fn remove(pins: &PathBuf) {
-    match fs::remove_dir_all(pins) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(%error, pins = %pins.display(), "old pins are not removed");
-        }
-        _ => {}
+fn remove(pins: &Path) {
+    if let Err(error) = Pins::remove_from(pins) {
+        tracing::warn!(%error, pins = %pins.display(), "old pins are not removed");
+    }
+}
+
+/// Likewise, and the directory.
+fn remove_all(pins: &Path) {
+    if let Err(error) = Pins::of_walls(pins).and_then(|pins| pins.remove()) {
+        tracing::warn!(%error, pins = %pins.display(), "old pins are not removed");
     }
 }
 

@@ -39,6 +39,7 @@ mod slot_set;
 pub mod table;
 pub mod trial;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ use crate::port::xdp::{self, OpenError, XdpOptions};
 use crate::sys::express::{Egress, LAYOUT, MAPS, Program};
 use crate::sys::pins::Pins;
 use crate::sys::umem::Umem;
+use crate::sys::wall::Walls;
 
 pub use self::kept::Kept;
 pub use self::members::{Hook, Member, Members};
@@ -76,6 +78,7 @@ pub(crate) struct Kernel {
     program: Arc<Program>,
     flows: Arc<FlowTable>,
     punt: Mutex<Option<Punt>>,
+    walls: Arc<Walls>,
     /// Why nothing outlives the process, though it was to.
     unpinned: Option<String>,
 }
@@ -192,18 +195,18 @@ impl Lane {
         };
         let program = Arc::new(program);
         let flows = FlowTable::new(Arc::clone(&program));
-        Ok(Self::of(program, flows, unpinned))
+        Ok(Self::of(program, flows, pins, unpinned))
     }
 
-    /// Takes over what another process has left in `pins`: its maps, as large as they are, and the
+    /// Takes over what another process has left in `base`: its maps, as large as they are, and the
     /// flows in them. Its program goes on with these alone, and no other frame goes anywhere, until its
     /// port is opened. No flow is held: what was on the long way has ended with that process. `None` if
     /// there is nothing, or nothing of use.
-    pub fn resume(pins: &Path) -> Option<(Self, Vec<Inherited>)> {
-        if !pins.exists() {
+    pub fn resume(base: &Path) -> Option<(Self, Vec<Inherited>)> {
+        if !base.exists() {
             return None;
         }
-        let resumed = Pins::open(pins, LAYOUT).and_then(|pins| {
+        let resumed = Pins::open(base, LAYOUT).and_then(|pins| {
             if !pins.has_maps(&MAPS) {
                 return Ok(None);
             }
@@ -211,7 +214,7 @@ impl Lane {
             program.forget_ports()?;
             let (flows, inherited) = FlowTable::resume(Arc::clone(&program));
             flows.let_go();
-            Ok(Some((Self::of(program, flows, None), inherited)))
+            Ok(Some((Self::of(program, flows, Some(base), None), inherited)))
         });
         resumed.unwrap_or_else(|error| {
             tracing::warn!(%error, "what the last data plane has pinned cannot be taken over");
@@ -219,8 +222,14 @@ impl Lane {
         })
     }
 
-    fn of(program: Arc<Program>, flows: FlowTable, unpinned: Option<String>) -> Self {
-        let kernel = Kernel { program, flows: Arc::new(flows), punt: Mutex::new(None), unpinned };
+    fn of(
+        program: Arc<Program>,
+        flows: FlowTable,
+        pins: Option<&Path>,
+        unpinned: Option<String>,
+    ) -> Self {
+        let (flows, walls) = (Arc::new(flows), Arc::new(Walls::new(pins)));
+        let kernel = Kernel { program, flows, punt: Mutex::new(None), walls, unpinned };
         Self { kernel: Arc::new(kernel), kept_open: AtomicU64::new(nanos(now())) }
     }
 
@@ -336,6 +345,12 @@ impl Lane {
         }
     }
 
+    /// Interfaces that the host's stack is kept from when the process is killed, beside those that the program is
+    /// on.
+    pub(crate) fn walled(&self) -> BTreeSet<u32> {
+        self.kernel.walls.raised()
+    }
+
     /// From now on nothing outlives the process.
     pub fn unpin(&self) {
         if let Err(error) = self.kernel.program.unpin() {
@@ -354,10 +369,18 @@ impl Lane {
     }
 }
 
-/// The pins in a directory, with nothing in it.
+/// Removes the verdicts that are pinned in a directory. The programs that go by them stay until ports are opened,
+/// or their door shuts.
+pub(crate) fn forget_verdicts(base: &Path) {
+    if let Err(error) = open_empty(base) {
+        tracing::warn!(%error, "the last switch's verdicts stay pinned");
+    }
+}
+
+/// The pins in a directory, with no map in it.
 fn open_empty(base: &Path) -> io::Result<Pins> {
     let pins = Pins::open(base, LAYOUT)?;
-    pins.clear()?;
+    pins.remove_maps()?;
     Ok(pins)
 }
 

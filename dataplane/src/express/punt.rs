@@ -28,8 +28,9 @@ use crate::port::silence::Silence;
 use crate::port::xdp::{self, MAX_VETH_PEER_MTU, XdpOptions, XdpPort, open_sender};
 use crate::port::{BURST, Port};
 use crate::sys::ethtool;
-use crate::sys::express::{Attached, FlowId, Intake};
+use crate::sys::express::{Attached, FlowId, Intake, TcHook};
 use crate::sys::umem::Umem;
+use crate::sys::wall::{Wall, Walls};
 
 /// Largest MTU of a port: its frames under two VLAN tags fit the pair.
 pub const MAX_MTU: u32 = MAX_VETH_PEER_MTU - 4;
@@ -88,6 +89,7 @@ impl Punt {
         umem: &Arc<Umem>,
         seed: &str,
         fill: u32,
+        walls: &Arc<Walls>,
         pool: &mut FramePool,
     ) -> Result<Self, ExpressError> {
         let mut hasher = DefaultHasher::new();
@@ -101,7 +103,14 @@ impl Punt {
         }
         let end = |name| VethEnd { mtu: Some(MAX_VETH_PEER_MTU), ..VethEnd::new(name) };
         netlink.create_veth(end(&near), end(&far), 1)?;
-        let opened = Self::open_ends(umem, &mut netlink, [&near, &far], fill, pool);
+        let options = XdpOptions {
+            fill: fill.min(FILL),
+            tx: 1,
+            max_queues: 1,
+            walls: Some(Arc::clone(walls)),
+            ..XdpOptions::default()
+        };
+        let opened = Self::open_ends(umem, &mut netlink, [&near, &far], &options, pool);
         if opened.is_err() {
             let _ = netlink.delete(&near);
         }
@@ -112,16 +121,14 @@ impl Punt {
         umem: &Arc<Umem>,
         netlink: &mut Netlink,
         [near, far]: [&str; 2],
-        fill: u32,
+        options: &XdpOptions,
         pool: &mut FramePool,
     ) -> Result<Self, ExpressError> {
         ethtool::transmit_offloads_off(near)
             .map_err(|source| ExpressError::Offloads { ifname: near.to_owned(), source })?;
-        let fill = fill.min(FILL);
-        let options = XdpOptions { fill, tx: 1, max_queues: 1, ..XdpOptions::default() };
         let link = netlink.link(near)?;
         let silence = Silence::of(&link);
-        let opened = xdp::open(umem, OWNER, far, &options, pool)?;
+        let opened = xdp::open(umem, OWNER, far, options, pool)?;
         netlink.set_up(near, true)?;
         let port = opened.queues.into_iter().next().ok_or(ExpressError::NoQueue)?;
         Ok(Self {
@@ -255,6 +262,8 @@ pub struct ExpressPort {
     wakeup: OwnedFd,
     attached: Attached,
     silence: Silence,
+    /// Where the program ends with the process.
+    wall: Option<Wall>,
 }
 
 impl ExpressPort {
@@ -269,6 +278,8 @@ impl ExpressPort {
         pool: &mut FramePool,
     ) -> Result<Self, ExpressError> {
         let silence = Silence::of(&link);
+        let ends_with_process = !kernel.program.is_pinned() && kernel.program.hook() == TcHook::Tcx;
+        let wall = ends_with_process.then(|| kernel.walls.raise_or_say_so(&link)).flatten();
         let sender = open_sender(umem, owner, &link, fill)?;
         let wakeup = kernel.join(umem, &link, tag, fill, pool)?;
         if let Some(intake) = kernel.program.intake(tag) {
@@ -287,8 +298,8 @@ impl ExpressPort {
                 return Err(ExpressError::Attach { ifname: link.name, source });
             }
         };
-        let port =
-            Self { kernel: Arc::clone(kernel), tag, link, sender, wakeup, attached, silence };
+        let kernel = Arc::clone(kernel);
+        let port = Self { kernel, tag, link, sender, wakeup, attached, silence, wall };
         // Up only now, with the program attached.
         let up = Netlink::open().map_err(ExpressError::Netlink).and_then(|mut netlink| {
             netlink.set_up(&port.link.name, true).map_err(ExpressError::Link)
@@ -343,12 +354,12 @@ impl Port for ExpressPort {
             || self.kernel.punt.lock().as_ref().is_some_and(is_deaf)
     }
 
-    /// Takes the program off, with the interface down if it was found so, and gives every frame back;
+    /// Takes the program off, with the interface down, and gives every frame back;
     /// the last port removes the device pair.
     fn close(self: Box<Self>, pool: &mut FramePool) {
-        let Self { kernel, tag, link, sender, attached, silence, wakeup, .. } = *self;
-        drop(silence);
-        drop(attached);
+        let Self { kernel, tag, link, sender, attached, mut silence, wakeup, wall } = *self;
+        silence.shut();
+        drop((attached, wall, silence));
         // It is the device pair's socket too, which must be gone before its chunks are used again.
         drop(wakeup);
         kernel.leave(tag, link.index, pool);
@@ -370,7 +381,10 @@ impl Kernel {
         let mut punt = self.punt.lock();
         let punt = match &mut *punt {
             Some(punt) => punt,
-            none => none.insert(Punt::open(umem, &link.name, fill.saturating_mul(4), pool)?),
+            none => {
+                let fill = fill.saturating_mul(4);
+                none.insert(Punt::open(umem, &link.name, fill, &self.walls, pool)?)
+            }
         };
         let wakeup = punt.port.duplicate().map_err(|source| ExpressError::Descriptor { source })?;
         let received = self.program.set_receiver(wakeup.as_fd());

@@ -7,6 +7,9 @@
 //! there, not to forward from there, and to drop sources that are not reached through there. What
 //! was set before is restored when the port is closed.
 //!
+//! A workload's interface that was a port is [left down](Silence::shut): who behind it sends is nobody's any more,
+//! and not the host's. Whoever made it may set it up again.
+//!
 //! Source: Documentation/networking/ip-sysctl.rst (Linux 6.18).
 
 use std::fs;
@@ -27,8 +30,10 @@ const SETTINGS: [(&str, &str, &str); 4] = [
 pub(crate) struct Silence {
     ifname: String,
     index: u32,
-    was_up: bool,
+    is_left_up: bool,
     before: Vec<(PathBuf, String)>,
+    /// What workloads are behind, and no other network.
+    is_virtual: bool,
 }
 
 impl Silence {
@@ -47,22 +52,41 @@ impl Silence {
                 (before != value && fs::write(&path, value).is_ok()).then_some((path, before))
             })
             .collect();
-        Self { ifname: link.name.clone(), index: link.index, was_up: link.up, before }
+        let (ifname, is_left_up, is_virtual) = (link.name.clone(), link.up, !link.physical);
+        Self { ifname, index: link.index, is_left_up, before, is_virtual }
+    }
+
+    /// The port that was here ends: what is behind it is to be cut off before the program is.
+    pub(crate) fn shut(&mut self) {
+        if self.is_virtual {
+            self.is_left_up = false;
+            self.set_down();
+        }
+    }
+
+    fn set_down(&self) {
+        let Some(mut netlink) = self.netlink() else { return };
+        if let Err(error) = netlink.set_up(&self.ifname, false) {
+            tracing::warn!(interface = self.ifname, %error, "cannot set it down");
+        }
+    }
+
+    /// A socket to change the interface by, if it is still the same one.
+    fn netlink(&self) -> Option<Netlink> {
+        let mut netlink = Netlink::open().ok()?;
+        netlink.link(&self.ifname).is_ok_and(|link| link.index == self.index).then_some(netlink)
     }
 }
 
 impl Drop for Silence {
-    /// Leaves the interface as it was found, if it is still the same one: down first, so that
+    /// Leaves the interface as it was found, or down, if it is still the same one: down first, so that
     /// nothing passes while the settings change back.
     fn drop(&mut self) {
-        let Ok(mut netlink) = Netlink::open() else { return };
-        if !netlink.link(&self.ifname).is_ok_and(|link| link.index == self.index) {
+        if self.netlink().is_none() {
             return;
         }
-        if !self.was_up
-            && let Err(error) = netlink.set_up(&self.ifname, false)
-        {
-            tracing::warn!(interface = self.ifname, %error, "cannot set down again");
+        if !self.is_left_up {
+            self.set_down();
         }
         for (path, value) in &self.before {
             if let Err(error) = fs::write(path, value) {

@@ -28,6 +28,7 @@ use crate::port::{BURST, Port};
 use crate::sys::bpf::{Attached, Mode, Redirect, Steering};
 use crate::sys::promiscuous::Promiscuous;
 use crate::sys::umem::{Loans, MAX_FRAME, Umem};
+use crate::sys::wall::{Wall, Walls};
 use crate::sys::xsk::{self, Receiver, RingSizes, Socket, SocketError, Step};
 
 pub use crate::sys::xsk::Statistics;
@@ -50,7 +51,7 @@ const LONGEST_RING: u32 = 1 << 15;
 const LAST_FRAMES: Duration = Duration::from_millis(100);
 
 /// How a port is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct XdpOptions {
     /// Frames kept with the kernel for receiving, per queue; 0 to receive nothing. The rings are the
     /// next power of two.
@@ -64,11 +65,20 @@ pub struct XdpOptions {
     /// Generic XDP even if the driver has native. On a veth the workload then keeps TSO, and what
     /// it sends in pieces larger than a chunk is dropped.
     pub force_generic: bool,
+    /// What keeps the host's stack out when the process is killed; `None` if nothing is to.
+    pub walls: Option<Arc<Walls>>,
 }
 
 impl Default for XdpOptions {
     fn default() -> Self {
-        Self { fill: 512, tx: 512, max_queues: 64, force_copy: false, force_generic: false }
+        Self {
+            fill: 512,
+            tx: 512,
+            max_queues: 64,
+            force_copy: false,
+            force_generic: false,
+            walls: None,
+        }
     }
 }
 
@@ -186,12 +196,18 @@ pub enum OpenError {
 
 /// What belongs to the interface rather than to a queue, and ends with the last port on it.
 struct Attachment {
-    /// First to go: sets the interface down again and lets the host's stack back.
-    _silence: Silence,
+    silence: Silence,
     _promiscuous: Option<Promiscuous>,
     _attached: Attached,
     /// Keeps the map of sockets.
     _steering: Box<dyn Steering>,
+    _wall: Option<Wall>,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.silence.shut();
+    }
 }
 
 /// One receive queue of an interface, and a way to send. Aligned, because another worker may have the
@@ -252,11 +268,12 @@ pub(crate) fn open_steered(
         return Err(OpenError::MtuTooLarge { ifname: link.name, mtu: link.mtu, limit: MAX_MTU });
     }
     let silence = Silence::of(&link);
+    let wall = options.walls.as_ref().and_then(|walls| walls.raise_or_say_so(&link));
     let mut steering = steering(queue_count(&link, owner_base, options))
         .map_err(|source| refused(&link, "load the XDP program for", source))?;
     let mut queues = Vec::new();
     let attached = bind_queues(umem, owner_base, &link, options, &mut *steering, pool, &mut queues)
-        .and_then(|()| attach(&mut netlink, &link, options, silence, steering));
+        .and_then(|()| attach(&mut netlink, &link, options, (silence, wall), steering));
     let (attachment, mode, notices) = match attached {
         Ok(attached) => attached,
         Err(error) => {
@@ -332,7 +349,7 @@ fn attach(
     netlink: &mut Netlink,
     link: &Link,
     options: &XdpOptions,
-    silence: Silence,
+    (silence, wall): (Silence, Option<Wall>),
     mut steering: Box<dyn Steering>,
 ) -> Result<(Attachment, Mode, Vec<String>), OpenError> {
     let (attached, mode, notices) = attach_program(link, options, &mut *steering)?;
@@ -343,10 +360,11 @@ fn attach(
         .map_err(|source| refused(link, "set promiscuous mode on", source))?;
     netlink.set_up(&link.name, true)?;
     let attachment = Attachment {
-        _silence: silence,
+        silence,
         _promiscuous: promiscuous,
         _attached: attached,
         _steering: steering,
+        _wall: wall,
     };
     Ok((attachment, mode, notices))
 }

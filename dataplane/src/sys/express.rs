@@ -32,6 +32,7 @@ pub use self::flow::{Egress, FlowId, FlowVerdict, Progress};
 pub(crate) use self::flow::{FAR, NEAR};
 pub(crate) use self::hook::Attached;
 pub use self::hook::TcHook;
+pub(in crate::sys) use self::hook::attach;
 pub(crate) use self::memory::{Bucket, CELLS, Hashing, Intake};
 use self::memory::{Control, Shared};
 use super::bpf::{self, LOADER, Mode, Steering, kernel_error};
@@ -181,8 +182,7 @@ impl Program {
     /// Takes a predecessor's program off every interface but these.
     pub(crate) fn keep_links(&self, ifindexes: &[u32]) -> io::Result<()> {
         let Some(pins) = &self.pins else { return Ok(()) };
-        let strangers = pins.links()?.into_iter().filter(|index| !ifindexes.contains(index));
-        strangers.into_iter().try_for_each(|index| std::fs::remove_file(pins.link(index)))
+        pins.keep_links(ifindexes)
     }
 
     /// What holds the program for tc.

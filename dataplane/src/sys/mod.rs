@@ -18,4 +18,5 @@ pub(crate) mod ring;
 pub mod tally;
 pub mod tap;
 pub mod umem;
+pub mod wall;
 pub(crate) mod xsk;

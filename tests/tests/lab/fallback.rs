@@ -136,7 +136,7 @@ fn killed_without_tcx() -> Shown {
 }
 
 /// Kills supervisor, data plane and control, of which none can start another again.
-fn kill_all(lab: &Fixture) -> Shown {
+pub(crate) fn kill_all(lab: &Fixture) -> Shown {
     let all = lab.state().processes();
     ensure!(all.len() == 3, "processes {all:?}");
     for signal in [Signal::SIGSTOP, Signal::SIGKILL] {

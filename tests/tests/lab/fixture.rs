@@ -194,6 +194,12 @@ impl Fixture {
         self.directory.path().join("lab.toml")
     }
 
+    /// The program that its switch was started from.
+    pub(crate) fn program(&self) -> PathBuf {
+        let script = self.directory.path().join("firedoor");
+        if script.exists() { script } else { firedoor().to_owned() }
+    }
+
     /// Removes it, to hear of errors.
     pub(crate) fn down(self) -> Result<(), Failed> {
         Ok(self.lab.down()?)

@@ -21,6 +21,7 @@ mod restart;
 mod storm;
 mod traffic;
 mod verdicts;
+mod walls;
 mod workers;
 
 use std::sync::{PoisonError, RwLock};
@@ -30,8 +31,11 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// What a test comes to: shown, or why not.
 type Shown = Result<(), Failed>;
 
-/// Programs that a test needs besides the switch, and the test.
-type Test = (&'static str, &'static [&'static str], fn() -> Shown);
+/// Programs that a test needs besides the switch.
+type Needs = &'static [&'static str];
+
+/// A test's name, what it needs, and the test.
+type Test = (&'static str, Needs, fn() -> Shown);
 
 /// Tests beside which no other runs, by whatever variant's name: they measure, or make what there is one of.
 const ALONE: [&[Test]; 5] =
@@ -65,7 +69,7 @@ fn main() {
     let by_two = by_two.into_iter().map(|(name, needs, test)| {
         trial(format!("by_two_workers_{name}"), needs, move || fixture::by_workers(2, test))
     });
-    let each = tests_on_each_lane().map(|(name, test)| trial(name, &[], test));
+    let each = tests_on_each_lane().map(|(name, needs, test)| trial(name, needs, test));
     let trials = plain.chain(switch).chain(by_two).chain(each).collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -105,7 +109,8 @@ fn tests_on_switch() -> Vec<Test> {
 type OnLane = fn(fn() -> Shown) -> Shown;
 
 /// The tests of what is the same on every lane, on each.
-fn tests_on_each_lane() -> impl Iterator<Item = (String, impl FnOnce() -> Shown + Send + 'static)> {
+fn tests_on_each_lane()
+-> impl Iterator<Item = (String, Needs, impl FnOnce() -> Shown + Send + 'static)> {
     const LANES: [(&str, OnLane); 4] = [
         ("on_express_lane", |test| test()),
         ("by_clsact", |test| fixture::by_clsact(test)),
@@ -113,8 +118,10 @@ fn tests_on_each_lane() -> impl Iterator<Item = (String, impl FnOnce() -> Shown 
         ("by_sockets", |test| fixture::by_sockets(test)),
     ];
     LANES.into_iter().flat_map(|(lane, on_lane)| {
-        let tests = parity::TESTS.iter();
-        tests.map(move |&(name, _, test)| (format!("{lane}_{name}"), move || on_lane(test)))
+        let tests = parity::TESTS.iter().chain(walls::TESTS);
+        tests.map(move |&(name, needs, test)| {
+            (format!("{lane}_{name}"), needs, move || on_lane(test))
+        })
     })
 }
 

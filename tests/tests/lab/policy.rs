@@ -292,7 +292,7 @@ fn source_ports() -> Shown {
 }
 
 /// The first of the ethertypes for experiments (IEEE 802 §9.2.3).
-const EXPERIMENT: u16 = 0x88b5;
+pub(crate) const EXPERIMENT: u16 = 0x88b5;
 
 fn not_ip() -> Shown {
     let rule = "[[rule]]\nname = \"experiment\"\nfrom = { name = \"a\" }\nto = { name = \"b\" }\n\

@@ -109,7 +109,8 @@ impl Lab {
         self.wait_until_ready(child, compiled, options)
     }
 
-    /// A veth has as many queues as the switch has workers, so that each can have one.
+    /// A veth has as many queues as the switch has workers, so that each can have one. Its near end stays down
+    /// until the switch has it: no frame is for its host.
     fn build_container(
         &self,
         switch: &Netns,
@@ -136,8 +137,7 @@ impl Lab {
                 netns: Some(inside.file().as_fd()),
                 ..VethEnd::new(CONTAINER_IFNAME)
             };
-            netlink.create_veth(near, far, queues)?;
-            Ok(netlink.set_up(&host.ifname, true)?)
+            Ok(netlink.create_veth(near, far, queues)?)
         })??;
         inside.run(|| -> Result<(), LabError> {
             set_up_container(host)?;
@@ -238,9 +238,7 @@ fn missing(status: &Status, made: &dyn Fn(&str) -> bool) -> Option<String> {
 fn build_tap(switch: &Netns, host: &Host) -> Result<(), LabError> {
     switch.run(|| -> Result<(), LabError> {
         let made = tap::open(&host.ifname).and_then(|tap| tap::persist(&tap));
-        building(format!("make the tap {}", host.ifname), made)?;
-        let mut netlink = building("open a netlink socket", Netlink::open())?;
-        Ok(netlink.set_up(&host.ifname, true)?)
+        building(format!("make the tap {}", host.ifname), made)
     })?
 }
 

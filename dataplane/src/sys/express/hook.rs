@@ -67,7 +67,7 @@ impl Drop for Attached {
 
 /// Puts the program on an interface's ingress, before any other, in the place of the one whose link is
 /// pinned there.
-pub(super) fn attach(
+pub(in crate::sys) fn attach(
     program: &mut SchedClassifier,
     hook: TcHook,
     pin: Option<PathBuf>,
