@@ -1,9 +1,11 @@
 //! What the switch costs, where that is promised.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
+use firedoor_dataplane::wakefulness;
 use firedoor_lab::probe::{Outcome, Service};
 use firedoor_lab::state::ran_for;
 use libtest_mimic::Failed;
@@ -79,6 +81,10 @@ fn awake() -> Shown {
         Ok(awake()?.held)
     })?;
     ensure!(held, "not held under load: {:?}", lab.dataplane()?);
+    // Who reads it is told the least of what all ask for.
+    let mut asked = [0; 4];
+    File::open(wakefulness::DEVICE)?.read_exact(&mut asked)?;
+    ensure!(asked == [0; 4], "the kernel was asked for {} µs", i32::from_ne_bytes(asked));
     let let_go = wait_for(Duration::from_secs(30), || Ok(!awake()?.held))?;
     ensure!(let_go, "still held when nothing is sent any more");
 

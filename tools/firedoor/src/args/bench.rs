@@ -127,7 +127,7 @@ pub(crate) struct BenchCompareArgs {
     /// Only these scenarios, as udp-10k, or udp-10k/1000 for one number of rules
     #[arg(long, value_name = "SCENARIO", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
-    /// Only these systems: bridge, bridge+nft, ovs-afxdp, redirect, firedoor (both lanes), or one by its name in --list
+    /// Only these systems: bridge, bridge+nft, ovs-afxdp, redirect, firedoor (both lanes), awake (these and the bridge with processors kept awake), or one by its name in --list
     #[arg(long, value_name = "SYSTEM", value_delimiter = ',')]
     pub(crate) peers: Vec<String>,
     /// Where the report is written; a new directory here if left out
