@@ -1,5 +1,18 @@
 //! The control role: compiles intent to a snapshot, installs it, receives denied frames, answers
 //! the command line.
+//!
+//! A config takes this line through the modules:
+//!
+//! 1. [`intent`]: text to what the operator wrote, each value with its place; [`service`] and [`condition`]
+//!    read the small languages in it. What is wrong becomes a [`diagnostic`].
+//! 2. [`compile`]: intent to a snapshot, in which labels are tags and rules are numbers. [`lint`] says what is
+//!    in vain, [`connectivity`] and [`trace`] what it comes to.
+//! 3. [`publish`]: the snapshot is installed in the data plane; [`applied`] and [`edit`] keep what was
+//!    applied, with the ports that were added by hand.
+//!
+//! Denied frames come back the other way: into [`capture`] and [`denies`]. [`daemon`] is the process,
+//! [`server`] its socket and [`client`] the other end, [`rundir`] where all of it lies, and [`pins`] where the
+//! kernel keeps the express lane meanwhile.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

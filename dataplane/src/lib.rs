@@ -14,7 +14,8 @@
 //! - [`interface`] and [`link`]: workloads' interfaces, opened, and watched as they come and go.
 //! - [`engine`]: umem, workers and ports as one thing that a snapshot is installed into;
 //!   [`wakefulness`]: processors that are kept from sleeping while frames come often;
-//!   [`daemon`]: the process around it, its socket and its saved snapshot.
+//!   [`daemon`]: the process around it, its socket and its saved snapshot; [`policy`] and [`counters`]: what
+//!   it shares with workers without making them wait.
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 

@@ -1,36 +1,36 @@
 //! The express lane on real interfaces: its programs, with verdicts written by hand, and the long way
 //! of what has none.
 
+mod clsact;
+mod scene;
+
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::process::Command;
 use std::slice::from_ref;
-use std::sync::Arc;
 use std::time::Duration;
 
+use firedoor_classifier::MacAddr;
 use firedoor_classifier::build::{self, Ends};
-use firedoor_classifier::checksum::complete_partial;
-use firedoor_classifier::extract::extract;
 use firedoor_classifier::wire::tcp;
-use firedoor_classifier::{MacAddr, PortId};
-use firedoor_dataplane::express::punt::ExpressPort;
 use firedoor_dataplane::express::trial::Outcome;
 use firedoor_dataplane::express::{
-    FlowEgress, FlowId, FlowVerdict, Hook, InstallError, Lane, Progress, Slot, TcHook, egress_of,
+    FlowEgress, FlowId, FlowVerdict, Hook, InstallError, Lane, Progress, Slot,
 };
 use firedoor_dataplane::frame::Frame;
 use firedoor_dataplane::handoff::Peers;
-use firedoor_dataplane::link::{Link, Netlink};
+use firedoor_dataplane::link::Netlink;
 use firedoor_dataplane::port::Port;
-use firedoor_dataplane::port::xdp::XdpOptions;
-use firedoor_dataplane::redirect_targets::RedirectTargets;
 use firedoor_dataplane::sys::packet::PacketSender;
 use firedoor_dataplane::sys::tap;
 use libtest_mimic::Failed;
 use mio::{Events, Poll, Token, Waker};
 use socket2::{Domain, Socket, Type};
 
+pub(crate) use self::clsact::hold_clsact;
+pub(crate) use self::scene::open;
+use self::scene::{Scene, complete_checksums};
 use crate::Test;
 use crate::host::{self, Host, Workload};
 
@@ -48,9 +48,9 @@ pub(crate) const TESTS: [(&str, Test); 26] = [
     ("express_a_full_table_refuses_and_has_room_again", full),
     ("express_flows_are_found_in_a_table_that_fills_and_empties", |host| found(host, Hook::Tcx)),
     ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
-    ("clsact_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_clsact),
-    ("clsact_filters_of_others_stay", clsact_shared),
-    ("clsact_filters_of_a_killed_process_are_replaced", clsact_killed),
+    ("clsact_tcp_takes_the_short_way_and_keeps_its_offloads", clsact::short_way),
+    ("clsact_filters_of_others_stay", clsact::shared),
+    ("clsact_filters_of_a_killed_process_are_replaced", clsact::killed),
     ("xdp_tcp_takes_the_short_way_with_its_checksums_completed", tcp_in_xdp),
     ("xdp_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Xdp)),
     ("xdp_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Xdp)),
@@ -73,173 +73,6 @@ const ICMP: u8 = 1;
 const ECHO_REQUEST: u16 = 0x0800;
 const SERVER: u16 = 7000;
 const CLIENT: u16 = 40_000;
-
-/// Two workloads behind veths, both ports looked up by one program, epoch 1 in force, the door open.
-struct Scene {
-    lane: Lane,
-    workloads: [Workload; 2],
-    ports: Vec<Box<dyn Port>>,
-    links: [Link; 2],
-    macs: [[u8; 6]; 2],
-}
-
-impl Scene {
-    fn new(host: &mut Host, hook: Hook) -> Result<Self, Failed> {
-        Self::of(host, Lane::load(64, None)?, hook)
-    }
-
-    fn of(host: &mut Host, lane: Lane, hook: Hook) -> Result<Self, Failed> {
-        let workloads =
-            [Workload::new("10.99.0.1", "fd1", 1)?, Workload::new("10.99.0.2", "fd2", 1)?];
-        for workload in &workloads {
-            // What they would say by themselves is not asked for.
-            let quiet = || Ok(std::fs::write("/proc/sys/net/ipv6/conf/fd0/disable_ipv6", "1")?);
-            workload.inside(quiet)?;
-        }
-        lane.set_epoch(1);
-        lane.keep_open(OPEN);
-        let mut ports: Vec<Box<dyn Port>> = Vec::new();
-        for (tag, ifname) in [(1, "fd1"), (2, "fd2")] {
-            ports.push(match hook {
-                Hook::Tcx => Box::new(open(host, &lane, tag, ifname)?.0),
-                Hook::Xdp => open_frames(host, &lane, tag, ifname)?,
-            });
-        }
-        let links = [host.link("fd1")?, host.link("fd2")?];
-        if hook == Hook::Xdp {
-            take_frames(&lane, &workloads, &links)?;
-        }
-        let mac = |workload: &Workload| workload.inside(|| Ok(Netlink::open()?.link("fd0")?.mac));
-        let macs = [mac(&workloads[0])?, mac(&workloads[1])?];
-        Ok(Self { lane, workloads, ports, links, macs })
-    }
-
-    fn address(&self, workload: usize, port: u16) -> SocketAddr {
-        (self.workloads[workload].address, port).into()
-    }
-
-    /// The flow from that workload to the other one.
-    fn flow(&self, from: usize, protocol: u8, src_port: u16, dst_port: u16) -> FlowId {
-        let [src, dst] = [from, 1 - from].map(|at| IpAddr::V4(self.workloads[at].address));
-        FlowId::new(self.links[from].index, protocol, (src, src_port), (dst, dst_port))
-    }
-
-    fn verdict(&self, from: usize) -> FlowVerdict {
-        let to = 1 - from;
-        FlowVerdict {
-            eth_dst: self.macs[to],
-            eth_src: self.macs[from],
-            egress: egress_of(&self.links[to]),
-            max_frame: self.links[to].mtu as u16 + 14,
-            rule: 0,
-            epoch: 1,
-            is_reply: from == 1,
-            tcp_flags: 2,
-        }
-    }
-
-    fn install(&self, from: usize, id: &FlowId) -> Result<Slot, InstallError> {
-        self.lane.flows().install(id, &self.verdict(from))
-    }
-
-    /// Both directions of the conversation between the client's and the server's port.
-    fn install_both(&self, protocol: u8) -> Result<[Slot; 2], InstallError> {
-        Ok([
-            self.install(0, &self.flow(0, protocol, CLIENT, SERVER))?,
-            self.install(1, &self.flow(1, protocol, SERVER, CLIENT))?,
-        ])
-    }
-
-    /// Sends what comes in at one port out of the other, until `done`. Returns how many frames came
-    /// from each.
-    fn hub(&mut self, host: &mut Host, done: impl Fn() -> bool) -> [usize; 2] {
-        let mut counts = [0; 2];
-        let mut batch: Vec<Frame> = Vec::new();
-        while !done() {
-            for (from, count) in counts.iter_mut().enumerate() {
-                *count += self.ports[from].receive(&mut host.pool, &mut batch);
-                complete_checksums(host, &mut batch);
-                self.ports[1 - from].transmit(&mut batch);
-                self.ports[1 - from].reclaim(&mut host.pool);
-                batch.drain(..).for_each(|frame| host.pool.give(frame));
-            }
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        counts
-    }
-
-    /// Frames that port receives next, until `count` came or nothing more does. They pass for sent.
-    fn received(&mut self, host: &mut Host, port: usize, count: usize) -> Vec<Vec<u8>> {
-        let mut batch = Vec::new();
-        let _ = host::wait_for(|| {
-            self.ports[port].receive(&mut host.pool, &mut batch);
-            batch.len() >= count
-        });
-        let bytes = batch.iter().map(|frame| host.umem.bytes(frame).to_vec()).collect();
-        batch.into_iter().for_each(|frame| host.pool.give_sent(frame));
-        bytes
-    }
-
-    fn close(self, host: &mut Host) {
-        for port in self.ports {
-            port.close(&mut host.pool);
-        }
-        host.assert_conserved();
-    }
-}
-
-pub(crate) fn open(
-    host: &mut Host,
-    lane: &Lane,
-    tag: u16,
-    ifname: &str,
-) -> Result<(ExpressPort, Link), Failed> {
-    let umem = Arc::clone(&host.umem);
-    let opened = lane.open(&umem, tag, tag, ifname, 256, &mut host.pool)?;
-    Ok((opened.port, opened.link))
-}
-
-/// What the switch does with frames of workloads that leave checksums to their devices.
-fn complete_checksums(host: &Host, frames: &mut [Frame]) {
-    for frame in frames {
-        if let Ok(headers) = extract(host.umem.bytes(frame), PortId(1)) {
-            complete_partial(host.umem.bytes_mut(frame), &headers);
-        }
-    }
-}
-
-fn open_frames(
-    host: &mut Host,
-    lane: &Lane,
-    tag: u16,
-    ifname: &str,
-) -> Result<Box<dyn Port>, Failed> {
-    let umem = Arc::clone(&host.umem);
-    let options = XdpOptions { fill: 256, ..XdpOptions::default() };
-    let opened = lane.open_frames(&umem, tag, tag, ifname, &options, &mut host.pool)?;
-    assert_eq!(opened.mode, "native copy, lookup");
-    let queue = opened.queues.into_iter().next().ok_or("it has a queue")?;
-    Ok(Box::new(queue))
-}
-
-/// Lets the workloads take frames that are redirected in XDP, and tells the lane once the kernel says
-/// that they do.
-fn take_frames(lane: &Lane, workloads: &[Workload; 2], links: &[Link; 2]) -> Result<(), Failed> {
-    let targets = RedirectTargets::open()?;
-    let watch = targets.watch()?;
-    for (workload, link) in workloads.iter().zip(links) {
-        assert!(!targets.list()?.contains(&link.index), "nobody polls at its far end");
-        workload.inside(|| {
-            let done = Command::new("ethtool").args(["-K", "fd0", "gro", "on"]).status()?;
-            assert!(done.success());
-            Ok(())
-        })?;
-        assert!(watch.drain(), "the kernel tells of it");
-        assert!(targets.list()?.contains(&link.index));
-        lane.set_device(link.index, true)?;
-    }
-    Ok(())
-}
 
 /// Sends `len` bytes over TCP from the first workload to the second, while the test plays the switch.
 /// Returns how many frames took the long way, from each.
@@ -289,81 +122,6 @@ fn tcp_express(host: &mut Host) -> Result<(), Failed> {
     }
     scene.close(host);
     Ok(())
-}
-
-/// As [`tcp_express`], on a kernel without tcx.
-fn tcp_clsact(host: &mut Host) -> Result<(), Failed> {
-    let lane = Lane::load_at(TcHook::Clsact, 64, None)?;
-    let mut scene = Scene::of(host, lane, Hook::Tcx)?;
-    tcp_short_way(&mut scene, host, 16 << 20)?;
-    assert_eq!(filters("fd1")?.len(), 1, "the program is a filter");
-    scene.ports.drain(..).for_each(|port| port.close(&mut host.pool));
-    nothing_left("fd1")?;
-    nothing_left("fd2")?;
-    scene.close(host);
-    Ok(())
-}
-
-/// What others have in the queueing discipline stays.
-fn clsact_shared(host: &mut Host) -> Result<(), Failed> {
-    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
-    tc(&["qdisc", "add", "dev", "fd1", "clsact"])?;
-    tc(&["filter", "add", "dev", "fd1", "egress", "bpf", "bytecode", "1,6 0 0 0"])?;
-    let before = tc(&["filter", "show", "dev", "fd1", "egress"])?;
-    let lane = Lane::load_at(TcHook::Clsact, 64, None)?;
-    let (port, _) = open(host, &lane, 1, "fd1")?;
-    assert_eq!(filters("fd1")?.len(), 1);
-    Box::new(port).close(&mut host.pool);
-    assert_eq!(filters("fd1")?.len(), 0);
-    assert_eq!(tc(&["filter", "show", "dev", "fd1", "egress"])?, before);
-    host.assert_conserved();
-    Ok(())
-}
-
-/// The filter outlives its process; the next one's takes its place, and goes with its port.
-fn clsact_killed(host: &mut Host) -> Result<(), Failed> {
-    let _workload = Workload::new("10.99.0.1", "fd1", 1)?;
-    let mode = crate::hold_and_kill(crate::HOLD_CLSACT, "fd1", || Ok(()))?;
-    assert_eq!(mode, "Clsact\n");
-    let left = filters("fd1")?;
-    assert_eq!(left.len(), 1, "{left:?}");
-    let lane = Lane::load_at(TcHook::Clsact, 64, None)?;
-    let (port, _) = open(host, &lane, 1, "fd1")?;
-    let replaced = filters("fd1")?;
-    assert!(replaced.len() == 1 && replaced != left, "{left:?} {replaced:?}");
-    Box::new(port).close(&mut host.pool);
-    host.assert_conserved();
-    nothing_left("fd1")
-}
-
-/// What the child of [`clsact_killed`] does first.
-pub(crate) fn hold_clsact(ifname: &str, host: &mut Host) -> Result<(Lane, ExpressPort), Failed> {
-    let lane = Lane::load_at(TcHook::Clsact, 64, None)?;
-    let (port, _) = open(host, &lane, 1, ifname)?;
-    println!("{:?}", lane.hook());
-    Ok((lane, port))
-}
-
-/// The filters at the ingress of an interface, each in a line that names its program.
-fn filters(ifname: &str) -> Result<Vec<String>, Failed> {
-    let shown = tc(&["filter", "show", "dev", ifname, "ingress"])?;
-    Ok(shown.lines().filter(|line| line.contains(" handle ")).map(str::to_owned).collect())
-}
-
-fn nothing_left(ifname: &str) -> Result<(), Failed> {
-    let shown = tc(&["qdisc", "show", "dev", ifname])?;
-    assert!(!shown.contains("clsact"), "{shown}");
-    Ok(())
-}
-
-fn tc(arguments: &[&str]) -> Result<String, Failed> {
-    let output = Command::new("tc").args(arguments).output()?;
-    assert!(
-        output.status.success(),
-        "tc {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The workloads leave checksums to their devices, and the receiver's stack looks at them.
