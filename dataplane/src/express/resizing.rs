@@ -215,14 +215,12 @@ mod tests {
     impl Table {
         fn new(largest: u32) -> Self {
             let slots = (largest * CELLS as u32 / 2).max(256);
-            let mut free = SlotSet::below(slots);
-            (0..slots).for_each(|slot| free.insert(slot));
             Self {
                 buckets: (0..2 * largest).map(|_| Bucket::default()).collect(),
                 in_use: AtomicU32::new(1),
                 memory: Memory::new(slots),
                 resizing: Resizing::new(slots),
-                free,
+                free: SlotSet::all_below(slots),
                 flows: HashMap::new(),
                 left: HashMap::new(),
             }

@@ -8,7 +8,7 @@
 const BITS: usize = u64::BITS as usize;
 
 /// Some of the slots below a number.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct SlotSet {
     /// The one with a bit for each slot first.
     levels: Vec<Vec<u64>>,
@@ -25,6 +25,21 @@ impl SlotSet {
             levels.push(vec![0; words]);
         }
         Self { levels, len: 0 }
+    }
+
+    /// All slots below `end`. Cost: a word at a time.
+    pub(super) fn all_below(end: u32) -> Self {
+        let mut set = Self { len: end, ..Self::below(end) };
+        let mut bits = end as usize;
+        for level in &mut set.levels {
+            let (full, rest) = level.split_at_mut(bits / BITS);
+            full.fill(u64::MAX);
+            if let Some(last) = rest.first_mut() {
+                *last = !(u64::MAX << (bits % BITS));
+            }
+            bits = bits.div_ceil(BITS);
+        }
+        set
     }
 
     /// How many there are.
@@ -110,10 +125,11 @@ mod tests {
 
     #[test]
     fn every_slot_can_be_there_and_none_beyond() {
-        for end in [0, 1, 64, 65, 4096, 4097, 300_000] {
+        for end in [0, 1, 63, 64, 65, 4095, 4096, 4097, 300_000] {
             let mut set = SlotSet::below(end);
             assert_eq!((set.len(), set.next(0)), (0, None));
             (0..end).for_each(|slot| set.insert(slot));
+            assert_eq!(set, SlotSet::all_below(end));
             assert_eq!((set.len(), set.next(0)), (end, (end > 0).then_some(0)));
             set.remove(end);
             assert_eq!(slots(&set), (0..end).collect::<Vec<_>>());

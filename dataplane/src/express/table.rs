@@ -124,9 +124,8 @@ struct Slots {
 impl FlowTable {
     /// The table of a program whose maps are new.
     pub(super) fn new(program: Arc<Program>) -> Self {
-        let mut slots = Slots::new(program.slots().count());
-        (0..program.slots().count()).for_each(|slot| slots.free.insert(slot));
-        Self { leases: leases(program.slots().count()), slots: Mutex::new(slots), program }
+        let count = program.slots().count();
+        Self { leases: leases(count), slots: Mutex::new(Slots::new(count)), program }
     }
 
     /// The table of a program whose maps have outlived another process, and what it holds.
@@ -309,10 +308,10 @@ fn leases(count: u32) -> Leases {
 }
 
 impl Slots {
-    /// Of a table of so many: none is free yet.
+    /// Of a table of so many: all are free.
     fn new(count: u32) -> Self {
         Self {
-            free: SlotSet::below(count),
+            free: SlotSet::all_below(count),
             resting: VecDeque::new(),
             rest: REST,
             by_payer: HashMap::new(),
@@ -327,10 +326,8 @@ impl Slots {
         let mut inherited = Vec::new();
         let mut slots = Self::new(regions.slots.count());
         for (number, cell) in (0..).zip(regions.slots.iter()) {
-            let Some((id, verdict)) = cell.read() else {
-                slots.free.insert(number);
-                continue;
-            };
+            let Some((id, verdict)) = cell.read() else { continue };
+            slots.free.remove(number);
             *slots.by_payer.entry(verdict.payer(&id)).or_default() += 1;
             // The process may have died before it had done so.
             if index.find(&id) == Some(number)
