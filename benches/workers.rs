@@ -11,7 +11,7 @@
 //!   Every frame changes worker.
 //!
 //! Bouts of all of them take turns, so that what else the machine does meets all alike. `--quick` takes
-//! fewer. Needs as many idle cores as workers.
+//! fewer, and the name of a pattern that one alone. Needs as many idle cores as workers.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::time::{Duration, Instant};
@@ -45,10 +45,14 @@ const PATTERNS: [(&str, Pattern); 4] = [
 ];
 
 fn main() {
-    let rounds = if std::env::args().any(|arg| arg == "--quick") { 5 } else { 15 };
-    let mut bouts: Vec<(&str, [Bout; 2])> = PATTERNS
-        .map(|(name, pattern)| (name, [1, 2].map(|count| Bout::new(count, pattern))))
-        .into();
+    let args: Vec<String> = std::env::args().collect();
+    let is_asked = |name: &str| args.iter().any(|arg| arg == name);
+    let rounds = if is_asked("--quick") { 5 } else { 15 };
+    let all = !PATTERNS.iter().any(|(name, _)| is_asked(name));
+    let patterns = PATTERNS.iter().filter(|(name, _)| all || is_asked(name));
+    let mut bouts: Vec<(&str, [Bout; 2])> = patterns
+        .map(|&(name, pattern)| (name, [1, 2].map(|count| Bout::new(count, pattern))))
+        .collect();
     let mut rates: Vec<[Vec<f64>; 2]> = bouts.iter().map(|_| Default::default()).collect();
     for _ in 0..rounds {
         for ((_, pair), rates) in bouts.iter_mut().zip(&mut rates) {

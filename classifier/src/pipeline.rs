@@ -12,8 +12,8 @@ use crate::classify::{
     Classified, Context, Related, classify, is_conversation, may_learn, vlan_of,
 };
 use crate::connections::{
-    self, Claims, Commit, ConnectionId, ConnectionInfo, Connections, Credit, Established, Hint,
-    Hints, Hit, Lookup, Side, Stage,
+    self, Bucket, Claims, Commit, ConnectionId, ConnectionInfo, Connections, Credit, Established,
+    Hint, Hints, Hit, Lookup, Side, Stage,
 };
 use crate::extract::{Embedded, Headers, Kind};
 use crate::fdb::Fdb;
@@ -163,20 +163,16 @@ impl Pipeline {
         self.connections.prepare_to_observe(&self.hints, at, fetch);
     }
 
-    /// The worker that judges the frame at position `at` of the burst; see [`Claims::owner_of`]. `None` if
-    /// there is but one. A connection that is in the table is this worker's, so only for other frames the
-    /// directory is asked.
+    /// The bucket of the frame at position `at` of the burst, if another worker may be the one that judges
+    /// it; see [`Claims::owner_of`].
     #[inline]
-    pub fn owner_of(
-        &mut self,
+    pub fn bucket_of(
+        &self,
         headers: &Headers,
         at: usize,
-        wish: impl Fn(u32) -> u16,
-        is_clear: impl Fn(u16) -> bool,
-    ) -> Option<u16> {
-        let is_here = self.connections.has(&self.hints, at);
-        let claims = self.connections.claims()?;
-        Some(if is_here { claims.me() } else { claims.owner_of(headers, wish, is_clear) })
+        fetch: impl Fn(*const ()),
+    ) -> Option<Bucket> {
+        self.connections.bucket_of(headers, &self.hints, at, fetch)
     }
 
     /// The second half of [`Pipeline::prepare`]: for those frames of the burst, by their position, that

@@ -19,6 +19,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use firedoor_classifier::checksum::complete_partial;
+use firedoor_classifier::connections::Bucket;
 use firedoor_classifier::extract::{Headers, Kind, extract_into};
 use firedoor_classifier::reply::{MAX_REPLY, refuse};
 use firedoor_classifier::snapshot::Mode;
@@ -78,6 +79,8 @@ pub struct Burst {
     frames: Vec<Frame>,
     /// Those of the frame at the same position. Beyond them are old ones, to be written over.
     headers: Vec<Headers>,
+    /// What says who judges it, while they are asked; `None` if it is this worker anyway.
+    buckets: Vec<Option<Bucket>>,
     /// Who judges it; nobody's, if there is one worker.
     owners: Vec<u16>,
 }
@@ -149,11 +152,12 @@ impl Path {
     ///
     /// Those that another worker judges go there.
     fn judge_burst(&mut self, origin: Origin, now: Nanos) {
-        let Burst { mut frames, mut headers, mut owners } = std::mem::take(&mut self.burst);
+        let Burst { mut frames, mut headers, mut buckets, mut owners } =
+            std::mem::take(&mut self.burst);
         let burst = &mut headers[..frames.len()];
         self.refresh_offload(now);
         self.pipeline.find_connections(burst, prefetch);
-        self.find_owners(burst, origin, &mut owners);
+        self.find_owners(burst, origin, &mut buckets, &mut owners);
         let me = self.peers.me();
         let owner_of = |at: usize| owners.get(at).copied().unwrap_or(me);
         self.pipeline.find_flows(burst, |at| owner_of(at) == me);
@@ -174,7 +178,7 @@ impl Path {
         }
         drop(waiting);
         owners.clear();
-        self.burst = Burst { frames, headers, owners };
+        self.burst = Burst { frames, headers, buckets, owners };
     }
 
     /// Steps 3 to 6 for one frame, which stands at position `at` of the burst.
@@ -191,20 +195,34 @@ impl Path {
     }
 
     /// Finds the worker that judges each frame of a burst; none, if this is the only one.
-    fn find_owners(&mut self, burst: &[Headers], origin: Origin, owners: &mut Vec<u16>) {
+    fn find_owners(
+        &mut self,
+        burst: &[Headers],
+        origin: Origin,
+        buckets: &mut Vec<Option<Bucket>>,
+        owners: &mut Vec<u16>,
+    ) {
         let Self { pipeline, peers, outbox, .. } = self;
-        owners.extend(burst.iter().enumerate().map_while(|(at, headers)| {
+        if pipeline.claims().is_none() {
+            return;
+        }
+        let bucket_of = |(at, headers)| pipeline.bucket_of(headers, at, prefetch);
+        buckets.extend(burst.iter().enumerate().map(bucket_of));
+        let Some(claims) = pipeline.claims() else { return };
+        owners.extend(burst.iter().zip(buckets.drain(..)).map(|(headers, bucket)| {
+            let Some(bucket) = bucket else { return claims.me() };
             let wish = |number| wish(peers, outbox, headers, origin, number);
             let is_clear = |last| origin == Origin::Worker || peers.is_clear(last);
-            pipeline.owner_of(headers, at, wish, is_clear)
+            claims.owner_of(bucket, wish, is_clear)
         }));
     }
 
     /// The worker that judges a fragment which is put in order here.
     pub(crate) fn owner_of_fragment(&mut self, headers: &Headers) -> u16 {
         let me = self.peers.me();
-        let claims = self.pipeline.claims();
-        claims.map_or(me, |claims| claims.owner_of(headers, |_| me, |_| true))
+        let Some(claims) = self.pipeline.claims() else { return me };
+        let Some(bucket) = claims.bucket_of(headers, |_| ()) else { return me };
+        claims.owner_of(bucket, |_| me, |_| true)
     }
 
     /// Hands a frame to another worker.

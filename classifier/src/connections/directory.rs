@@ -20,6 +20,7 @@
 //! - A worker has connections in no bucket but those it holds.
 
 use std::hash::{BuildHasher, RandomState};
+use std::ptr::from_ref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -43,6 +44,10 @@ pub struct Directory {
     buckets: Box<[AtomicU32]>,
     hasher: Hasher,
 }
+
+/// Connections that have one owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket(u32);
 
 /// What a bucket says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +80,7 @@ impl Directory {
         Arc::new(Self { buckets, hasher })
     }
 
-    /// The bucket of a frame; `None` if it can neither begin nor belong to a connection, nor be about one.
-    fn bucket_of(&self, headers: &Headers) -> Option<u32> {
+    fn bucket_of(&self, headers: &Headers) -> Option<Bucket> {
         let frame = match headers.kind {
             Kind::Plain if headers.key.eth_dst.is_multicast() => None,
             Kind::Plain => FrameKey::of_frame(headers),
@@ -87,11 +91,11 @@ impl Directory {
     }
 
     /// The VLAN is left out, because a frame may name it in several ways.
-    fn bucket_of_key(&self, key: &Key) -> u32 {
-        self.hasher.hash(&key.without_vlan()) & (self.buckets.len() as u32 - 1)
+    fn bucket_of_key(&self, key: &Key) -> Bucket {
+        Bucket(self.hasher.hash(&key.without_vlan()) & (self.buckets.len() as u32 - 1))
     }
 
-    fn cell(&self, bucket: u32) -> &AtomicU32 {
+    fn cell(&self, Bucket(bucket): Bucket) -> &AtomicU32 {
         &self.buckets[bucket as usize & (self.buckets.len() - 1)]
     }
 }
@@ -101,7 +105,7 @@ pub struct Claims {
     directory: Arc<Directory>,
     me: u16,
     /// Buckets that are held once less as soon as everything judged so far has been sent.
-    departing: Vec<u32>,
+    departing: Vec<Bucket>,
 }
 
 impl Claims {
@@ -115,8 +119,17 @@ impl Claims {
         self.me
     }
 
-    /// The worker that judges this frame. If it is this one, the frame's bucket is held until the next
-    /// [`Claims::settle`].
+    /// The bucket of a frame; `None` if it can neither begin nor belong to a connection, nor be about one.
+    /// Then this worker judges it. `fetch` is asked for what [`Claims::owner_of`] reads.
+    #[inline]
+    pub fn bucket_of(&self, headers: &Headers, fetch: impl Fn(*const ())) -> Option<Bucket> {
+        let bucket = self.directory.bucket_of(headers)?;
+        fetch(from_ref(self.directory.cell(bucket)).cast());
+        Some(bucket)
+    }
+
+    /// The worker that judges the frames of this bucket. If it is this one, the bucket is held until the
+    /// next [`Claims::settle`].
     ///
     /// A frame whose bucket is free goes to the worker that `wish` names, knowing a number that is the same
     /// for all of the bucket; unless its last owner may still have frames on their way from here, as
@@ -124,18 +137,18 @@ impl Claims {
     #[inline]
     pub fn owner_of(
         &mut self,
-        headers: &Headers,
+        bucket: Bucket,
         wish: impl Fn(u32) -> u16,
         is_clear: impl Fn(u16) -> bool,
     ) -> u16 {
-        let Some(bucket) = self.directory.bucket_of(headers) else { return self.me };
         let cell = self.directory.cell(bucket);
         let mut state = State(cell.load(Ordering::Acquire));
         loop {
             if let Some(owner) = state.owner().filter(|_| state.count() > 0) {
                 return owner;
             }
-            let wished = wish(bucket);
+            let Bucket(number) = bucket;
+            let wished = wish(number);
             let chosen = match state.owner() {
                 Some(last) if last == self.me || !(last == wished || is_clear(last)) => last,
                 _ => wished,
@@ -221,7 +234,8 @@ mod tests {
     /// Who judges the frame, asked by a worker that wants it itself.
     fn asked(claims: &mut Claims, headers: &Headers) -> u16 {
         let me = claims.me;
-        claims.owner_of(headers, |_| me, |_| true)
+        let bucket = claims.bucket_of(headers, |_| ());
+        bucket.map_or(me, |bucket| claims.owner_of(bucket, |_| me, |_| true))
     }
 
     #[test]
@@ -258,8 +272,9 @@ mod tests {
         let frame = frame(ends(), 1, 53);
         asked(&mut first, &frame);
         first.settle();
-        assert_eq!(second.owner_of(&frame, |_| 1, |_| false), 0);
-        assert_eq!(second.owner_of(&frame, |_| 1, |_| true), 1);
+        let bucket = second.bucket_of(&frame, |_| ()).unwrap();
+        assert_eq!(second.owner_of(bucket, |_| 1, |_| false), 0);
+        assert_eq!(second.owner_of(bucket, |_| 1, |_| true), 1);
     }
 
     #[test]

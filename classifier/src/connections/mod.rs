@@ -67,7 +67,7 @@ mod timers;
 
 use std::hash::{BuildHasher, RandomState};
 
-pub use self::directory::{Claims, Directory};
+pub use self::directory::{Bucket, Claims, Directory};
 use self::entry::{Entry, Identity, State};
 pub use self::key::ports_of_answer;
 use self::key::{FrameKey, Upper};
@@ -375,6 +375,21 @@ impl Connections {
         self.claims = Some(claims);
     }
 
+    /// The bucket of the frame that stood at this place of the batch, if another table may have its
+    /// connection; see [`Claims::bucket_of`]. A connection that is in this one is nobody else's, so only for
+    /// other frames the directory is asked.
+    #[inline]
+    pub fn bucket_of(
+        &self,
+        headers: &Headers,
+        hints: &Hints,
+        at: usize,
+        fetch: impl Fn(*const ()),
+    ) -> Option<Bucket> {
+        let claims = self.claims.as_ref()?;
+        if self.has(hints, at) { None } else { claims.bucket_of(headers, fetch) }
+    }
+
     /// Who judges which frame; `None` if this is the only table.
     pub const fn claims(&mut self) -> Option<&mut Claims> {
         self.claims.as_mut()
@@ -495,7 +510,7 @@ impl Connections {
     /// Whether a connection with the key of the frame that stood at this place of the batch is in this
     /// table, live or not. It is certain to be if so; if not, it may be.
     #[inline]
-    pub fn has(&self, hints: &Hints, at: usize) -> bool {
+    fn has(&self, hints: &Hints, at: usize) -> bool {
         let Some(hint) = hints.get(at) else { return false };
         self.table.with_key(hint.id, hint.endpoints, &hint.upper).is_some()
     }

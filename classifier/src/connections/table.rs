@@ -18,8 +18,9 @@ use crate::time::Nanos;
 /// Lists that one call of [`Table::take_expired`] may look at in vain.
 const LOOKS: usize = 64;
 
-/// Connections that the cache next to the processor has room for: a megabyte of index and identities.
-const SMALL: usize = 8_192;
+/// Connections that stay in the cache next to the processor beside all else that a frame needs: half a
+/// megabyte of index and entries.
+const SMALL: usize = 2_048;
 
 pub(super) struct Table {
     slab: Slab,

@@ -104,8 +104,9 @@ impl Path {
     fn takes_over(&mut self, headers: &Headers) -> bool {
         let Self { pipeline, peers, .. } = self;
         let wish = |number| peers.any_of(number);
-        let owner = pipeline.claims().map(|claims| claims.owner_of(headers, wish, |_| true));
-        owner.is_none_or(|owner| owner == peers.me())
+        let Some(claims) = pipeline.claims() else { return true };
+        let Some(bucket) = claims.bucket_of(headers, |_| ()) else { return true };
+        claims.owner_of(bucket, wish, |_| true) == peers.me()
     }
 }
 
