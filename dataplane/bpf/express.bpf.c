@@ -173,30 +173,37 @@ int express(struct __sk_buff *skb)
 {
 	__u32 zero = 0, frames;
 	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
+	void *data, *end;
 	struct headers headers;
+	struct place place;
 	struct found found;
 	struct flow *flow;
 	enum way way;
 
-	if (!control || is_shut(control))
+	if (unlikely(!control || is_shut(control)))
 		return TC_ACT_SHOT;
 	pull_headers(skb);
-	if (skb->vlan_present || !parse((void *)(long)skb->data, (void *)(long)skb->data_end,
-					skb->len, skb->ifindex, &headers))
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (skb->vlan_present || !take_key(data, end, skb->ifindex, &headers))
+		return punt(skb, control, NULL, most_frames_of(skb));
+	place = place_of(&headers, control);
+	reach(&place, &found);
+	if (unlikely(!is_plain(data, end, skb->len, &headers)))
 		return punt(skb, control, NULL, most_frames_of(skb));
 	frames = frames_of(skb, &headers);
-	if (!find(&headers, control, &found))
+	if (unlikely(!find(&headers, control, &place, &found)))
 		return punt(skb, control, NULL, frames);
 	flow = found.flow;
 	way = way_of(&found, &headers, frames);
 	if (way != SHORT_WAY && !headers.special && !is_received())
 		way = SHORT_WAY;
-	if (way == NO_WAY)
+	if (unlikely(way == NO_WAY))
 		return TC_ACT_SHOT;
-	if (way == LONG_WAY || !fits(skb, &headers, flow))
+	if (unlikely(way == LONG_WAY || !fits(skb, &headers, flow)))
 		return punt(skb, control, flow, frames);
 	// What stands behind the packet is padding at best.
-	if (skb->len > headers.end && bpf_skb_change_tail(skb, headers.end, 0))
+	if (unlikely(skb->len > headers.end) && bpf_skb_change_tail(skb, headers.end, 0))
 		return punt(skb, control, flow, frames);
 	if (!(flow->facts & FACT_PEER)) {
 		if (!stays_as_judged(skb, &headers))
@@ -225,6 +232,14 @@ struct {
 // bits than these, which the verifier is to know.
 #define LONGEST 4096
 #define REACH (2 * LONGEST - 1)
+
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
 
 // A workload with checksum offload leaves the pseudo-header's sum in the checksum's place, and a note
 // in the skb that XDP does not see: classifier/src/checksum.rs says why the field alone is enough.
@@ -321,27 +336,30 @@ int express_xdp(struct xdp_md *ctx)
 	__u32 zero = 0, len = end - data;
 	struct control *control = bpf_map_lookup_elem(&express_control, &zero);
 	struct headers headers;
+	struct place place;
 	struct found found;
 	struct flow *flow;
 	enum way way;
 
-	if (!control || is_shut(control))
+	if (unlikely(!control || is_shut(control)))
 		return XDP_DROP;
-	if (!READ_ONCE(control->devices) || !parse(data, end, len, ctx->ingress_ifindex, &headers))
+	if (unlikely(!READ_ONCE(control->devices) || !take_key(data, end, ctx->ingress_ifindex, &headers)))
 		return hand_over(ctx, NULL);
-	if (!find(&headers, control, &found))
+	place = place_of(&headers, control);
+	reach(&place, &found);
+	if (unlikely(!is_plain(data, end, len, &headers) || !find(&headers, control, &place, &found)))
 		return hand_over(ctx, NULL);
 	flow = found.flow;
 	way = way_of(&found, &headers, 1);
-	if (way == NO_WAY)
+	if (unlikely(way == NO_WAY))
 		return XDP_DROP;
-	if (way == LONG_WAY || headers.end > flow->max_frame ||
-	    bpf_redirect_map(&express_devices, flow->egress, XDP_ABORTED) != XDP_REDIRECT)
+	if (unlikely(way == LONG_WAY || headers.end > flow->max_frame ||
+	    bpf_redirect_map(&express_devices, flow->egress, XDP_ABORTED) != XDP_REDIRECT))
 		return hand_over(ctx, flow);
-	if (is_partial(&headers) && !complete(ctx, &headers))
+	if (unlikely(is_partial(&headers) && !complete(ctx, &headers)))
 		return hand_over(ctx, flow);
 	// What stands behind the packet is padding at best.
-	if (len > headers.end && bpf_xdp_adjust_tail(ctx, (int)headers.end - (int)len))
+	if (unlikely(len > headers.end) && bpf_xdp_adjust_tail(ctx, (int)headers.end - (int)len))
 		return hand_over(ctx, flow);
 	count(&found, &headers, 1);
 	return XDP_REDIRECT;

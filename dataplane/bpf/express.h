@@ -39,6 +39,9 @@
 #define ICMPV6_REQUEST 128
 #define ICMPV6_REPLY 129
 
+// What hardly any frame is: so the way of the others lies close together.
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#define likely(x) __builtin_expect(!!(x), 1)
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 
 // What is the same in every frame of one direction of a conversation, and how it travels between Ethernet
@@ -232,16 +235,12 @@ static __always_inline int is_echo(const struct echo *echo, __u8 protocol)
 	return echo->type == ICMPV6_REQUEST || echo->type == ICMPV6_REPLY;
 }
 
-// A sum of words of 16 bits or more, with each carry brought back (RFC 1071).
-static __always_inline __u16 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
+// 2^64 - 1, divided by 2^16 - 1. Its negative is what undoes a multiplication by 2^16 - 1, modulo 2^64.
+#define FOLDS 0x0001000100010001ULL
 
-// RFC 1071, over the header's twenty bytes. Their sum is not 0: the version is one of them.
+// RFC 1071, over the header's twenty bytes: words of 16 bits that sum up to 0xffff, with each carry brought back,
+// sum up to a multiple of it without. They cannot sum up to 0: the version is one of them. A multiple is what
+// comes out small where the multiplication is undone, which takes less than to divide.
 static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
 {
 	const __u32 *words = (const void *)ip;
@@ -249,23 +248,96 @@ static __always_inline int ipv4_checksum_is_right(const struct iphdr *ip)
 #pragma unroll
 	for (int i = 0; i < 5; i++)
 		sum += words[i];
-	return fold(sum) == 0xffff;
+	return sum * -FOLDS <= FOLDS;
 }
 
-// The transport header at `l4`, behind which the packet ends at headers->end.
-static __always_inline int parse_transport(struct headers *headers, __u8 protocol, const void *l4,
-					   __u32 at, const void *end)
+// Eight bytes of a frame, which need not be aligned.
+static __always_inline __u64 eight(const void *at)
 {
+	return *(const __u64 *)at;
+}
+
+// Takes from the transport header at `l4` what is of the key.
+static __always_inline int take_ports(const void *l4, const void *end, struct headers *headers)
+{
+	const struct echo *echo = l4;
 	__u32 ports;
 
-	headers->transport = at;
-	headers->protocol = protocol;
+	// What is shortest of TCP, UDP and ICMP.
+	if (unlikely((const void *)(echo + 1) > end))
+		return 0;
+	switch (headers->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+		ports = *(const __u32 *)l4;
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		ports = echo->identifier | (__u32)*(const __be16 *)l4 << 16;
+		break;
+	default:
+		return 0;
+	}
+	headers->key.words[1] = pair(ports, headers->ingress);
+	return 1;
+}
+
+// Takes what a frame's verdict is found by, where it stands in one whose verdict can be here at all. Whether it
+// is one is for `is_plain` to say, while memory is waited for. Bytes from `data` to `end` can be read; the frame
+// came in at the interface of index `ingress`.
+static __always_inline int take_key(const void *data, const void *end, __u32 ingress,
+				    struct headers *headers)
+{
+	const struct ethhdr *eth = data;
+	const __u32 *words = data;
+
+	if (unlikely((const void *)(eth + 1) > end))
+		return 0;
+	headers->key.words[2] = eight(data);
+	headers->ingress = ingress;
+	if (*(const __be16 *)&words[3] == bpf_htons(ETH_P_IP)) {
+		const struct iphdr *ip = (const void *)(eth + 1);
+
+		if (unlikely((const void *)(ip + 1) > end))
+			return 0;
+		headers->protocol = ip->protocol;
+		headers->transport = sizeof(*eth) + sizeof(*ip);
+		headers->key.words[0] = eight(&ip->saddr);
+		headers->key.words[3] = pair(words[2], headers->protocol);
+		return take_ports(ip + 1, end, headers);
+	}
+	if (*(const __be16 *)&words[3] == bpf_htons(ETH_P_IPV6)) {
+		const struct ipv6hdr *ip = (const void *)(eth + 1);
+		const __be32 *src, *dst;
+
+		if (unlikely((const void *)(ip + 1) > end))
+			return 0;
+		src = ip->saddr.s6_addr32;
+		dst = ip->daddr.s6_addr32;
+		headers->protocol = ip->nexthdr;
+		headers->transport = sizeof(*eth) + sizeof(*ip);
+		headers->far.words[0] = eight(src);
+		headers->far.words[1] = pair(src[2], dst[0]);
+		headers->far.words[2] = eight(dst + 1);
+		headers->key.words[0] = pair(src[3], dst[3]);
+		headers->key.words[3] = pair(words[2], headers->protocol | KEY_IPV6);
+		return take_ports(ip + 1, end, headers);
+	}
+	return 0;
+}
+
+// Whether the transport header at `l4` is one that the key was taken from, behind which the packet ends at
+// headers->end. Takes the rest of it.
+static __always_inline int is_plain_transport(const void *l4, const void *end, struct headers *headers)
+{
+	__u32 at = headers->transport;
+
 	headers->special = headers->answers = headers->fin = 0;
-	if (protocol == IPPROTO_TCP) {
+	if (headers->protocol == IPPROTO_TCP) {
 		const struct tcphdr *tcp = l4;
 		__u8 flags;
 
-		if ((const void *)(tcp + 1) > end || tcp->doff < 5)
+		if (unlikely((const void *)(tcp + 1) > end || tcp->doff < 5))
 			return 0;
 		flags = ((const __u8 *)l4)[13];
 		headers->payload = at + tcp->doff * 4;
@@ -277,79 +349,54 @@ static __always_inline int parse_transport(struct headers *headers, __u8 protoco
 		headers->special = (flags & (TCP_SYN | TCP_RST | TCP_ACK | TCP_URG)) != TCP_ACK;
 		flags &= TCP_FIN | TCP_SYN | TCP_RST | TCP_PSH | TCP_ACK | TCP_URG;
 		headers->answers = flags == (TCP_SYN | TCP_ACK) && headers->payload == headers->end;
-		ports = *(const __u32 *)l4;
-	} else if (protocol == IPPROTO_UDP) {
+	} else if (headers->protocol == IPPROTO_UDP) {
 		const struct udphdr *udp = l4;
 
-		if ((const void *)(udp + 1) > end || bpf_ntohs(udp->len) != headers->end - at)
+		if (unlikely((const void *)(udp + 1) > end || bpf_ntohs(udp->len) != headers->end - at))
 			return 0;
 		headers->payload = at + sizeof(*udp);
 		headers->sum = udp->check;
-		ports = *(const __u32 *)l4;
-	} else if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6) {
+	} else {
 		const struct echo *echo = l4;
 
-		if ((const void *)(echo + 1) > end || !is_echo(echo, protocol))
+		if (unlikely((const void *)(echo + 1) > end || !is_echo(echo, headers->protocol)))
 			return 0;
 		headers->payload = at + sizeof(*echo);
 		headers->sum = 0;
-		ports = echo->identifier | (__u32)*(const __be16 *)l4 << 16;
-	} else {
-		return 0;
 	}
-	headers->key.words[1] = pair(ports, headers->ingress);
 	return headers->payload <= headers->end;
 }
 
-// Fills `headers`, if the frame is one whose verdict can be here at all. It is `len` bytes long, of
-// which those from `data` to `end` can be read, and came in at the interface of index `ingress`.
-static __always_inline int parse(const void *data, const void *end, __u32 len, __u32 ingress,
-				 struct headers *headers)
+// Whether the frame is plain: a key that was taken from it is what it says. It is `len` bytes long. Takes the
+// rest of its headers.
+static __always_inline int is_plain(const void *data, const void *end, __u32 len,
+				    struct headers *headers)
 {
 	const struct ethhdr *eth = data;
-	const __u32 *words = data;
 
-	if ((const void *)(eth + 1) > end)
-		return 0;
-	headers->key.words[2] = pair(words[0], words[1]);
-	headers->ingress = ingress;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		const struct iphdr *ip = (const void *)(eth + 1);
-
-		if ((const void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || !ip->ttl)
-			return 0;
-		// Any fragment: more to come, or an offset. Also the reserved bit.
-		if (ip->frag_off & bpf_htons(0xbfff) || !ipv4_checksum_is_right(ip))
-			return 0;
-		headers->key.words[0] = pair(ip->saddr, ip->daddr);
-		headers->key.words[3] = pair(words[2], ip->protocol);
-		headers->end = sizeof(*eth) + bpf_ntohs(ip->tot_len);
-		if (headers->end > len)
-			return 0;
-		return parse_transport(headers, ip->protocol, ip + 1, sizeof(*eth) + sizeof(*ip), end);
-	}
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+	if (headers->key.protocol & KEY_IPV6) {
 		const struct ipv6hdr *ip = (const void *)(eth + 1);
-		const __be32 *src, *dst;
+		const __be32 *src;
 
-		if ((const void *)(ip + 1) > end || ip->version != 6 || !ip->hop_limit)
+		if (unlikely((const void *)(ip + 1) > end || ip->version != 6 || !ip->hop_limit))
 			return 0;
 		src = ip->saddr.s6_addr32;
-		dst = ip->daddr.s6_addr32;
 		// The switch takes it for IPv4's.
-		if (!src[0] && !src[1] && src[2] == bpf_htonl(0xffff))
+		if (unlikely(!src[0] && !src[1] && src[2] == bpf_htonl(0xffff)))
 			return 0;
-		headers->far.words[0] = pair(src[0], src[1]);
-		headers->far.words[1] = pair(src[2], dst[0]);
-		headers->far.words[2] = pair(dst[1], dst[2]);
-		headers->key.words[0] = pair(src[3], dst[3]);
-		headers->key.words[3] = pair(words[2], ip->nexthdr | KEY_IPV6);
 		headers->end = sizeof(*eth) + sizeof(*ip) + bpf_ntohs(ip->payload_len);
-		if (headers->end > len)
+		return headers->end <= len && is_plain_transport(ip + 1, end, headers);
+	} else {
+		const struct iphdr *ip = (const void *)(eth + 1);
+
+		if (unlikely((const void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || !ip->ttl))
 			return 0;
-		return parse_transport(headers, ip->nexthdr, ip + 1, sizeof(*eth) + sizeof(*ip), end);
+		// Any fragment: more to come, or an offset. Also the reserved bit.
+		if (unlikely(ip->frag_off & bpf_htons(0xbfff) || !ipv4_checksum_is_right(ip)))
+			return 0;
+		headers->end = sizeof(*eth) + bpf_ntohs(ip->tot_len);
+		return headers->end <= len && is_plain_transport(ip + 1, end, headers);
 	}
-	return 0;
 }
 
 static __always_inline int is_ipv6(const union flow_key *key)
@@ -400,20 +447,65 @@ static __always_inline int same_far(const union far *a, const union far *b)
 	return !difference;
 }
 
-// A verdict that was found.
+// A verdict that was found, or where it should be.
 struct found {
 	struct flow *flow;
 	__u32 at;		// its place
+	__u32 epoch;		// its verdict's, as it was when it was first looked at
 };
+
+// Where a flow may stand in the index.
+struct place {
+	__u32 buckets[2];	// their numbers
+	__u32 first;		// the cell of them that is looked at first
+	__u32 tag;
+};
+
+static __always_inline struct place place_of(const struct headers *headers, const struct control *control)
+{
+	__u64 hash = hash_of(headers, control);
+	__u32 buckets = READ_ONCE(control->buckets);
+	struct place place = {
+		.buckets = { buckets | (hash & (buckets - 1)), buckets | ((hash >> 24) & (buckets - 1)) },
+		.first = (hash >> 48) % CELLS,
+		.tag = (hash >> 32) & control->tag,
+	};
+
+	return place;
+}
 
 static __always_inline struct details *details_of(const struct found *found)
 {
 	return bpf_map_lookup_elem(&express_details, &found->at);
 }
 
-// Whether the bucket of that number says where the flow is, and its verdict is of that epoch, or of the next,
-// and for these very addresses. `first` is the cell where it should be.
-static __always_inline int find_in(__u32 number, __u32 first, __u32 tag, const struct headers *headers,
+// What a cell names. 0 if there is nothing: what has another tag is beyond all flows.
+static __always_inline int look(const struct bucket *bucket, __u32 cell, __u32 tag, struct found *found)
+{
+	found->at = (READ_ONCE(bucket->cells[cell % CELLS]) ^ tag) - 1;
+	found->flow = bpf_map_lookup_elem(&express_flows, &found->at);
+	if (!found->flow)
+		return 0;
+	found->epoch = READ_ONCE(found->flow->epoch);
+	return 1;
+}
+
+// Whether its verdict is of that epoch, or of a later one, and for these very addresses. The index may be of an
+// entry that was replaced a moment ago: the entry itself says whose it is.
+static __always_inline int is_of(const struct found *found, const struct headers *headers, __u32 epoch)
+{
+	const struct details *details;
+
+	if (found->epoch < epoch || !same(&found->flow->key, &headers->key))
+		return 0;
+	if (!is_ipv6(&headers->key))
+		return 1;
+	details = details_of(found);
+	return details && same_far(&details->far, &headers->far);
+}
+
+// Whether the bucket of that number says where the flow is.
+static __always_inline int find_in(__u32 number, const struct place *place, const struct headers *headers,
 				   __u32 epoch, struct found *found)
 {
 	const struct bucket *bucket = bpf_map_lookup_elem(&express_index, &number);
@@ -422,24 +514,20 @@ static __always_inline int find_in(__u32 number, __u32 first, __u32 tag, const s
 		return 0;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < CELLS; i++) {
-		struct details *details;
-		struct flow *flow;
-
-		// What has another tag is beyond all flows.
-		found->at = (READ_ONCE(bucket->cells[(first + i) % CELLS]) ^ tag) - 1;
-		flow = bpf_map_lookup_elem(&express_flows, &found->at);
-		// The index may be of an entry that was replaced a moment ago: the entry itself says
-		// whose it is.
-		if (!flow || READ_ONCE(flow->epoch) < epoch || !same(&flow->key, &headers->key))
-			continue;
-		found->flow = flow;
-		if (!is_ipv6(&headers->key))
-			return 1;
-		details = details_of(found);
-		if (details && same_far(&details->far, &headers->far))
+		if (look(bucket, place->first + i, place->tag, found) && is_of(found, headers, epoch))
 			return 1;
 	}
 	return 0;
+}
+
+// Looks where the flow is in most cases, as early as can be: so its lines are on their way from memory while the
+// frame is taken apart.
+static __always_inline void reach(const struct place *place, struct found *found)
+{
+	const struct bucket *bucket = bpf_map_lookup_elem(&express_index, &place->buckets[0]);
+
+	if (!bucket || !look(bucket, place->first, place->tag, found))
+		found->flow = NULL;
 }
 
 // Whether nothing has passed on the flow's verdict, because it waits for the connection's SYN-ACK.
@@ -477,17 +565,16 @@ static __always_inline int is_answered(const struct found *found, struct headers
 	return 1;
 }
 
-// Whether there is an entry of the flow that may be used for the frame.
+// Whether there is an entry of the flow that may be used for the frame. `found` is what was reached.
 static __always_inline int find(struct headers *headers, const struct control *control,
-				struct found *found)
+				const struct place *place, struct found *found)
 {
-	__u64 hash = hash_of(headers, control);
-	__u32 epoch = READ_ONCE(control->epoch), tag = (hash >> 32) & control->tag;
-	__u32 first = (hash >> 48) % CELLS, buckets = READ_ONCE(control->buckets);
+	__u32 epoch = READ_ONCE(control->epoch);
 
-	if (!find_in(buckets | (hash & (buckets - 1)), first, tag, headers, epoch, found) &&
+	if (unlikely(!(found->flow && is_of(found, headers, epoch))) &&
+	    !find_in(place->buckets[0], place, headers, epoch, found) &&
 	    // Where it is if that bucket was full.
-	    !find_in(buckets | ((hash >> 24) & (buckets - 1)), first, tag, headers, epoch, found))
+	    !find_in(place->buckets[1], place, headers, epoch, found))
 		return 0;
 	return !is_asked(found->flow) || is_answered(found, headers);
 }
@@ -542,7 +629,7 @@ static __always_inline enum way way_of(const struct found *found, const struct h
 {
 	struct details *details;
 
-	if (!is_held(found->flow))
+	if (likely(!is_held(found->flow)))
 		return headers->special ? LONG_WAY : SHORT_WAY;
 	details = details_of(found);
 	if (!details || !is_excess(found->flow, details))
@@ -557,7 +644,7 @@ static __always_inline int is_shut(struct control *control)
 {
 	__u64 tick = bpf_jiffies64();
 
-	if (READ_ONCE(control->tick) == tick)
+	if (likely(READ_ONCE(control->tick) == tick))
 		return 0;
 	if (bpf_ktime_get_coarse_ns() <= READ_ONCE(control->open_until)) {
 		control->tick = tick;
@@ -580,7 +667,7 @@ static __always_inline int counts(struct flow *flow, int *is_first)
 	__u32 counter = facts >> FACT_COUNTER;
 
 	*is_first = !counter;
-	if (counter)
+	if (likely(counter))
 		return counter == me;
 	return __sync_val_compare_and_swap(&flow->facts, facts, facts | me << FACT_COUNTER) == facts;
 }
