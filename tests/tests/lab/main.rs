@@ -7,6 +7,7 @@
 //! several runs do not meet.
 #![forbid(unsafe_code)]
 
+mod attack;
 mod compare;
 mod cost;
 mod express;
@@ -118,7 +119,7 @@ fn tests_on_each_lane()
         ("by_sockets", |test| fixture::by_sockets(test)),
     ];
     LANES.into_iter().flat_map(|(lane, on_lane)| {
-        let tests = parity::TESTS.iter().chain(walls::TESTS);
+        let tests = parity::TESTS.iter().chain(attack::TESTS).chain(walls::TESTS);
         tests.map(move |&(name, needs, test)| {
             (format!("{lane}_{name}"), needs, move || on_lane(test))
         })
