@@ -7,34 +7,34 @@
 //!
 //! Every table is read through a [`Reader`]: keys are asked for by name, and what nobody asked for
 //! is an unknown key. So the list of known keys, which suggestions are taken from, cannot differ
-//! from the keys that are read.
+//! from the keys that are read. Here are the tables; [`rules`] has the largest of them, [`values`] what
+//! a single value can be, and [`pieces`] how a long text is read table by table.
 
 mod pieces;
 mod reader;
+mod rules;
+mod values;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::net::IpAddr;
 
 use firedoor_classifier::MacAddr;
 use firedoor_classifier::snapshot::{
-    Direction, FlagMatch, Kind, Lane, Mode, RuleAction, Service, Services, Settings, Timeouts,
-    VlanMode,
+    Direction, FlagMatch, Kind, Lane, Mode, RuleAction, Service, Settings, Timeouts, VlanMode,
 };
 use ipnet::IpNet;
 use jiff::civil::Date;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use self::reader::Reader;
-use crate::condition::{self, ConditionError};
+use self::rules::{rule, service_text};
+pub use self::values::is_name;
+use self::values::{ifname, label_key, label_value, mac, range, workload_address};
 use crate::diagnostic::{Problem, Spanned};
 use crate::service;
 
 /// Highest VLAN identifier (IEEE 802.1Q-2018 §9.6 reserves 4095).
 const LAST_VLAN: u32 = 4_094;
-
-/// Longest name, label key and label value, in bytes.
-const MAX_NAME: usize = 63;
 
 /// A config.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -181,26 +181,12 @@ pub enum Selector {
 pub const TIERS: [&str; 5] =
     ["emergency", "infrastructure", "environment", "application", "baseline"];
 
-const DEFAULT_TIER: u8 = 3;
-const DEFAULT_PRIORITY: u32 = 100;
-
 const MODES: [(&str, Mode); 3] =
     [("learn", Mode::Learn), ("audit", Mode::Audit), ("enforce", Mode::Enforce)];
 const KINDS: [(&str, Kind); 3] =
     [("container", Kind::Container), ("vm", Kind::Vm), ("external", Kind::External)];
 const LANES: [(&str, Lane); 3] =
     [("auto", Lane::Auto), ("switch", Lane::Switch), ("express", Lane::Express)];
-const ACTIONS: [(&str, RuleAction); 4] = [
-    ("allow", RuleAction::Allow),
-    ("deny", RuleAction::Deny),
-    ("reject", RuleAction::Reject),
-    ("pass", RuleAction::Pass),
-];
-const DIRECTIONS: [(&str, Direction); 3] =
-    [("both", Direction::Both), ("ingress", Direction::Ingress), ("egress", Direction::Egress)];
-const SELECTOR_WORDS: [&str; 3] = ["any", "workload", "group"];
-const RULE_MODES: [(&str, bool); 2] = [("enforce", false), ("audit", true)];
-
 /// Longest text of a config, in bytes. 65,000 workloads or 100,000 rules fit, and so does the text in
 /// a request to control.
 pub const MAX_TEXT: u64 = 32 << 20;
@@ -437,273 +423,4 @@ fn group(table: &mut Reader<'_, '_>) -> Option<Group> {
     table.require("cidr", "cidr = [\"192.0.2.0/24\"]");
     let except = table.list("except", |value, problems| range("except", value, problems));
     Some(Group { name: name?, cidr, except })
-}
-
-fn rule(table: &mut Reader<'_, '_>) -> Option<Rule> {
-    let name = table.name("name = \"web-to-api\"");
-    // Denials name the rule behind them, or one of these words where there is none.
-    if let Some(name) = name.as_ref().filter(|n| ["default", "switch"].contains(&&*n.value)) {
-        table.problem(name.span.clone(), Problem::ReservedName { value: name.value.clone() });
-    }
-    let from = selectors(table, "from");
-    let to = selectors(table, "to");
-    let services = table.list("service", service_ref);
-    let action = table.choice("action", &ACTIONS);
-    table.require("action", "action = \"allow\", \"deny\", \"reject\" or \"pass\"");
-    let tiers: Vec<_> = (0..).zip(TIERS).map(|(rank, name)| (name, rank)).collect();
-    let tier = table.choice("tier", &tiers).unwrap_or(DEFAULT_TIER);
-    let priority = table.number("priority", 0, u32::MAX).unwrap_or(DEFAULT_PRIORITY);
-    let direction = table.choice("direction", &DIRECTIONS).unwrap_or_default();
-    let conditions = conditions(table);
-    let audit = table.choice("mode", &RULE_MODES).unwrap_or_default();
-    let expires = table.date("expires");
-    let [owner, reason, ticket] =
-        ["owner", "reason", "ticket"].map(|key| table.text(key, "a string").map(|text| text.value));
-    Some(Rule {
-        name: name?,
-        from,
-        to,
-        services: if services.is_empty() {
-            vec![ServiceRef::Any]
-        } else {
-            services.into_iter().flatten().collect()
-        },
-        action: action.unwrap_or(RuleAction::Deny),
-        tier,
-        priority,
-        direction,
-        conditions,
-        audit,
-        expires,
-        owner,
-        reason,
-        ticket,
-    })
-}
-
-fn conditions(table: &mut Reader<'_, '_>) -> Conditions {
-    let source_port = table.read("source_port", |value, problems| {
-        if value.get_ref().as_integer().is_some() {
-            let port = reader::number("source_port", value, 0, u16::MAX.into(), problems)?;
-            return Some(Spanned { span: value.span(), value: (port, port) });
-        }
-        let expected = "a port or range, as 68 or \"1024-65535\"";
-        let text = reader::text("source_port", expected, value, problems)?;
-        reader::parsed(text, |text| asked("source_port", text, condition::ports), problems)
-    });
-    let tcp_flags = table.parsed("tcp_flags", "a string, as \"syn,!ack\"", |text| {
-        asked("tcp_flags", text, condition::flags)
-    });
-    let ether_type = table.read("ethertype", ether_type);
-    let vlan = table.number("vlan", 1, LAST_VLAN);
-    let vlan = vlan.map(|value| Spanned { span: table.span_of("vlan"), value });
-    if let Some(named) = ether_type.as_ref().filter(|named| !condition::is_ip(named.value)) {
-        for key in ["service", "source_port", "tcp_flags"] {
-            let ether_type = condition::ether_type_text(named.value);
-            if table.has(key) {
-                table.problem(table.span_of(key), Problem::NotOfIp { key, ether_type });
-            }
-        }
-    }
-    Conditions { source_port, tcp_flags, ether_type, vlan }
-}
-
-fn ether_type(
-    value: &toml::Spanned<DeValue<'_>>,
-    problems: &mut Vec<Spanned<Problem>>,
-) -> Option<Spanned<u16>> {
-    let text = if value.get_ref().as_integer().is_some() {
-        let number: u16 = reader::number("ethertype", value, 0, u16::MAX.into(), problems)?;
-        Spanned { span: value.span(), value: format!("{number:#06x}") }
-    } else {
-        reader::text("ethertype", "a string, as \"0x88b5\"", value, problems)?
-    };
-    reader::parsed(text, |text| asked("ethertype", text, condition::ether_type), problems)
-}
-
-/// What the text of a condition means.
-fn asked<T>(
-    key: &'static str,
-    text: &str,
-    read: impl Fn(&str) -> Result<T, ConditionError>,
-) -> Result<T, Problem> {
-    read(text).map_err(|source| Problem::BadCondition { key, value: text.to_owned(), source })
-}
-
-fn service_ref(
-    value: &toml::Spanned<DeValue<'_>>,
-    problems: &mut Vec<Spanned<Problem>>,
-) -> Option<Vec<ServiceRef>> {
-    let text = reader::text("service", "a string, as \"tcp/8080\"", value, problems)?;
-    // A name has no slash, and a service's text is a protocol or has one.
-    if text.value.contains('/') || service::is_reserved(&text.value) {
-        reader::parsed(text, service_text, problems).map(|services| services.value)
-    } else {
-        Some(vec![ServiceRef::Named(text)])
-    }
-}
-
-fn service_text(text: &str) -> Result<Vec<ServiceRef>, Problem> {
-    match service::parse(text) {
-        Ok(Services::Any) => Ok(vec![ServiceRef::Any]),
-        Ok(Services::Only(services)) => Ok(services.into_iter().map(ServiceRef::One).collect()),
-        Err(source) => Err(Problem::BadService { value: text.to_owned(), source }),
-    }
-}
-
-fn selectors(table: &mut Reader<'_, '_>, key: &'static str) -> Spanned<Vec<Selector>> {
-    table.require(key, "from = { tier = \"web\" } and to = { tier = \"api\" }");
-    let span = table.span_of(key);
-    let value = table.tables(key, "a selector, as { tier = \"web\" }", "a selector", selector);
-    Spanned { span, value }
-}
-
-fn selector(table: &mut Reader<'_, '_>) -> Option<Selector> {
-    let [any, workload, group] = SELECTOR_WORDS.map(|word| table.has(word).then_some(word));
-    let labels = table.has_others(&SELECTOR_WORDS).then_some("labels");
-    let mut ways = [any, workload, group, labels].into_iter().flatten();
-    let problem = match (ways.next(), ways.next()) {
-        (Some(first), Some(second)) => {
-            table.rest();
-            Problem::MixedSelector { first, second }
-        }
-        (Some("any"), None) => match table.flag("any") {
-            Some(true) => return Some(Selector::Any),
-            Some(false) => Problem::EmptySelector,
-            None => return None,
-        },
-        (Some("workload"), None) => return Some(Selector::Workloads(table.names("workload"))),
-        (Some("group"), None) => return Some(Selector::Groups(table.names("group"))),
-        (Some(_), None) => return Some(Selector::Labels(label_values(table))),
-        (None, _) => Problem::EmptySelector,
-    };
-    table.problem(table.span(), problem);
-    None
-}
-
-fn label_values(table: &mut Reader<'_, '_>) -> BTreeMap<String, Vec<String>> {
-    let mut labels = BTreeMap::new();
-    for (key, value) in table.rest() {
-        let key = label_key(table, key);
-        let values = reader::list("a label's value", value, table.problems(), label_value);
-        labels.extend(key.map(|key| (key, values)));
-    }
-    labels
-}
-
-fn label_key(table: &mut Reader<'_, '_>, key: Spanned<String>) -> Option<String> {
-    reader::parsed(key, |text| label_part("key", text), table.problems()).map(|key| key.value)
-}
-
-fn label_value(
-    value: &toml::Spanned<DeValue<'_>>,
-    problems: &mut Vec<Spanned<Problem>>,
-) -> Option<String> {
-    let text = reader::text("a label's value", "a string, as \"web\"", value, problems)?;
-    reader::parsed(text, |text| label_part("value", text), problems).map(|value| value.value)
-}
-
-/// Whether `text` can name a switch, workload, service, group or rule. Names become parts of paths,
-/// interface names and command lines, hence the few characters.
-pub fn is_name(text: &str) -> bool {
-    text.len() <= MAX_NAME
-        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-}
-
-fn label_part(part: &'static str, text: &str) -> Result<String, Problem> {
-    // These words are how a selector says that it does not speak of labels.
-    let is_taken = part == "key" && SELECTOR_WORDS.contains(&text);
-    let is_valid = (1..=MAX_NAME).contains(&text.len())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
-    if is_valid && !is_taken {
-        Ok(text.to_owned())
-    } else {
-        Err(Problem::BadLabel { part, value: text.to_owned() })
-    }
-}
-
-fn mac(text: &str) -> Result<MacAddr, Problem> {
-    let value = || text.to_owned();
-    let mac: MacAddr = text.parse().map_err(|_| Problem::BadMac { value: value() })?;
-    if mac.is_multicast() || mac == MacAddr::ZERO {
-        return Err(Problem::MacNotUnicast { value: value() });
-    }
-    Ok(mac)
-}
-
-/// What the kernel's `dev_valid_name` accepts (net/core/dev.c), in ASCII.
-fn ifname(text: &str) -> Result<String, Problem> {
-    let valid = (1..=15).contains(&text.len())
-        && text != "."
-        && text != ".."
-        && text.chars().all(|c| c.is_ascii_graphic() && c != '/' && c != ':');
-    if valid { Ok(text.to_owned()) } else { Err(Problem::BadIfname { value: text.to_owned() }) }
-}
-
-fn net(text: &str) -> Result<IpNet, Problem> {
-    text.parse().map_err(|_| Problem::BadAddress { value: text.to_owned() })
-}
-
-fn workload_address(
-    value: &toml::Spanned<DeValue<'_>>,
-    problems: &mut Vec<Spanned<Problem>>,
-) -> Option<Spanned<IpNet>> {
-    let text = reader::text("ip", "a string, as \"10.10.0.10/24\"", value, problems)?;
-    reader::parsed(text, host_address, problems)
-}
-
-fn host_address(text: &str) -> Result<IpNet, Problem> {
-    let net = net(text)?;
-    match unusable(net) {
-        Some(why) => Err(Problem::UnusableAddress { value: text.to_owned(), why }),
-        None => Ok(net),
-    }
-}
-
-/// Why no workload can have this address and prefix length.
-fn unusable(net: IpNet) -> Option<&'static str> {
-    let addr = net.addr();
-    let (shortest, has_hosts) = match net {
-        IpNet::V4(_) => (8, net.prefix_len() <= 30),
-        IpNet::V6(_) => (16, net.prefix_len() <= 126),
-    };
-    let mapped = matches!(addr, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-    let broadcast = matches!(net, IpNet::V4(v4) if v4.addr() == v4.broadcast())
-        || matches!(addr, IpAddr::V4(v4) if v4.is_broadcast());
-    if addr.is_multicast() {
-        Some("it is a multicast address")
-    } else if addr.is_loopback() {
-        Some("it is a loopback address")
-    } else if addr.is_unspecified() {
-        Some("it is the unspecified address")
-    } else if mapped {
-        Some("it is an IPv4 address in IPv6 form")
-    } else if net.prefix_len() < shortest {
-        Some("its prefix length puts half the world on one wire")
-    } else if has_hosts && addr == net.network() {
-        Some("it is the address of the subnet itself")
-    } else if has_hosts && broadcast {
-        Some("it is the broadcast address of its subnet")
-    } else {
-        None
-    }
-}
-
-fn range(
-    key: &'static str,
-    value: &toml::Spanned<DeValue<'_>>,
-    problems: &mut Vec<Spanned<Problem>>,
-) -> Option<Spanned<IpNet>> {
-    let text = reader::text(key, "a string, as \"192.0.2.0/24\"", value, problems)?;
-    reader::parsed(text, exact_range, problems)
-}
-
-fn exact_range(text: &str) -> Result<IpNet, Problem> {
-    let net = net(text)?;
-    if net.trunc() != net {
-        let range = net.trunc().to_string();
-        return Err(Problem::HostBits { value: text.to_owned(), range });
-    }
-    Ok(net)
 }
