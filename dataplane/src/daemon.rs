@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::engine::{Engine, EngineError, Opener};
+use crate::engine::{Engine, EngineError, Halted, Opener};
 use crate::wakefulness::WINDOW;
 use crate::{describe, express, interface};
 use predecessor::Predecessor;
@@ -139,10 +139,15 @@ impl Shared {
     fn resume(&self, succeed: bool) -> Result<(), DaemonError> {
         let mut engine = self.load().and_then(|snapshot| self.prepare(snapshot));
         let predecessor = if succeed {
-            predecessor::retire(&self.run_dir).map_err(DaemonError::Predecessor)?
+            engine.iter().for_each(Engine::take_misses);
+            predecessor::retire(&self.run_dir)
         } else {
-            None
+            Ok(None)
         };
+        let mut predecessor = predecessor.map_err(|error| {
+            engine.take().map(Engine::stop);
+            DaemonError::Predecessor(error)
+        })?;
         if predecessor.is_some()
             && let Some(engine) = &mut engine
             && let Some(latest) = self.load()
@@ -151,8 +156,9 @@ impl Shared {
             tracing::error!(%error, "the newest snapshot is not in force");
         }
         let Some(mut engine) = engine else { return Ok(()) };
-        let flows = engine.begin() as u64;
-        if let Some(Predecessor { pid, stopped }) = predecessor {
+        let await_queues = || predecessor.iter_mut().for_each(Predecessor::await_queues);
+        let flows = engine.begin(await_queues) as u64;
+        if let Some(Predecessor { pid, stopped, .. }) = predecessor {
             let blackout_us = now_ns().saturating_sub(stopped) / 1_000;
             tracing::info!(predecessor = pid, flows, blackout_us, "took over");
             *self.takeover.lock() = Some(Takeover { predecessor: pid, flows, blackout_us });
@@ -198,15 +204,13 @@ impl Shared {
 
     /// Stops forwarding for a successor's sake. What the kernel forwards goes on; ports stay as they
     /// are, so nothing of them is closed in order.
-    pub(crate) fn retire(&self) -> Reply {
+    pub(crate) fn retire(&self) -> (Reply, Option<Halted>) {
         let _installing = self.installing.lock();
         self.retired.store(true, Ordering::SeqCst);
         server::unlisten(&self.run_dir);
-        if let Some(engine) = self.engine.lock().take() {
-            engine.halt();
-        }
+        let halted = self.engine.lock().take().map(Engine::halt);
         tracing::info!("retired: another data plane takes over");
-        Reply::Retired { pid: std::process::id(), stopped: now_ns() }
+        (Reply::Retired { pid: std::process::id(), stopped: now_ns() }, halted)
     }
 
     fn has_retired(&self) -> bool {

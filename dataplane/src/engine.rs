@@ -5,10 +5,12 @@
 //! the kernel stale, attach the ports that are new. Whatever fails before the swap leaves the old policy
 //! in force; a port that cannot be attached is reported and the others go on.
 //!
-//! [`ports`] has how these are attached, [`workers`] the threads, [`report`] what it says of itself.
+//! [`ports`] has how these are attached, [`workers`] the threads, [`succession`] how one engine takes another's
+//! place, [`report`] what it says of itself.
 
 mod ports;
 mod report;
+mod succession;
 mod workers;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,22 +18,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::unbounded;
 use firedoor_classifier::policy::PolicyError;
 use firedoor_classifier::snapshot::Snapshot;
 use firedoor_classifier::{Nanos, Policy, PortId};
 
 use self::ports::PortEntry;
 pub use self::ports::{Lease, MAX_PORTS, MAX_QUEUES, OpenFailure, Opened, Opener};
+pub use self::succession::Halted;
 use self::workers::WorkerHandle;
 use crate::express::Members;
-use crate::express::inherit::Legacy;
 use crate::mirror::Mirror;
 use crate::policy::PolicyCell;
 use crate::pool::{FramePool, FrameStore};
 use crate::sys::umem::Umem;
 use crate::wakefulness::Wakefulness;
-use crate::worker::{Clock, Command, Remains};
+use crate::worker::{Clock, Remains};
 
 /// Longest wait for a worker to obey or to take a policy.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -106,7 +107,7 @@ impl Engine {
     /// See [`EngineError`]; nothing is left running.
     pub fn start(snapshot: Snapshot, opener: Box<dyn Opener>) -> Result<Self, EngineError> {
         let mut engine = Self::prepare(snapshot, opener)?;
-        engine.begin();
+        engine.begin(|| {});
         Ok(engine)
     }
 
@@ -140,47 +141,8 @@ impl Engine {
         engine.put_in_force(&policy);
         engine.members.set_epoch(policy.epoch());
         engine.start_workers(settings.workers.max(1), &policy)?;
-        engine.members.prepare();
+        engine.prepare_ports(policy.snapshot());
         Ok(engine)
-    }
-
-    /// Between [`prepare`](Self::prepare) and [`begin`](Self::begin): puts a snapshot in force that is
-    /// newer than the one it was prepared with, if this is.
-    ///
-    /// # Errors
-    /// See [`EngineError`]; the older one stays in force.
-    pub fn renew(&mut self, snapshot: Snapshot) -> Result<(), EngineError> {
-        if snapshot.epoch > self.policy.epoch() {
-            let policy = build(snapshot)?;
-            self.put_in_force(&policy);
-            self.enforce(policy.epoch())?;
-        }
-        Ok(())
-    }
-
-    /// The rest of [`start`](Self::start): takes over what a predecessor has left in the kernel, and
-    /// attaches the ports. No frame is judged before the predecessor's connections were. Returns how
-    /// many flows there were.
-    pub fn begin(&mut self) -> usize {
-        let Some(policy) = self.policy.load() else { return 0 };
-        let inherited = self.members.resume();
-        let flows = inherited.len();
-        let queues = self.reconcile_ports(policy.snapshot());
-        if !inherited.is_empty() {
-            tracing::info!(flows = inherited.len(), "judging the kernel's flows again");
-            let connections = Legacy::of_flows(inherited);
-            let (reply, done) = unbounded();
-            for worker in &self.workers {
-                let (connections, reply) = (Arc::clone(&connections), reply.clone());
-                worker.tell(Command::Inherit { connections, reply });
-            }
-            // All of them, because a frame may come in at another worker than the one it belongs to.
-            self.workers.iter().for_each(|_| _ = done.recv_timeout(PATIENCE));
-        }
-        self.members.set_epoch(policy.epoch());
-        self.hand_out(queues);
-        self.members.keep_links();
-        flows
     }
 
     /// Puts a snapshot in force. When this returns, no worker judges by an older one.
@@ -231,16 +193,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the workers, and leaves the ports to the end of the process: what the kernel does for them
-    /// goes on until then, and what is pinned beyond.
-    pub fn halt(mut self) {
-        let remains = self.end_workers();
-        if let Some(lane) = self.members.loaded() {
-            lane.abandon();
-        }
-        std::mem::forget((remains, self));
-    }
-
     /// Ends the workers, closes the ports, and returns how many of the umem's frames came back.
     pub fn stop(mut self) -> usize {
         for Remains { queues, mut peers } in self.end_workers() {
@@ -248,6 +200,7 @@ impl Engine {
             // What a worker left with one that had ended already.
             peers.drain().into_iter().for_each(|frame| self.pool.give(frame));
         }
+        self.members.discard(&mut self.pool);
         self.members.unpin();
         self.pool.flush();
         self.store.len()

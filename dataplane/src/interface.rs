@@ -72,7 +72,7 @@ impl Interfaces {
         pool: &mut FramePool,
     ) -> Result<Opened, ExpressError> {
         let lane = self.members.lane()?;
-        let tag = tag(lease);
+        let tag = lease.tag();
         let opened = lane.open(umem, lease.owner_base, tag, &workload.ifname, lease.fill, pool)?;
         self.join(workload, &opened.link, Some(Hook::Tcx));
         let unpinned = lane.why_unpinned().map(|why| {
@@ -131,7 +131,7 @@ impl Interfaces {
     ) -> Result<xdp::Opened<LookupPort>, ExpressError> {
         let lane = self.members.lane()?;
         let (owner, ifname) = (lease.owner_base, &workload.ifname);
-        lane.open_frames(umem, owner, tag(lease), ifname, options, pool)
+        lane.open_frames(umem, owner, lease.tag(), ifname, options, pool)
     }
 
     fn join(&self, workload: &Workload, link: &Link, hook: Option<Hook>) {
@@ -178,11 +178,6 @@ fn no_tcx(ifname: &str) -> String {
          FIREDOOR_NO_TCX is set: if the switch is killed and not started again, it drops every \
          frame until `tc qdisc del dev {ifname} clsact`"
     )
-}
-
-/// What the express lane's programs know a port by: the lease's place among all, from 1 on.
-fn tag(lease: Lease) -> u16 {
-    lease.owner_base / MAX_QUEUES + 1
 }
 
 fn is_missing(error: &ExpressError) -> bool {

@@ -13,17 +13,25 @@ use super::server::path_of;
 /// How long it may take to stop, and then to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A data plane that forwards no more.
-#[derive(Clone, Copy, Debug)]
+/// A data plane that judges no more.
+#[derive(Debug)]
 pub(super) struct Predecessor {
     /// Its process.
     pub(super) pid: u32,
     /// When its workers stopped, in nanoseconds of CLOCK_MONOTONIC.
     pub(super) stopped: u64,
+    stream: UnixStream,
 }
 
-/// Has the data plane of this run directory retire, and waits until it has let go of its sockets.
-/// `None` if there is none.
+impl Predecessor {
+    /// Waits until it has let go of its ports' queues.
+    pub(super) fn await_queues(&mut self) {
+        // It closes the connection then, whatever it says before.
+        while self.stream.read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
+    }
+}
+
+/// Has the data plane of this run directory retire. `None` if there is none.
 ///
 /// # Errors
 /// If it does not answer, or refuses.
@@ -47,12 +55,33 @@ pub(super) fn retire(run_dir: &Path) -> io::Result<Option<Predecessor>> {
         }
     };
     match reply {
-        Reply::Retired { pid, stopped } => {
-            // Its end closes the connection, whatever it says until then.
-            while stream.read(&mut buffer).is_ok_and(|count| count > 0) {}
-            Ok(Some(Predecessor { pid, stopped }))
-        }
+        Reply::Retired { pid, stopped } => Ok(Some(Predecessor { pid, stopped, stream })),
         Reply::Refused { message } => Err(io::Error::other(message)),
         _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn one_that_speaks_another_version_is_refused_by_a_message_that_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(retire(dir.path()).unwrap().is_none(), "nobody is there");
+        let listener = UnixListener::bind(path_of(dir.path())).unwrap();
+        let other = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let asked = stream.read(&mut [0; 64]).unwrap();
+            // Of three bytes: version 4, and what it says.
+            stream.write_all(&[0, 0, 0, 3, 0, 4, 0]).unwrap();
+            asked
+        });
+        let error = retire(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("a message of protocol version 4, and this firedoor"), "{error}");
+        assert!(other.join().unwrap() > 0);
     }
 }

@@ -14,6 +14,7 @@ use firedoor_api::{Decoder, encode};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::{DaemonError, Shared};
+use crate::engine::Halted;
 
 /// Connections served at once.
 const MAX_CONNECTIONS: usize = 32;
@@ -118,9 +119,11 @@ fn serve(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
             match decoder.next_message() {
                 Ok(Some(Request::Subscribe)) => return publish(stream, shared),
                 Ok(Some(Request::Retire)) => {
-                    let retired = shared.retire();
-                    send(&mut stream, &retired)?;
-                    return shared.end();
+                    let (retired, halted) = shared.retire();
+                    let told = send(&mut stream, &retired);
+                    halted.into_iter().for_each(Halted::let_go);
+                    // Also if the successor is gone: somebody has to judge, and the supervisor sees to that.
+                    return shared.end().and(told);
                 }
                 Ok(Some(request)) => send(&mut stream, &shared.answer(request))?,
                 Ok(None) => break,

@@ -63,6 +63,18 @@ pub struct Lease {
     pub fill: u32,
 }
 
+impl Lease {
+    /// That of the port in a slot.
+    pub(super) const fn of(slot: u16, fill: u32) -> Self {
+        Self { owner_base: 1 + slot * MAX_QUEUES, fill }
+    }
+
+    /// What the express lane's programs know the port by: its place among all, from 1 on.
+    pub const fn tag(self) -> u16 {
+        self.owner_base / MAX_QUEUES + 1
+    }
+}
+
 /// An open port.
 pub struct Opened {
     /// Its queues.
@@ -219,7 +231,7 @@ impl Engine {
         let queues = self.ports.len() as u32 * self.workers.len() as u32;
         let fill = fill_share(self.umem.frames(), self.store.len() as u32, queues);
         let Some(entry) = self.ports.get_mut(&id) else { return Vec::new() };
-        let lease = Lease { owner_base: 1 + entry.slot * MAX_QUEUES, fill };
+        let lease = Lease::of(entry.slot, fill);
         let opened = self.opener.open(&self.umem, lease, &entry.workload, &mut self.pool);
         self.pool.flush();
         let opened = match opened {
@@ -284,7 +296,7 @@ impl Engine {
 /// Frames for a queue of a new port to receive into, of `queues` if each worker has one of each port: an
 /// even share of half the umem, the other half being for frames on their way; but no more than a
 /// sixteenth of what is free, so that ports plugged in later find some too.
-fn fill_share(frames: u32, free: u32, queues: u32) -> u32 {
+pub(super) fn fill_share(frames: u32, free: u32, queues: u32) -> u32 {
     let even = frames / 2 / queues.max(8);
     even.min(free / 16).clamp(*FILL.start(), *FILL.end())
 }

@@ -108,6 +108,11 @@ impl Port for LookupPort {
     fn close(self: Box<Self>, pool: &mut FramePool) {
         Box::new(self.port).close(pool);
     }
+
+    fn abandon(self: Box<Self>) {
+        std::mem::forget(self.received);
+        Box::new(self.port).abandon();
+    }
 }
 
 /// Takes the mark off a frame's front and returns it.

@@ -1,7 +1,7 @@
 //! The interfaces that the express lane may receive from and send to, as workers and opener share
 //! them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -11,10 +11,12 @@ use firedoor_classifier::{DropReason, FlowKey, PortId};
 use parking_lot::Mutex;
 
 use super::offload::flow_id;
-use super::{Egress, ExpressError, Inherited, Lane};
+use super::{Egress, ExpressError, Lane, Prepared};
+use crate::pool::FramePool;
 use crate::redirect_targets::RedirectTargets;
 use crate::sys::express;
 use crate::sys::pins::Pins;
+use crate::sys::umem::Umem;
 use crate::sys::wall::Walls;
 
 /// How long the door of a lane that was just loaded is open, until a worker looks after it.
@@ -83,6 +85,8 @@ pub struct Members {
 struct State {
     ports: Vec<Option<Member>>,
     lane: Option<Arc<Lane>>,
+    /// What a predecessor has pinned, under programs of our own that are on no interface yet.
+    prepared: Option<Prepared>,
 }
 
 impl Members {
@@ -92,38 +96,58 @@ impl Members {
         Self { pins: Some(pins), walls, ..Self::default() }
     }
 
-    /// Does now what takes time of [`resume`](Self::resume), and touches nothing.
-    pub fn prepare(&self) {
-        if self.pins.is_some() {
-            express::prepare();
+    /// Does now what takes time of [`resume`](Self::resume), while a predecessor is at work, whom it leaves in
+    /// peace: what [`Prepared::load`] does, with these arguments.
+    pub fn prepare(&self, umem: &Arc<Umem>, seed: &str, fill: u32, pool: &mut FramePool) {
+        let Some(pins) = &self.pins else { return };
+        express::prepare();
+        if self.is_wanted() {
+            self.state.lock().prepared = Prepared::load(pins, umem, seed, fill, pool);
         }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.capacity.load(Ordering::Relaxed) > 0
     }
 
     /// Takes over the lane of a process that has ended without closing it, under the epoch that this has
-    /// put in force. Its flows are to be judged again, each, and removed or kept; then
+    /// put in force. Its [flows](Lane::inherit) are to be judged again, each, and removed or kept; then
     /// [`set_epoch`](Self::set_epoch) is to be called. The door stays open as long as that process has
     /// left it.
-    pub fn resume(&self) -> Vec<Inherited> {
-        let Some(pins) = &self.pins else { return Vec::new() };
+    ///
+    /// Its misses that [wait](Self::take_misses) are kept, if they are named by the `tags` that the ports, by
+    /// interface, are to have now.
+    pub fn resume(&self, tags: &HashMap<&str, u16>, pool: &mut FramePool) -> Option<Arc<Lane>> {
+        let pins = self.pins.as_ref()?;
         let mut state = self.state.lock();
-        let is_wanted = self.capacity.load(Ordering::Relaxed) > 0;
-        match is_wanted.then(|| Lane::resume(pins)).flatten() {
-            Some((lane, inherited)) => {
-                state.lane = Some(Arc::new(lane));
-                inherited
-            }
-            None => Vec::new(),
+        if let Some(prepared) = &mut state.prepared {
+            prepared.keep_misses(tags, pool);
+        }
+        let resumed = self.is_wanted().then(|| Lane::resume(pins, &mut state.prepared));
+        state.discard(pool);
+        state.lane = resumed.flatten().map(Arc::new);
+        state.lane.clone()
+    }
+
+    /// Has the misses of a predecessor wait in the device pair that is [prepared](Self::prepare), if its ports
+    /// have the same `tags`, by interface. That one gets no more of them.
+    pub fn take_misses(&self, tags: &HashMap<&str, u16>) {
+        if let Some(prepared) = &self.state.lock().prepared {
+            prepared.take_misses(tags);
         }
     }
 
-    /// Takes a predecessor's program off all interfaces but those of the ports, now that these have what keeps
-    /// them.
-    pub fn keep_links(&self) {
+    /// Gives up what was [prepared](Self::prepare), if it was not used.
+    pub fn discard(&self, pool: &mut FramePool) {
+        self.state.lock().discard(pool);
+    }
+
+    /// Takes a predecessor's programs off all interfaces but those of the ports, now that these have what keeps
+    /// them, and removes its device pair.
+    pub fn clear_away(&self) {
         let state = self.state.lock();
-        let members = state.ports.iter().flatten().filter(|member| member.hook == Some(Hook::Tcx));
-        let indexes: Vec<u32> = members.map(|member| member.ifindex).collect();
         match (&state.lane, &self.pins) {
-            (Some(lane), _) => lane.keep_links(&indexes),
+            (Some(lane), _) => state.clear_away(lane),
             (None, Some(pins)) => remove(pins),
             (None, None) => {}
         }
@@ -275,6 +299,19 @@ fn remove_all(pins: &Path) {
 }
 
 impl State {
+    fn clear_away(&self, lane: &Lane) {
+        for hook in [Hook::Tcx, Hook::Xdp] {
+            let members = self.ports.iter().flatten().filter(|member| member.hook == Some(hook));
+            let indexes: Vec<u32> = members.map(|member| member.ifindex).collect();
+            lane.keep_links(hook, &indexes);
+        }
+        lane.remove_other_pair();
+    }
+
+    fn discard(&mut self, pool: &mut FramePool) {
+        self.prepared.take().into_iter().for_each(|prepared| prepared.close(pool));
+    }
+
     fn member(&self, port: PortId) -> Option<&Member> {
         self.ports.get(usize::from(port.0))?.as_ref()
     }

@@ -39,11 +39,11 @@ mod slot_set;
 pub mod table;
 pub mod trial;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -57,7 +57,7 @@ use crate::link::{Link, LinkError, Netlink};
 use crate::pool::FramePool;
 use crate::port::xdp::{self, OpenError, XdpOptions};
 use crate::sys::express::{Egress, LAYOUT, MAPS, Program};
-use crate::sys::pins::Pins;
+use crate::sys::pins::{Pins, Place};
 use crate::sys::umem::Umem;
 use crate::sys::wall::Walls;
 
@@ -79,6 +79,10 @@ pub(crate) struct Kernel {
     flows: Arc<FlowTable>,
     punt: Mutex<Option<Punt>>,
     walls: Arc<Walls>,
+    /// The interface that names device pairs, once there was a port.
+    seed: OnceLock<String>,
+    /// Index of the near end of a predecessor's device pair, or 0.
+    other_pair: u32,
     /// Why nothing outlives the process, though it was to.
     unpinned: Option<String>,
 }
@@ -195,14 +199,14 @@ impl Lane {
         };
         let program = Arc::new(program);
         let flows = FlowTable::new(Arc::clone(&program));
-        Ok(Self::of(program, flows, pins, unpinned))
+        Ok(Self::of(program, flows, Pair::none(pins), unpinned))
     }
 
-    /// Takes over what another process has left in `base`: its maps, as large as they are, and the
-    /// flows in them. Its program goes on with these alone, and no other frame goes anywhere, until its
-    /// port is opened. No flow is held: what was on the long way has ended with that process. `None` if
-    /// there is nothing, or nothing of use.
-    pub fn resume(base: &Path) -> Option<(Self, Vec<Inherited>)> {
+    /// Takes over what another process has left in `base`: its maps, as large as they are, by what was
+    /// [prepared](Prepared) if that was done. Its program goes on with the flows in them alone, and no other
+    /// frame goes anywhere, until its port is opened, but those that wait already. Which flows there are,
+    /// [`inherit`](Self::inherit) says. `None` if there is nothing, or nothing of use.
+    pub fn resume(base: &Path, prepared: &mut Option<Prepared>) -> Option<Self> {
         if !base.exists() {
             return None;
         }
@@ -210,11 +214,16 @@ impl Lane {
             if !pins.has_maps(&MAPS) {
                 return Ok(None);
             }
-            let program = Arc::new(Program::load(TcHook::of_kernel(), 1, Some(pins))?);
-            program.forget_ports()?;
-            let (flows, inherited) = FlowTable::resume(Arc::clone(&program));
-            flows.let_go();
-            Ok(Some((Self::of(program, flows, Some(base), None), inherited)))
+            let Prepared { program, pair } = match prepared.take() {
+                Some(prepared) => prepared,
+                None => Prepared::of(pins, base)?,
+            };
+            let program = Arc::new(program);
+            if pair.punt.as_ref().is_none_or(|punt| punt.ifindex() != program.punt()) {
+                program.forget_ports()?;
+            }
+            let flows = FlowTable::of_another(Arc::clone(&program));
+            Ok(Some(Self::of(program, flows, pair, None)))
         });
         resumed.unwrap_or_else(|error| {
             tracing::warn!(%error, "what the last data plane has pinned cannot be taken over");
@@ -222,14 +231,18 @@ impl Lane {
         })
     }
 
-    fn of(
-        program: Arc<Program>,
-        flows: FlowTable,
-        pins: Option<&Path>,
-        unpinned: Option<String>,
-    ) -> Self {
-        let (flows, walls) = (Arc::new(flows), Arc::new(Walls::new(pins)));
-        let kernel = Kernel { program, flows, punt: Mutex::new(None), walls, unpinned };
+    /// The flows of a lane that was [resumed](Self::resume); to be called before any is given. None is held any
+    /// more: what was on the long way has ended with the other process.
+    pub fn inherit(&self) -> Vec<Inherited> {
+        let inherited = self.kernel.flows.resume();
+        self.kernel.flows.let_go();
+        inherited
+    }
+
+    fn of(program: Arc<Program>, flows: FlowTable, pair: Pair, unpinned: Option<String>) -> Self {
+        let Pair { punt, other, walls } = pair;
+        let (flows, punt, seed) = (Arc::new(flows), Mutex::new(punt), OnceLock::new());
+        let kernel = Kernel { program, flows, punt, walls, seed, other_pair: other, unpinned };
         Self { kernel: Arc::new(kernel), kept_open: AtomicU64::new(nanos(now())) }
     }
 
@@ -308,6 +321,15 @@ impl Lane {
         self.kept_open.store(nanos(now), Ordering::Relaxed);
     }
 
+    /// Has misses come here, should they go to a successor that asked for them and has not come up.
+    pub(crate) fn take_misses_back(&self) {
+        if let Some(punt) = &*self.kernel.punt.lock()
+            && self.kernel.program.punt() != punt.ifindex()
+        {
+            self.kernel.program.set_punt(punt.ifindex());
+        }
+    }
+
     /// How long ago that was done; if never, how long ago the lane was loaded.
     pub fn heartbeat(&self) -> Duration {
         now().saturating_sub(Duration::from_nanos(self.kept_open.load(Ordering::Relaxed)))
@@ -338,9 +360,13 @@ impl Lane {
         self.kernel.unpinned.as_deref()
     }
 
-    /// Takes the program off every interface but these.
-    pub fn keep_links(&self, ifindexes: &[u32]) {
-        if let Err(error) = self.kernel.program.keep_links(ifindexes) {
+    /// Takes what a predecessor has at that hook off every interface but these.
+    pub fn keep_links(&self, hook: Hook, ifindexes: &[u32]) {
+        let place = match hook {
+            Hook::Tcx => Place::Tc,
+            Hook::Xdp => Place::Xdp,
+        };
+        if let Err(error) = self.kernel.program.keep_links(place, ifindexes) {
             tracing::warn!(%error, "a program of the last data plane stays on its interface");
         }
     }
@@ -351,21 +377,129 @@ impl Lane {
         self.kernel.walls.raised()
     }
 
+    /// Removes the device pair that a predecessor's misses took.
+    pub fn remove_other_pair(&self) {
+        self.kernel.remove_other_pair();
+    }
+
     /// From now on nothing outlives the process.
     pub fn unpin(&self) {
         if let Err(error) = self.kernel.program.unpin() {
             tracing::warn!(%error, "the express lane's pins are not removed");
         }
+        self.kernel.remove_pairs();
     }
 
     /// Nothing that is punted is received any more: flows that were held for it go on without.
     pub fn abandon(&self) {
-        self.kernel.program.remove_receiver();
+        self.kernel.abandon();
     }
 
     /// Shuts the door: everything is dropped.
     pub fn shut(&self) {
         self.kernel.program.keep_open(0);
+    }
+}
+
+/// Our own programs over the maps that a process has pinned which still runs, and a device pair for their
+/// misses. It goes on as if they were not there, until [`Lane::resume`] puts them in its programs' place.
+pub struct Prepared {
+    program: Program,
+    pair: Pair,
+}
+
+/// The device pair of a lane that begins.
+struct Pair {
+    punt: Option<Punt>,
+    /// Index of the near end of a predecessor's, or 0.
+    other: u32,
+    /// What keeps the host's stack off it.
+    walls: Arc<Walls>,
+}
+
+impl Pair {
+    /// None yet, and nobody else's.
+    fn none(pins: Option<&Path>) -> Self {
+        Self { punt: None, other: 0, walls: Arc::new(Walls::new(pins)) }
+    }
+}
+
+impl Prepared {
+    /// Has the kernel verify the programs, and makes the pair, in the calling thread's network namespace. `seed`,
+    /// an interface of this switch, names it; `fill` is a port's share of the umem for receiving. `None` if
+    /// there is nothing of this layout, or nothing of use.
+    pub fn load(
+        base: &Path,
+        umem: &Arc<Umem>,
+        seed: &str,
+        fill: u32,
+        pool: &mut FramePool,
+    ) -> Option<Self> {
+        let pins = Pins::at(base, LAYOUT).ok()?;
+        if !pins.has_maps(&MAPS) {
+            return None;
+        }
+        let mut prepared = Self::of(pins, base).inspect_err(|error| {
+            tracing::debug!(%error, "what another data plane has pinned is of no use");
+        });
+        if let Ok(Self { pair: Pair { punt, other, walls }, .. }) = &mut prepared {
+            let opened = Punt::open(umem, seed, *other, punt::fill_of(fill), walls, pool);
+            // The first port that is opened tries again, and says why it cannot.
+            *punt = opened.ok();
+        }
+        prepared.ok()
+    }
+
+    fn of(pins: Pins, base: &Path) -> io::Result<Self> {
+        let program = Program::load(TcHook::of_kernel(), 1, Some(pins))?;
+        let pair = Pair { other: program.punt(), ..Pair::none(Some(base)) };
+        Ok(Self { program, pair })
+    }
+
+    /// Has misses wait in the pair, if they are named by these tags of the interfaces: each is a port's then.
+    fn take_misses(&self, tags: &HashMap<&str, u16>) {
+        if let Some(punt) = &self.pair.punt
+            && self.has(tags)
+        {
+            self.program.set_punt(punt.ifindex());
+        }
+    }
+
+    /// Goes on with the misses that wait if they are named by these tags, and removes them and the pair if not.
+    fn keep_misses(&mut self, tags: &HashMap<&str, u16>, pool: &mut FramePool) {
+        match self.pair.punt.take() {
+            Some(punt) if self.has(tags) => {
+                // Once more: the predecessor may have taken them back before it retired.
+                self.program.set_punt(punt.ifindex());
+                self.pair.punt = Some(punt);
+            }
+            other => {
+                self.program.set_punt(0);
+                other.into_iter().for_each(|punt| punt.close(pool));
+            }
+        }
+    }
+
+    /// Whether the program knows the interfaces by these tags, and no others.
+    fn has(&self, tags: &HashMap<&str, u16>) -> bool {
+        let links = Netlink::open().and_then(|mut netlink| netlink.links()).unwrap_or_default();
+        let tags: HashMap<u32, u32> = links
+            .iter()
+            .filter_map(|link| Some((link.index, u32::from(*tags.get(link.name.as_str())?))))
+            .collect();
+        let known = self.program.known_ports();
+        known.is_ok_and(|known| known.iter().all(|(index, tag)| tags.get(index) == Some(tag)))
+    }
+
+    /// Gives the misses back and removes the pair. The programs go with the value.
+    fn close(self, pool: &mut FramePool) {
+        let Self { program, pair: Pair { punt, other, .. } } = self;
+        if let Some(punt) = punt {
+            if program.punt() == punt.ifindex() {
+                program.set_punt(other);
+            }
+            punt.close(pool);
+        }
     }
 }
 

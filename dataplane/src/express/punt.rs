@@ -35,6 +35,9 @@ use crate::sys::wall::{Wall, Walls};
 /// Largest MTU of a port: its frames under two VLAN tags fit the pair.
 pub const MAX_MTU: u32 = MAX_VETH_PEER_MTU - 4;
 
+/// What the names of every pair begin with.
+const STEM: &str = "fdp";
+
 /// Number under which the umem knows the pair's socket: above those of all ports.
 const OWNER: u16 = u16::MAX;
 
@@ -54,7 +57,7 @@ const PORT: u16 = 0x0fff;
 /// The device pair, its socket, and what was received and not asked for yet.
 pub(super) struct Punt {
     near: Link,
-    _near_silence: Silence,
+    near_silence: Silence,
     port: XdpPort,
     /// By tag.
     inboxes: Vec<Option<Inbox>>,
@@ -83,28 +86,26 @@ impl Inbox {
 }
 
 impl Punt {
-    /// Makes the pair in the calling thread's namespace. `seed`, an interface of this switch, names
-    /// it; a pair that a killed process left under that name is replaced.
+    /// Makes the pair in the calling thread's namespace. `seed`, an interface of this switch, names it: in one
+    /// of two ways, so that it fits beside a predecessor's, whose near end has the index `other`. A pair that a
+    /// killed process left under these names is removed.
     pub(super) fn open(
         umem: &Arc<Umem>,
         seed: &str,
+        other: u32,
         fill: u32,
         walls: &Arc<Walls>,
         pool: &mut FramePool,
     ) -> Result<Self, ExpressError> {
-        let mut hasher = DefaultHasher::new();
-        seed.hash(&mut hasher);
-        let stem = format!("fdp{:08x}", hasher.finish() as u32);
-        let (near, far) = (format!("{stem}a"), format!("{stem}b"));
         let mut netlink = Netlink::open().map_err(ExpressError::Netlink)?;
-        match netlink.delete(&near) {
-            Ok(()) | Err(LinkError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let [first, second] = names(seed);
+        let is_first_taken = is_kept(&mut netlink, &first.0, other)?;
+        is_kept(&mut netlink, &second.0, other)?;
+        let (near, far) = if is_first_taken { second } else { first };
         let end = |name| VethEnd { mtu: Some(MAX_VETH_PEER_MTU), ..VethEnd::new(name) };
         netlink.create_veth(end(&near), end(&far), 1)?;
         let options = XdpOptions {
-            fill: fill.min(FILL),
+            fill,
             tx: 1,
             max_queues: 1,
             walls: Some(Arc::clone(walls)),
@@ -133,11 +134,29 @@ impl Punt {
         let port = opened.queues.into_iter().next().ok_or(ExpressError::NoQueue)?;
         Ok(Self {
             near: link,
-            _near_silence: silence,
+            near_silence: silence,
             port,
             inboxes: Vec::new(),
             received: Vec::with_capacity(BURST),
         })
+    }
+
+    /// Removes every pair that `seed` names, whoever made it.
+    fn remove_all(seed: &str) -> Result<(), ExpressError> {
+        let mut netlink = Netlink::open().map_err(ExpressError::Netlink)?;
+        for (near, _) in names(seed) {
+            is_kept(&mut netlink, &near, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the pair whose near end has that index, if there is one: a predecessor's.
+    fn remove(index: u32) -> Result<(), ExpressError> {
+        let mut netlink = Netlink::open().map_err(ExpressError::Netlink)?;
+        let links = netlink.links().map_err(ExpressError::Netlink)?;
+        // Its name is asked for, too: an index may be another interface's some day.
+        let pair = links.iter().find(|link| link.index == index && link.name.starts_with(STEM));
+        pair.map_or(Ok(()), |pair| Ok(netlink.delete(&pair.name)?))
     }
 
     /// Index of the interface that the program sends misses to.
@@ -154,8 +173,8 @@ impl Punt {
         self.inboxes[at] = Some(Inbox { ifindex, frames, doorstep: None, arrivals });
     }
 
-    /// Whether there are ports left.
-    fn remove(&mut self, tag: u16, pool: &mut FramePool) -> bool {
+    /// A port is gone. Returns whether there are ports left.
+    fn forget(&mut self, tag: u16, pool: &mut FramePool) -> bool {
         let inbox = self.inboxes.get_mut(usize::from(tag)).and_then(Option::take);
         for frame in inbox.into_iter().flat_map(|inbox| inbox.frames) {
             pool.give(frame);
@@ -195,7 +214,7 @@ impl Punt {
     }
 
     /// Gives everything back and removes the pair.
-    fn close(self, pool: &mut FramePool) {
+    pub(super) fn close(self, pool: &mut FramePool) {
         let Self { near, port, inboxes, received, .. } = self;
         let waiting = inboxes.into_iter().flatten().flat_map(|inbox| inbox.frames);
         waiting.chain(received).for_each(|frame| pool.give(frame));
@@ -204,6 +223,24 @@ impl Punt {
         if !matches!(removed, Ok(Ok(()) | Err(LinkError::NotFound { .. }))) {
             tracing::warn!(interface = near.name, "cannot remove the express lane's device pair");
         }
+    }
+}
+
+/// Names of the ends of the two pairs that `seed` may name.
+fn names(seed: &str) -> [(String, String); 2] {
+    let mut hasher = DefaultHasher::new();
+    seed.hash(&mut hasher);
+    let stem = format!("{STEM}{:08x}", hasher.finish() as u32);
+    [('a', 'b'), ('c', 'd')].map(|(near, far)| (format!("{stem}{near}"), format!("{stem}{far}")))
+}
+
+/// Removes the pair of that near end, unless its index is the one to keep. Returns whether it is there still.
+fn is_kept(netlink: &mut Netlink, near: &str, kept: u32) -> Result<bool, LinkError> {
+    match netlink.link(near) {
+        Ok(link) if link.index == kept => Ok(true),
+        Ok(_) => netlink.delete(near).map(|()| false),
+        Err(LinkError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -365,9 +402,47 @@ impl Port for ExpressPort {
         kernel.leave(tag, link.index, pool);
         Box::new(sender).close(pool);
     }
+
+    fn abandon(self: Box<Self>) {
+        let Self { sender, attached, silence, wakeup, wall, .. } = *self;
+        std::mem::forget((attached, silence, wall));
+        drop(wakeup);
+        Box::new(sender).abandon();
+    }
+}
+
+/// Frames that the pair's socket may keep for receiving, where a port has that many.
+pub(super) fn fill_of(port: u32) -> u32 {
+    port.saturating_mul(4).min(FILL)
 }
 
 impl Kernel {
+    /// Removes the device pair of a predecessor.
+    pub(super) fn remove_other_pair(&self) {
+        let other = self.other_pair;
+        if other != 0
+            && let Err(error) = Punt::remove(other)
+        {
+            tracing::warn!(%error, "the last data plane's device pair stays");
+        }
+    }
+
+    /// Removes what a successor that did not come up has left of a pair.
+    pub(super) fn remove_pairs(&self) {
+        if let Some(Err(error)) = self.seed.get().map(|seed| Punt::remove_all(seed)) {
+            tracing::warn!(%error, "a device pair of the express lane stays");
+        }
+    }
+
+    /// Nothing is received by the device pair any more, which stays.
+    pub(super) fn abandon(&self) {
+        self.program.remove_receiver();
+        if let Some(Punt { near_silence, port, inboxes, received, .. }) = self.punt.lock().take() {
+            std::mem::forget((near_silence, inboxes, received));
+            Box::new(port).abandon();
+        }
+    }
+
     /// A port begins to use the device pair, which is made if it is the first. Returns what becomes
     /// readable when frames arrive.
     fn join(
@@ -381,11 +456,9 @@ impl Kernel {
         let mut punt = self.punt.lock();
         let punt = match &mut *punt {
             Some(punt) => punt,
-            none => {
-                let fill = fill.saturating_mul(4);
-                none.insert(Punt::open(umem, &link.name, fill, &self.walls, pool)?)
-            }
+            none => none.insert(Punt::open(umem, &link.name, 0, fill_of(fill), &self.walls, pool)?),
         };
+        self.seed.get_or_init(|| link.name.clone());
         let wakeup = punt.port.duplicate().map_err(|source| ExpressError::Descriptor { source })?;
         let received = self.program.set_receiver(wakeup.as_fd());
         received.map_err(|source| ExpressError::Receiver { source })?;
@@ -398,7 +471,7 @@ impl Kernel {
     fn leave(&self, tag: u16, ifindex: u32, pool: &mut FramePool) {
         self.program.remove_port(ifindex);
         let mut punt = self.punt.lock();
-        if punt.as_mut().is_some_and(|punt| !punt.remove(tag, pool))
+        if punt.as_mut().is_some_and(|punt| !punt.forget(tag, pool))
             && let Some(punt) = punt.take()
         {
             punt.close(pool);

@@ -128,13 +128,21 @@ impl FlowTable {
         Self { leases: leases(count), slots: Mutex::new(Slots::new(count)), program }
     }
 
-    /// The table of a program whose maps have outlived another process, and what it holds.
-    pub(super) fn resume(program: Arc<Program>) -> (Self, Vec<Inherited>) {
+    /// The table of a program whose maps have outlived another process. What it holds is not known before
+    /// [`resume`](Self::resume) has said it, and nothing may be given before.
+    pub(super) fn of_another(program: Arc<Program>) -> Self {
+        let count = program.slots().count();
+        Self { leases: leases(count), slots: Mutex::new(Slots::new(count)), program }
+    }
+
+    /// Finds out what another process has left. Cost: a look at every slot.
+    pub(super) fn resume(&self) -> Vec<Inherited> {
+        let mut slots = self.slots.lock();
         // Half-open connections have ended with their process.
-        program.slots().iter().filter(express::Slot::is_asked).for_each(|cell| cell.close());
-        let (slots, inherited) = Slots::resume(program.index());
-        let leases = leases(program.slots().count());
-        (Self { program, leases, slots: Mutex::new(slots) }, inherited)
+        self.program.slots().iter().filter(express::Slot::is_asked).for_each(|cell| cell.close());
+        let inherited;
+        (*slots, inherited) = Slots::resume(self.program.index());
+        inherited
     }
 
     /// Gives the kernel a verdict. It replaces the flow's older one, whoever gave that: handles of it are good

@@ -52,4 +52,10 @@ pub trait Port: Send {
 
     /// Detaches, and gives back every frame the port still had.
     fn close(self: Box<Self>, pool: &mut FramePool);
+
+    /// Closes its sockets, for a successor who wants its queues, and leaves all else as it is to the end of the
+    /// process: the interface, what is attached to it, and the frames, which nobody may use any more.
+    fn abandon(self: Box<Self>) {
+        std::mem::forget(self);
+    }
 }

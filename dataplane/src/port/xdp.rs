@@ -198,10 +198,18 @@ pub enum OpenError {
 struct Attachment {
     silence: Silence,
     _promiscuous: Option<Promiscuous>,
-    _attached: Attached,
+    attached: Option<Attached>,
     /// Keeps the map of sockets.
     _steering: Box<dyn Steering>,
     _wall: Option<Wall>,
+}
+
+impl Attachment {
+    /// Leaves the interface as it is, but for a program that does not outlive the process: the wall stands behind.
+    fn abandon(mut self) {
+        self.attached.take().into_iter().for_each(Attached::abandon);
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Attachment {
@@ -362,7 +370,7 @@ fn attach(
     let attachment = Attachment {
         silence,
         _promiscuous: promiscuous,
-        _attached: attached,
+        attached: Some(attached),
         _steering: steering,
         _wall: wall,
     };
@@ -667,5 +675,12 @@ impl Port for XdpPort {
             xsk::wait_until_released(index, queue);
         }
         unsendable.into_iter().chain(loans.take_all_back()).for_each(|frame| pool.give(frame));
+    }
+
+    fn abandon(self: Box<Self>) {
+        let Self { socket, attachment, unsendable, .. } = *self;
+        std::mem::forget(unsendable);
+        attachment.and_then(Arc::into_inner).into_iter().for_each(Attachment::abandon);
+        socket.close();
     }
 }

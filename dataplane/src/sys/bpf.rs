@@ -2,11 +2,12 @@
 //! What is common to [such programs](Steering) is here, too.
 //!
 //! A BPF link lives as long as its file descriptor, so the program comes off the interface when the
-//! process ends, however it ends. See docs/adr/0001.
+//! process ends, however it ends, unless it is [pinned](super::pins). See docs/adr/0001.
 
 use std::error::Error;
 use std::io;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use aya::maps::{MapData, XskMap};
@@ -16,6 +17,8 @@ use aya::programs::xdp::{XdpLink, XdpLinkId, XdpMode};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use parking_lot::Mutex;
+
+use super::pins;
 
 /// dataplane/bpf/redirect.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/redirect.bpf.o");
@@ -92,28 +95,59 @@ impl Steering for Redirect {
     }
 
     fn attach(&mut self, index: u32, mode: Mode) -> io::Result<Attached> {
-        attach(self.xdp()?, index, mode)
+        attach(self.xdp()?, index, mode, None)
     }
 }
 
-/// Attaches a program to an interface. It stays until the result is dropped.
-pub(super) fn attach(program: &mut Xdp, index: u32, mode: Mode) -> io::Result<Attached> {
+/// Attaches a program to an interface. It stays until the result is dropped. With `pin`, a path, it outlives the
+/// process, and takes the place of the one whose link is pinned there in one step.
+pub(super) fn attach(
+    program: &mut Xdp,
+    index: u32,
+    mode: Mode,
+    pin: Option<PathBuf>,
+) -> io::Result<Attached> {
+    let replace = |link: XdpLink| {
+        let id = program.attach_to_link(link).map_err(kernel_error)?;
+        program.take_link(id).map_err(kernel_error)
+    };
+    if let Some(link) = pin.as_ref().and_then(|pin| pins::take_over(pin, replace)) {
+        return Ok(Attached { link: Some(link), pin });
+    }
     let mode = match mode {
         Mode::Native => XdpMode::Driver,
         Mode::Generic => XdpMode::Skb,
     };
     let id: XdpLinkId = program.attach_to_if_index(index, mode).map_err(kernel_error)?;
-    Ok(Attached { link: Some(program.take_link(id).map_err(kernel_error)?) })
+    let link = program.take_link(id).map_err(kernel_error)?;
+    let link = match &pin {
+        Some(pin) => pins::pin(link, pin)?,
+        None => link,
+    };
+    Ok(Attached { link: Some(link), pin })
 }
 
 /// The program on its interface; dropping this takes it off.
 #[derive(Debug)]
 pub(crate) struct Attached {
     link: Option<XdpLink>,
+    pin: Option<PathBuf>,
+}
+
+impl Attached {
+    /// Leaves the program there if that outlives the process, and takes it off if it does not.
+    pub(crate) fn abandon(self) {
+        if self.pin.is_some() {
+            std::mem::forget(self);
+        }
+    }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        if let Some(pin) = &self.pin {
+            pins::unpin(pin);
+        }
         // If the interface is gone, the kernel has detached the program itself.
         if let Some(link) = self.link.take() {
             let _ = link.detach();

@@ -36,7 +36,7 @@ pub(in crate::sys) use self::hook::attach;
 pub(crate) use self::memory::{Bucket, CELLS, Hashing, Intake};
 use self::memory::{Control, Shared};
 use super::bpf::{self, LOADER, Mode, Steering, kernel_error};
-use super::pins::Pins;
+use super::pins::{Pins, Place};
 use crate::express::resizing::Regions;
 
 /// dataplane/bpf/express.bpf.c, compiled by `cargo xtask bpf`.
@@ -139,7 +139,7 @@ impl Program {
     /// other. If there is one already that outlived its process, it is replaced in one step. It stays
     /// until the result is dropped, and if it is pinned, until its pin is removed too.
     pub(crate) fn attach(&self, ifname: &str, ifindex: u32) -> io::Result<Attached> {
-        let pin = self.pins.as_ref().map(|pins| pins.link(ifindex));
+        let pin = self.pins.as_ref().map(|pins| pins.link(Place::Tc, ifindex));
         let mut program = self.program.lock();
         hook::attach(classifier(&mut program)?, self.hook, pin, ifname, ifindex)
     }
@@ -170,6 +170,11 @@ impl Program {
         self.port_count.load(Ordering::Relaxed)
     }
 
+    /// The interfaces that have a tag, and which.
+    pub(crate) fn known_ports(&self) -> io::Result<Vec<(u32, u32)>> {
+        self.ports.lock().iter().collect::<Result<_, _>>().map_err(kernel_error)
+    }
+
     /// Frames of no interface are punted any more, nor to anywhere: those that a predecessor's program
     /// lets in are dropped, unless their flow has a verdict.
     pub(crate) fn forget_ports(&self) -> io::Result<()> {
@@ -180,9 +185,9 @@ impl Program {
     }
 
     /// Takes a predecessor's program off every interface but these.
-    pub(crate) fn keep_links(&self, ifindexes: &[u32]) -> io::Result<()> {
+    pub(crate) fn keep_links(&self, place: Place, ifindexes: &[u32]) -> io::Result<()> {
         let Some(pins) = &self.pins else { return Ok(()) };
-        pins.keep_links(ifindexes)
+        pins.keep_links(place, ifindexes)
     }
 
     /// What holds the program for tc.
@@ -217,6 +222,11 @@ impl Program {
     /// Misses at tc leave through that interface.
     pub(crate) fn set_punt(&self, ifindex: u32) {
         self.control().punt.store(ifindex, Ordering::Release);
+    }
+
+    /// The interface that misses at tc leave through, or 0.
+    pub(crate) fn punt(&self) -> u32 {
+        self.control().punt.load(Ordering::Acquire)
     }
 
     /// What is punted is received by that AF_XDP socket, as long as it is open.
@@ -356,7 +366,8 @@ impl Steering for Lookup {
         }
         self.program.set_port(index, self.tag)?;
         self.ifindex = Some(index);
-        bpf::attach(xdp(&mut self.program.program.lock())?, index, mode)
+        let pin = self.program.pins.as_ref().map(|pins| pins.link(Place::Xdp, index));
+        bpf::attach(xdp(&mut self.program.program.lock())?, index, mode, pin)
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use parking_lot::Mutex;
 
 use super::prefetch::prefetch;
+use super::xsk;
 use crate::frame::Frame;
 
 /// Bytes per chunk. Holds the kernel's headroom and a frame of up to [`MAX_FRAME`] bytes.
@@ -45,6 +47,8 @@ pub struct Umem {
     owners: Box<[AtomicU16]>,
     /// The numbers of which there are [`Loans`].
     lenders: Mutex<BTreeSet<u16>>,
+    /// Sockets that have registered it, for ports that are to be opened soon.
+    spares: Mutex<Vec<OwnedFd>>,
 }
 
 // SAFETY: the area is plain memory, mapped for the life of the Umem; access to each chunk is
@@ -84,8 +88,20 @@ impl Umem {
         let owners = (0..frames).map(|_| AtomicU16::new(USER)).collect();
         let handles =
             (0..frames).map(|chunk| Frame::claim(id, chunk, HEADROOM as u16, 0)).collect();
-        let lenders = Mutex::default();
-        Ok((Self { id, base, frames, owners, lenders }, handles))
+        let (lenders, spares) = Default::default();
+        Ok((Self { id, base, frames, owners, lenders, spares }, handles))
+    }
+
+    /// Registers it with so many sockets in advance: the first makes the kernel find the memory, and each pins
+    /// all of it. What cannot be done now is done, or fails, when a socket is opened.
+    pub(crate) fn set_spares(&self, count: usize) {
+        let spares = (0..count).map_while(|_| xsk::registered(self).ok()).collect();
+        *self.spares.lock() = spares;
+    }
+
+    /// A socket that has registered it, if one is left.
+    pub(super) fn take_spare(&self) -> Option<OwnedFd> {
+        self.spares.lock().pop()
     }
 
     /// Number of chunks.

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::bpf::{LOADER, kernel_error};
 use super::express::{Attached, TcHook, attach};
-use super::pins::Pins;
+use super::pins::{Pins, Place};
 use crate::link::Link;
 
 /// dataplane/bpf/wall.bpf.c, compiled by `cargo xtask bpf`.
@@ -60,7 +60,7 @@ impl Walls {
         let Some(program) = &mut *program else { return Err(io::ErrorKind::NotFound.into()) };
         let program = classifier(program)?;
         let mut raise = |hook, pin| attach(program, hook, pin, &link.name, link.index);
-        let pin = self.pins.as_ref().map(|pins| pins.link(link.index));
+        let pin = self.pins.as_ref().map(|pins| pins.link(Place::Tc, link.index));
         let pinned = pin.and_then(|pin| raise(TcHook::Tcx, Some(pin)).ok());
         let attached = pinned.map_or_else(|| raise(TcHook::Clsact, None), Ok)?;
         self.raised.lock().insert(link.index);
@@ -87,7 +87,7 @@ impl Walls {
     pub(crate) fn keep(&self, others: &BTreeSet<u32>) {
         let kept: Vec<u32> = self.raised.lock().union(others).copied().collect();
         if let Some(pins) = &self.pins
-            && let Err(error) = pins.keep_links(&kept)
+            && let Err(error) = pins.keep_links(Place::Tc, &kept)
         {
             tracing::warn!(%error, "a wall of the last data plane stays at its interface");
         }

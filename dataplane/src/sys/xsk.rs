@@ -28,7 +28,7 @@ const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 const QUEUE_RELEASE: Duration = Duration::from_secs(2);
 
 /// How often to look.
-const QUEUE_POLL: Duration = Duration::from_millis(5);
+const QUEUE_POLL: Duration = Duration::from_micros(500);
 
 /// Lengths of the rings, in descriptors; powers of two.
 #[derive(Clone, Copy, Debug)]
@@ -115,8 +115,10 @@ impl Socket {
         sizes: RingSizes,
         force_copy: bool,
     ) -> Result<Self, SocketError> {
-        let fd = create().map_err(Step::Create.failed())?;
-        register(fd.as_fd(), umem).map_err(Step::RegisterUmem.failed())?;
+        let fd = match umem.take_spare() {
+            Some(fd) => fd,
+            None => registered(umem)?,
+        };
         let (fill, tx, completion) = rings(fd.as_fd(), sizes).map_err(Step::Rings.failed())?;
         allow_whole_batches(fd.as_fd(), sizes.tx).map_err(Step::Rings.failed())?;
         bind(fd.as_fd(), own_umem(index, queue, force_copy)).map_err(Step::Bind.failed())?;
@@ -231,6 +233,13 @@ pub(crate) fn wait_until_released(index: u32, queue: u32) {
     frames.into_iter().for_each(|frame| {
         frame.release();
     });
+}
+
+/// A socket with the umem registered, which is what takes longest of [`Socket::open`].
+pub(crate) fn registered(umem: &Umem) -> Result<OwnedFd, SocketError> {
+    let fd = create().map_err(Step::Create.failed())?;
+    register(fd.as_fd(), umem).map_err(Step::RegisterUmem.failed())?;
+    Ok(fd)
 }
 
 fn create() -> io::Result<OwnedFd> {

@@ -19,6 +19,7 @@ mod order;
 mod parity;
 mod policy;
 mod restart;
+mod stand_in;
 mod storm;
 mod traffic;
 mod verdicts;
@@ -43,6 +44,9 @@ const ALONE: [&[Test]; 5] =
     [order::TESTS, storm::TESTS, cost::TESTS, compare::TESTS, failure::OF_THE_DEMO];
 
 fn main() {
+    if let Some(stood_in) = stand_in::run_if_asked() {
+        return stood_in.expect("a stand-in fails as it was asked to");
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
     let tests = [

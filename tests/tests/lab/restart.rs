@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use crate::express::{ECHO, connect, connections, up};
 use crate::failure::{dataplane_pid, kill_hard, send, supervisor_pid};
 use crate::fixture::{Counted, Fixture, Stream, echoes, ensure, pair, printed, v4, wait_for};
+use crate::stand_in::Conduct;
 use crate::{Shown, Test};
 
 pub(crate) const UDP: u16 = 7;
@@ -26,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("express_flows_outlive_the_data_plane_and_are_judged_again", &[], outlive),
     ("express_flows_stop_when_no_data_plane_returns", &[], fail_closed),
     ("an_upgrade_takes_over_without_losing_an_express_frame", &[], upgrade),
+    ("connections_that_begin_during_an_upgrade_are_all_answered", &[], new_connections),
     ("two_workers_take_over_each_its_share_of_the_express_flows", &[], by_two),
     ("an_upgrade_to_a_program_that_fails_leaves_the_switch_as_it_was", &[], upgrade_fails),
     ("a_switch_that_stops_leaves_nothing_pinned", &[], nothing_pinned),
@@ -242,7 +244,8 @@ fn owned(lab: &Fixture) -> Result<Vec<u64>, Failed> {
     Ok(lab.dataplane()?.connections_by)
 }
 
-/// The program that is to take over ends at once, before it has touched anything.
+/// The program that is to take over ends at once, hangs, or speaks another protocol. The last takes as long
+/// as the supervisor waits for a successor.
 fn upgrade_fails() -> Shown {
     let lab = up("")?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
@@ -250,19 +253,16 @@ fn upgrade_fails() -> Shown {
     let dialogue = Dialogue::start(&lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
     let before = (dataplane_pid(&lab)?, lab.epoch()?);
     let directory = tempfile::tempdir()?;
-    // `firedoor upgrade` names its own program to the supervisor, in this way.
-    let asked = lab.run_dir().upgrade();
-    for program in [Path::new("/bin/false"), &directory.path().join("missing")] {
-        std::fs::write(&asked, program.as_os_str().as_encoded_bytes())?;
-        send(supervisor_pid(&lab)?, Signal::SIGUSR1)?;
-        let mut told = String::new();
-        wait_for(Duration::from_secs(5), || {
-            told = std::fs::read_to_string(&asked)?;
-            Ok(told.starts_with("failed: "))
-        })?;
-        println!("{told}");
-        ensure!(told.starts_with("failed: "), "{} was not refused: {told}", program.display());
-    }
+    let (stand_in, run_dir) = (std::env::current_exe()?, lab.run_dir().path());
+    refused(&lab, Path::new("/bin/false"))?;
+    refused(&lab, &directory.path().join("missing"))?;
+    Conduct::SpeaksAnother.ask(run_dir)?;
+    refused(&lab, &stand_in)?;
+    let heard = Conduct::heard(run_dir)?;
+    ensure!(heard.contains("a message of protocol version 4, and this firedoor"), "{heard}");
+    Conduct::Hangs.ask(run_dir)?;
+    let told = refused(&lab, &stand_in)?;
+    ensure!(told.contains("has not taken over"), "{told}");
     ensure!(echoes(&mut connection), "the connection is gone");
     ensure!(before == (dataplane_pid(&lab)?, lab.epoch()?), "another data plane runs");
     let counted = dialogue.end()?;
@@ -270,6 +270,69 @@ fn upgrade_fails() -> Shown {
     let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
     ensure!(heard == Outcome::Reachable, "afterwards, a new conversation heard {heard:?}");
     upgrade_once(&lab).map(drop)
+}
+
+/// What the supervisor says of an upgrade to a program that cannot take over. It is asked as
+/// `firedoor upgrade` asks it.
+fn refused(lab: &Fixture, program: &Path) -> Result<String, Failed> {
+    let asked = lab.run_dir().upgrade();
+    std::fs::write(&asked, program.as_os_str().as_encoded_bytes())?;
+    send(supervisor_pid(lab)?, Signal::SIGUSR1)?;
+    let mut told = String::new();
+    wait_for(Duration::from_secs(40), || {
+        told = std::fs::read_to_string(&asked)?;
+        Ok(told.starts_with("failed: "))
+    })?;
+    println!("{told}");
+    ensure!(told.starts_with("failed: "), "{} was not refused: {told}", program.display());
+    Ok(told)
+}
+
+/// Whoever begins a connection during an upgrade gets an answer, and who may not begin one gets none.
+fn new_connections() -> Shown {
+    let lab = up("")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    // No rule allows what b begins.
+    let denied = Stream::start(&lab.netns("b")?, &lab.netns("a")?, v4(1), 9)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| -> Result<_, Failed> {
+            let (netns, stopped) = (lab.netns("a")?, Arc::clone(&stop));
+            Ok(thread::spawn(move || begin_until(&netns, &stopped)))
+        })
+        .collect::<Result<_, _>>()?;
+    for _ in 0..2 {
+        println!("{}", upgrade_once(&lab)?);
+    }
+    thread::sleep(Duration::from_millis(200));
+    stop.store(true, Ordering::Relaxed);
+    let mut begun = 0;
+    for client in clients {
+        begun += client.join().map_err(|_| "a client panicked")??;
+    }
+    let denied = denied.end()?;
+    println!("{begun} connections over two upgrades; of what is denied {denied:?}");
+    ensure!(begun > 50, "{begun} connections are too few to tell");
+    ensure!(denied.sent > 1_000 && denied.came == 0, "denied datagrams passed: {denied:?}");
+    Ok(())
+}
+
+/// Begins one connection after the other, and fails if one gets no echo. Returns how many there were.
+fn begin_until(from: &Netns, stop: &AtomicBool) -> Result<u64, String> {
+    let to = SocketAddr::new(v4(2), 7);
+    let mut begun = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let begin = || TcpStream::connect_timeout(&to, Duration::from_secs(5));
+        let began = from.run(begin).map_err(|error| error.to_string())?;
+        let mut connection = began.map_err(|error| format!("connection {begun}: {error}"))?;
+        let patience = Some(Duration::from_secs(5));
+        connection.set_read_timeout(patience).map_err(|error| error.to_string())?;
+        if !echoes(&mut connection) {
+            return Err(format!("connection {begun} has no echo"));
+        }
+        begun += 1;
+    }
+    Ok(begun)
 }
 
 fn fail_closed() -> Shown {

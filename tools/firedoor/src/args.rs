@@ -15,7 +15,7 @@ use firedoor_control::condition::flags;
 
 pub(crate) use self::bench::{
     BenchClassifyArgs, BenchCommand, BenchCompareArgs, BenchFlowsArgs, BenchPolicyArgs,
-    BenchReplayArgs, BenchTrafficArgs, BenchTseArgs,
+    BenchReplayArgs, BenchTrafficArgs, BenchTseArgs, BenchUpgradeArgs,
 };
 
 /// A virtual switch with a fire door between every two workloads.

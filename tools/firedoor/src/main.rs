@@ -66,6 +66,7 @@ fn dispatch(command: &Command, out: &mut Output) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Tse(args)) => commands::bench::tse::run(args, out),
         Command::Completions(args) => commands::install::completions(args, out),
         Command::Man(args) => commands::install::man(args, out),
+        Command::Bench(BenchCommand::Upgrade(args)) => commands::bench::upgrade::run(args, out),
         Command::Dataplane(args) => commands::role::dataplane(args),
         Command::Control(args) => commands::role::control(args),
     }
@@ -80,7 +81,7 @@ fn measures_in_process(command: &Command) -> bool {
         | BenchCommand::Policy(_)
         | BenchCommand::Replay(_)
         | BenchCommand::Tse(_) => true,
-        BenchCommand::Compare(_) | BenchCommand::Traffic(_) => false,
+        BenchCommand::Compare(_) | BenchCommand::Traffic(_) | BenchCommand::Upgrade(_) => false,
     }
 }
 

@@ -47,6 +47,7 @@ impl Offload {
                 return false;
             }
             self.round = now;
+            self.lane.iter().for_each(|lane| lane.take_misses_back());
         }
         let end = (self.next + PER_TICK).min(self.pairs.len());
         for at in self.next..end {

@@ -1,9 +1,9 @@
 //! Where the program for tc is held on an interface, and how it gets there and away.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use aya::programs::links::{FdLink, Link as _, PinnedLink};
+use aya::programs::links::Link as _;
 use aya::programs::tc::{
     NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
@@ -12,6 +12,7 @@ use aya::util::KernelVersion;
 
 use crate::link::Netlink;
 use crate::sys::bpf::kernel_error;
+use crate::sys::pins;
 
 /// Where the clsact queueing discipline has the program: so that it can be replaced.
 const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 1), classid: None };
@@ -49,10 +50,8 @@ pub(crate) struct Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if let Some(pin) = &self.pin
-            && let Err(error) = std::fs::remove_file(pin)
-        {
-            tracing::warn!(%error, pin = %pin.display(), "a pin is not removed");
+        if let Some(pin) = &self.pin {
+            pins::unpin(pin);
         }
         // If the interface is gone, the kernel has detached the program itself.
         if let Some(link) = self.link.take() {
@@ -78,7 +77,11 @@ pub(in crate::sys) fn attach(
         let link = attach_to_clsact(program, ifname)?;
         return Ok(Attached { link: Some(link), pin: None, clsact: Some(ifindex) });
     }
-    let link = match pin.as_ref().and_then(|pin| replace(program, pin)) {
+    let replace = |link: SchedClassifierLink| {
+        let id = program.attach_to_link(link).map_err(kernel_error)?;
+        program.take_link(id).map_err(kernel_error)
+    };
+    let link = match pin.as_ref().and_then(|pin| pins::take_over(pin, replace)) {
         Some(link) => link,
         None => {
             let first = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -87,37 +90,12 @@ pub(in crate::sys) fn attach(
                 .map_err(kernel_error)?;
             let link = program.take_link(id).map_err(kernel_error)?;
             match &pin {
-                Some(pin) => pin_link(link, pin)?,
+                Some(pin) => pins::pin(link, pin)?,
                 None => link,
             }
         }
     };
     Ok(Attached { link: Some(link), pin, clsact: None })
-}
-
-/// Puts the program in the place of a pinned link's. `None` if there is none, or its interface is
-/// gone.
-fn replace(program: &mut SchedClassifier, pin: &Path) -> Option<SchedClassifierLink> {
-    let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
-    let replaced = SchedClassifierLink::try_from(link)
-        .map_err(kernel_error)
-        .and_then(|link| program.attach_to_link(link).map_err(kernel_error))
-        .and_then(|id| program.take_link(id).map_err(kernel_error));
-    match replaced {
-        Ok(link) => Some(link),
-        Err(error) => {
-            tracing::debug!(%error, pin = %pin.display(), "a pinned link is of no use");
-            // If it stays, the next attempt to pin says so.
-            let _ = std::fs::remove_file(pin);
-            None
-        }
-    }
-}
-
-fn pin_link(link: SchedClassifierLink, pin: &Path) -> io::Result<SchedClassifierLink> {
-    let link: FdLink = link.try_into().map_err(kernel_error)?;
-    let pinned = link.pin(pin).map_err(kernel_error)?;
-    SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(kernel_error)
 }
 
 /// As [`attach`], for kernels without tcx: a filter stays where it is when the process is

@@ -18,6 +18,7 @@ pub(crate) enum BenchCommand {
     Traffic(BenchTrafficArgs),
     Replay(BenchReplayArgs),
     Tse(BenchTseArgs),
+    Upgrade(BenchUpgradeArgs),
 }
 
 /// Measures the connection table: hit, miss, insertion, expiry, set-up rate and memory.
@@ -106,6 +107,33 @@ pub(crate) struct BenchTseArgs {
     /// PROTOCOL` in decimal, or directories of `.trace` files
     #[arg(long, value_name = "DIR|FILE", num_args = 1..)]
     pub(crate) traces: Vec<PathBuf>,
+    /// Print as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Measures what clients notice while one data plane takes another one's place.
+///
+/// Builds a lab and upgrades its switch to this program, and kills its data plane, in turn, while clients
+/// on either lane ask every millisecond. Each answer that never came is counted as lost.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sudo firedoor bench upgrade --connections 100000")]
+pub(crate) struct BenchUpgradeArgs {
+    /// Live connections that are taken over
+    #[arg(long, value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) connections: u32,
+    /// Rules that match nobody, besides those of the clients
+    #[arg(long, value_name = "N", default_value_t = 1_000,
+        value_parser = clap::value_parser!(u16).range(..=10_000))]
+    pub(crate) rules: u16,
+    /// The program that the switch is; this one if it is not given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) program: Option<PathBuf>,
+    /// How often to upgrade, and to kill
+    #[arg(long, value_name = "N", default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
     /// Print as JSON
     #[arg(long)]
     pub(crate) json: bool,

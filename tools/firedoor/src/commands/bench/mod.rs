@@ -7,3 +7,4 @@ pub(crate) mod policy;
 pub(crate) mod replay;
 pub(crate) mod traffic;
 pub(crate) mod tse;
+pub(crate) mod upgrade;
