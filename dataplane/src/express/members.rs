@@ -57,6 +57,16 @@ impl Member {
             Some(Hook::Xdp) => other.takes_frames,
         }
     }
+
+    /// Whether a port of before is this one still, whatever can be redirected to it by now.
+    pub(super) fn is_still(&self, before: &Self) -> bool {
+        Self { takes_frames: self.takes_frames, ..*before } == *self
+    }
+}
+
+/// The port of that number.
+pub(super) fn member_at(ports: &[Option<Member>], port: PortId) -> Option<&Member> {
+    ports.get(usize::from(port.0))?.as_ref()
 }
 
 /// How the frames of a flow go that the kernel has a verdict for.
@@ -313,7 +323,7 @@ impl State {
     }
 
     fn member(&self, port: PortId) -> Option<&Member> {
-        self.ports.get(usize::from(port.0))?.as_ref()
+        member_at(&self.ports, port)
     }
 
     /// Takes note of the interfaces that take frames. Returns whether that changed for any port.

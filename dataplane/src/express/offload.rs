@@ -32,6 +32,7 @@ use firedoor_classifier::{FlowKey, Nanos, Pipeline, PortId};
 
 use self::crediting::Counts;
 pub(super) use self::finding::{flow_id, turned};
+use super::members::member_at;
 use super::{FlowId, Kept, Lane, Member, Members, Progress, Slot};
 use crate::path::Path;
 
@@ -93,6 +94,20 @@ struct Flow {
 impl Pair {
     const fn sides(&self) -> [&Flow; 2] {
         [&self.original_side, &self.reply_side]
+    }
+
+    /// Whether the kernel can forward it as it did, now that its ports, which were those of `before`, are
+    /// those of `ports`.
+    fn goes_on(&self, before: &[Option<Member>], ports: &[Option<Member>]) -> bool {
+        self.sides().into_iter().all(|flow| {
+            let (Some(from), Some(to)) =
+                (member_at(ports, flow.ingress), member_at(ports, flow.egress))
+            else {
+                return false;
+            };
+            let is_same = member_at(before, flow.ingress).is_some_and(|was| from.is_still(was));
+            is_same && (flow.slot.is_none() || from.reaches(to))
+        })
     }
 }
 
@@ -172,8 +187,8 @@ impl Offload {
                 || self.member(headers.key.ingress).is_some_and(|member| member.hook.is_some()))
     }
 
-    /// Takes note of ports that came and went. Their flows are forgotten: an interface may have
-    /// become another.
+    /// Takes note of ports that came and went, or to which frames can no longer be redirected. Their flows
+    /// are forgotten: an interface may have become another. All others go on.
     fn refresh(&mut self, pipeline: &mut Pipeline, counts: &Counts<'_>, now: Nanos) {
         let Some(members) = &self.members else { return };
         if members.version() == self.seen {
@@ -182,12 +197,7 @@ impl Offload {
         let view = members.view();
         let (_, ports, _) = &view;
         for at in 0..self.pairs.len() {
-            let Some(Pair { original_side, .. }) = self.pair(at) else { continue };
-            let ends = [original_side.ingress, original_side.egress];
-            let is_same = |end: PortId| {
-                self.member(end) == ports.get(usize::from(end.0)).and_then(Option::as_ref)
-            };
-            if !ends.into_iter().all(is_same) {
+            if self.pair(at).is_some_and(|pair| !pair.goes_on(&self.ports, ports)) {
                 self.end(at, pipeline, counts, now);
             }
         }

@@ -15,9 +15,10 @@ use firedoor_lab::probe::{Outcome, Responder, Service};
 use libtest_mimic::Failed;
 use socket2::{Domain, Socket, Type};
 
+use crate::failure::Guest;
 use crate::fixture::{
-    Fixture, WebServer, allow, checksum_of, container, curl, curl_with, echoes, ensure, pair, v4,
-    v6, wait_for,
+    Fixture, WebServer, allow, checksum_of, container, curl, curl_with, echoes, ensure, pair,
+    printed, v4, v6, wait_for,
 };
 use crate::{Shown, Test, fixture};
 
@@ -32,6 +33,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_express_connection_is_forwarded_by_the_kernel_and_counted_by_the_switch", &[], counted),
     ("an_express_connection_lives_by_frames_that_the_switch_never_saw", &[], kept_alive),
     ("an_express_connection_ends_with_its_rule", &[], cut),
+    (
+        "an_express_connection_goes_on_while_other_ports_come_and_go",
+        &["ip", "ethtool"],
+        undisturbed,
+    ),
+    ("a_connection_leaves_xdp_when_its_egress_takes_no_more_frames", &["ethtool"], untaken),
     ("a_short_express_connection_takes_the_long_way_to_begin_alone", &[], short_lived),
     ("datagrams_that_nobody_answers_are_forwarded_by_the_kernel", &[], one_way),
     ("pings_are_forwarded_by_the_kernel", &["ping"], pings),
@@ -238,6 +245,53 @@ fn cut() -> Shown {
     lab.apply(&pair(""))?;
     ensure!(!echoes(&mut connection), "it goes on without its rule");
     Ok(())
+}
+
+/// Frames of a connection that the kernel forwards which the switch judged all the same, while a port of the
+/// switch lane came and went and one of its own ports began to take frames in XDP, which it does not need.
+fn undisturbed() -> Shown {
+    let lab = up("")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut connection = connect(&lab)?;
+    let settled = wait_for(Duration::from_secs(2), || {
+        let before = lab.dataplane()?.connection_hits;
+        ensure!(echoes(&mut connection), "no echo");
+        Ok(lab.dataplane()?.connection_hits == before)
+    })?;
+    ensure!(settled, "the kernel does not forward it");
+    let before = lab.dataplane()?.connection_hits;
+    lab.run("a", "ethtool", &["-K", "eth0", "gro", "on"])?;
+    let guest = Guest::make(&lab)?;
+    for _ in 0..3 {
+        guest.add(&lab, &["--lane", "switch"])?;
+        ensure!(echoes(&mut connection), "no echo beside another port");
+        printed("firedoor port del", &lab.firedoor(&["port", "del", "c"])?)?;
+        ensure!(echoes(&mut connection), "no echo after another port");
+    }
+    let judged = lab.dataplane()?.connection_hits - before;
+    ensure!(judged == 0, "the switch judged {judged} frames");
+    Ok(())
+}
+
+/// Of a connection in XDP, one direction's egress takes no more frames, and then does again.
+fn untaken() -> Shown {
+    fixture::on_lane("switch", || {
+        let lab = up("")?;
+        let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+        let mut connection = connect(&lab)?;
+        let mut is_forwarded = |directions| {
+            wait_for(Duration::from_secs(5), || {
+                ensure!(echoes(&mut connection), "no echo");
+                Ok(lab.dataplane()?.express.is_some_and(|express| express.flows == directions))
+            })
+        };
+        ensure!(is_forwarded(2)?, "the kernel does not forward it");
+        lab.run("b", "ethtool", &["-K", "eth0", "gro", "off"])?;
+        ensure!(is_forwarded(1)?, "the kernel keeps a verdict that it cannot apply");
+        lab.run("b", "ethtool", &["-K", "eth0", "gro", "on"])?;
+        ensure!(is_forwarded(2)?, "what can be applied again is not given again");
+        Ok(())
+    })
 }
 
 fn transfer() -> Shown {

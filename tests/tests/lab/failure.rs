@@ -76,25 +76,7 @@ fn hot_plug() -> Shown {
     let guest = Guest::make(&lab)?;
     let counted = while_others_talk(&lab, || {
         for _ in 0..3 {
-            let added = lab.firedoor(&[
-                "port",
-                "add",
-                "c",
-                "--kind",
-                "external",
-                "--ifname",
-                Guest::IFNAME,
-                "--mac",
-                Guest::MAC,
-                "--ip",
-                "10.40.0.3/16",
-                "--label",
-                "guest=yes",
-            ])?;
-            printed("firedoor port add", &added)?;
-            let up =
-                wait_for(Duration::from_secs(5), || Ok(state(&lab, "c")? == Some(PortState::Up)))?;
-            ensure!(up, "the added port is {:?}", state(&lab, "c")?);
+            guest.add(&lab, &["--label", "guest=yes"])?;
             let heard = guest.ping(v4(2))?;
             ensure!(heard == Outcome::Reachable, "the added workload heard {heard:?}");
             printed("firedoor port del", &lab.firedoor(&["port", "del", "c"])?)?;
@@ -108,7 +90,7 @@ fn hot_plug() -> Shown {
 }
 
 /// A container that the config does not know, wired to the lab's switch.
-struct Guest {
+pub(crate) struct Guest {
     netns: Netns,
 }
 
@@ -116,7 +98,7 @@ impl Guest {
     const IFNAME: &str = "fdguest";
     const MAC: &str = "02:00:00:00:40:03";
 
-    fn make(lab: &Fixture) -> Result<Self, Failed> {
+    pub(crate) fn make(lab: &Fixture) -> Result<Self, Failed> {
         let guest = Self { netns: Netns::create(&format!("fd-{}-guest", lab.name()))? };
         guest.netns.set("ipv4/ping_group_range", "0 2147483647")?;
         wire(lab, Self::IFNAME, &guest.netns, [2, 0, 0, 0, 0x40, 3])?;
@@ -124,6 +106,16 @@ impl Guest {
             Command::new("ip").args(["addr", "add", "10.40.0.3/16", "dev", "eth0"]).status()
         })??;
         Ok(guest)
+    }
+
+    /// Adds it as the workload `c`, with more of what `port add` may be told, and waits for its port.
+    pub(crate) fn add(&self, lab: &Fixture, more: &[&str]) -> Shown {
+        let known = ["port", "add", "c", "--kind", "external", "--ip", "10.40.0.3/16"];
+        let place = ["--ifname", Self::IFNAME, "--mac", Self::MAC];
+        printed("firedoor port add", &lab.firedoor(&[&known[..], &place[..], more].concat())?)?;
+        let up = wait_for(Duration::from_secs(5), || Ok(state(lab, "c")? == Some(PortState::Up)))?;
+        ensure!(up, "the added port is {:?}", state(lab, "c")?);
+        Ok(())
     }
 
     fn ping(&self, to: std::net::IpAddr) -> Result<Outcome, Failed> {

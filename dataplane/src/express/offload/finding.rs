@@ -6,6 +6,7 @@ use firedoor_classifier::extract::Headers;
 use firedoor_classifier::{FlowKey, PortId};
 
 use super::{Flow, Offload, Pair};
+use crate::express::members::member_at;
 use crate::express::{FlowId, Member};
 
 impl Offload {
@@ -61,7 +62,7 @@ impl Offload {
     }
 
     pub(super) fn member(&self, port: PortId) -> Option<&Member> {
-        self.ports.get(usize::from(port.0))?.as_ref()
+        member_at(&self.ports, port)
     }
 
     pub(super) fn pair(&self, at: usize) -> Option<&Pair> {
