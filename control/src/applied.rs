@@ -229,6 +229,21 @@ mod tests {
     }
 
     #[test]
+    fn errors_of_a_port_that_was_added_speak_of_its_arguments() {
+        let added = "name = \"cache\"\nkind = \"external\"\nip = \"10.0.0.300/24\"";
+        let changed = config().with_workload(added).unwrap();
+        let errors = changed.compile(None, jiff::civil::date(2026, 6, 1)).unwrap_err().to_string();
+        for help in [
+            "has no ifname: give the interface, as --ifname eth1",
+            "has no mac: give its address, as --mac 02:00:00:00:00:10, or --router",
+            "write it as 10.10.0.10/24 or fd00:10::10/64",
+        ] {
+            let is_it = |line: &str| line.starts_with("port add cache: ") && line.ends_with(help);
+            assert!(errors.lines().any(is_it), "{help}: {errors}");
+        }
+    }
+
+    #[test]
     fn another_config_says_who_is_in_it() {
         let by_hand = config().with_workload("name = \"cache\"").unwrap();
         let by_hand = by_hand.with_workload("name = \"log\"").unwrap();

@@ -213,7 +213,8 @@ impl Compiler<'_> {
         self.unique("workload", workloads.iter().map(|item| name(&item.name)));
         self.unique("service", services.iter().map(|item| name(&item.name)));
         self.unique("group", groups.iter().map(|item| name(&item.name)));
-        self.unique("rule", rules.iter().map(|item| name(&item.name)));
+        let named = rules.iter().filter(|item| !item.name.value.is_empty());
+        self.unique("rule", named.map(|item| name(&item.name)));
     }
 
     fn check_identities(&mut self, plan: &[Planned]) {

@@ -80,12 +80,20 @@ impl Diagnostics {
         self.problems.iter().map(|problem| &problem.value)
     }
 
+    /// What to do about a problem, in the words of whoever gave what it is about.
+    fn help(&self, problem: &Spanned<Problem>) -> String {
+        match self.source.added_at(problem.span.start) {
+            Some(_) => problem.value.help_with_arguments(),
+            None => problem.value.help(),
+        }
+    }
+
     /// For a terminal: each problem with its source line, the place marked, and what to do.
     pub fn render(&self, colour: bool) -> String {
         let paint = Paint { colour };
         let mut text = String::new();
         for problem in &self.problems {
-            let help = problem.value.help();
+            let help = self.help(problem);
             text += &format!("{}: {}\n", paint.red("error"), paint.bold(&problem.value));
             text += &self.source.excerpt(&problem.span, &help, paint);
             if let Some(first) = problem.value.first_use() {
@@ -101,10 +109,11 @@ impl Diagnostics {
 
 impl Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, Spanned { span, value }) in self.problems.iter().enumerate() {
+        for (i, problem) in self.problems.iter().enumerate() {
+            let Spanned { span, value } = problem;
             let at = |span: &Span| self.source.whereabouts(span.start);
             let begin = if i > 0 { "\n" } else { "" };
-            write!(f, "{begin}{}: {value}: {}", at(span), value.help())?;
+            write!(f, "{begin}{}: {value}: {}", at(span), self.help(problem))?;
             if let Some(first) = value.first_use() {
                 write!(f, "; first used at {}", at(first))?;
             }
@@ -127,7 +136,8 @@ impl Serialize for Diagnostics {
             help: String,
         }
         let mut list = serializer.serialize_seq(Some(self.problems.len()))?;
-        for Spanned { span, value } in &self.problems {
+        for problem in &self.problems {
+            let Spanned { span, value } = problem;
             let Place { line, column } = self.source.place(span.start);
             list.serialize_element(&Entry {
                 file: self.source.path(),
@@ -136,7 +146,7 @@ impl Serialize for Diagnostics {
                 length: self.source.slice(span).chars().count(),
                 code: value.code(),
                 message: value.to_string(),
-                help: value.help(),
+                help: self.help(problem),
             })?;
         }
         list.end()

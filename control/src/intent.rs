@@ -3,7 +3,8 @@
 //! This module knows what a config may say and whether each value can be what it claims to be;
 //! how values relate to each other is for [`compile`](crate::compile). Everything that is wrong is
 //! reported, not the first thing alone: reading goes on after an error, and a table whose name could be
-//! read stays, so that nothing that refers to it seems to be wrong as well.
+//! read stays, so that nothing that refers to it seems to be wrong as well. A rule stays without a name,
+//! too: nothing refers to it, but it refers to others.
 //!
 //! Every table is read through a [`Reader`]: keys are asked for by name, and what nobody asked for
 //! is an unknown key. So the list of known keys, which suggestions are taken from, cannot differ
@@ -121,7 +122,7 @@ pub struct Group {
 /// One rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// Its name, unique among rules.
+    /// Its name, unique among rules; empty if it could not be read.
     pub name: Spanned<String>,
     /// What it matches as source: any of these.
     pub from: Spanned<Vec<Selector>>,

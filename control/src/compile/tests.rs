@@ -259,6 +259,26 @@ fn a_wrong_value_neither_hides_a_wrong_name_nor_makes_one() {
 }
 
 #[test]
+fn a_rule_without_a_name_hides_no_wrong_reference() {
+    let rule = "[[rule]]\nfrom = { workload = \"wep\" }\nto = { group = \"offise\" }\n\
+                service = \"htpp\"\naction = \"allow\"\n";
+    let misnamed = rule.replace("from", "name = \"two words\"\nfrom");
+    let errors = refused(&with(&format!("{rule}{misnamed}")));
+    let references = [
+        "there is no workload \"wep\": did you mean \"web\"?",
+        "there is no group \"offise\": did you mean \"office\"?",
+        "there is no service \"htpp\": did you mean \"http\"?",
+    ];
+    let of = |name| std::iter::once(name).chain(references);
+    let expected: Vec<_> =
+        of("[[rule]] has no name").chain(of("\"two words\" cannot be a name")).collect();
+    assert_eq!(errors.len(), expected.len(), "{errors:?}");
+    for (error, expected) in errors.iter().zip(expected) {
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn what_must_be_unique_is() {
     let twice = |key: &str, first: &str, second: &str| {
         let workload = |name, value| {

@@ -329,6 +329,23 @@ impl Problem {
         }
     }
 
+    /// What to do about it, for who has given arguments of `port add` and has not seen a config.
+    pub fn help_with_arguments(&self) -> String {
+        match self {
+            Self::ExternalNeeds { key: "mac", .. } => {
+                "give its address, as --mac 02:00:00:00:00:10, or --router".into()
+            }
+            Self::ExternalNeeds { .. } => "give the interface, as --ifname eth1".into(),
+            Self::BadMac { .. } => "write six hexadecimal bytes, as 02:00:00:00:00:10".into(),
+            Self::MacNotUnicast { .. } => {
+                "use one whose first byte is even, such as 02:00:00:00:00:10".into()
+            }
+            Self::BadAddress { .. } => "write it as 10.10.0.10/24 or fd00:10::10/64".into(),
+            Self::Duplicate { .. } => "choose another".into(),
+            other => other.help(),
+        }
+    }
+
     /// Where what must be unique was used before.
     pub(super) fn first_use(&self) -> Option<&Span> {
         match self {

@@ -58,10 +58,16 @@ impl Source {
         Notice { file: self.path.clone(), line, column, code, message, whereabouts }
     }
 
+    /// The workload of the table of `port add` that byte `offset` is in, if it is in one.
+    pub(super) fn added_at(&self, offset: usize) -> Option<&str> {
+        let (_, workload) = self.added.iter().rfind(|(start, _)| *start <= offset)?;
+        Some(workload)
+    }
+
     /// Where byte `offset` is, as `lab.toml:3:1`; or the command that brought it, as `port add cache`.
     pub(super) fn whereabouts(&self, offset: usize) -> String {
-        match self.added.iter().rfind(|(start, _)| *start <= offset) {
-            Some((_, workload)) => format!("port add {workload}"),
+        match self.added_at(offset) {
+            Some(workload) => format!("port add {workload}"),
             None => {
                 let Place { line, column } = self.place(offset);
                 format!("{}:{line}:{column}", self.path)

@@ -49,7 +49,8 @@ pub(super) fn rule(table: &mut Reader<'_, '_>) -> Option<Rule> {
     let [owner, reason, ticket] =
         ["owner", "reason", "ticket"].map(|key| table.text(key, "a string").map(|text| text.value));
     Some(Rule {
-        name: name?,
+        // What it refers to is looked at all the same.
+        name: name.unwrap_or_else(|| Spanned { span: table.span(), value: String::new() }),
         from,
         to,
         services: if services.is_empty() {
