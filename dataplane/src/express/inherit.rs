@@ -117,8 +117,9 @@ impl Offload {
         if let [Some(ingress), Some(output)] = ends
             && let Some(key) = connection.key(ingress)
             && let Some(established) = pipeline.adopt(&key, output, connection.frames(), now)
+            && let Some(at) = self.begin(&established, pipeline, now)
         {
-            self.begin(&established, pipeline, now);
+            self.credit_earlier(at, pipeline, now);
         }
         for flow in connection.flows() {
             if !self.has(&flow.id) {

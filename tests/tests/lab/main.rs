@@ -123,8 +123,8 @@ fn tests_on_each_lane()
         ("by_sockets", |test| fixture::by_sockets(test)),
     ];
     LANES.into_iter().flat_map(|(lane, on_lane)| {
-        let tests = parity::TESTS.iter().chain(attack::TESTS).chain(walls::TESTS);
-        tests.map(move |&(name, needs, test)| {
+        let tests = [parity::TESTS, attack::TESTS, walls::TESTS, restart::ON_EACH_LANE];
+        tests.into_iter().flatten().map(move |&(name, needs, test)| {
             (format!("{lane}_{name}"), needs, move || on_lane(test))
         })
     })

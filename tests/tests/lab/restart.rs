@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use firedoor_api::control::Status;
 use firedoor_api::dataplane::Flow;
+use firedoor_classifier::DropReason;
 use firedoor_classifier::snapshot::Lane;
 use firedoor_lab::netns::Netns;
 use firedoor_lab::probe::{Outcome, Responder, Service};
@@ -32,6 +34,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_upgrade_to_a_program_that_fails_leaves_the_switch_as_it_was", &[], upgrade_fails),
     ("a_switch_that_stops_leaves_nothing_pinned", &[], nothing_pinned),
 ];
+
+/// What is the same on every lane.
+pub(crate) const ON_EACH_LANE: &[Test] =
+    &[("after_a_restart_no_frame_is_counted_that_was_before", &[], counted_once)];
 
 /// Numbered datagrams from one workload, each of which another sends back.
 pub(crate) struct Dialogue {
@@ -270,6 +276,72 @@ fn upgrade_fails() -> Shown {
     let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
     ensure!(heard == Outcome::Reachable, "afterwards, a new conversation heard {heard:?}");
     upgrade_once(&lab).map(drop)
+}
+
+/// Ports and drops count what passed since the process took over, and a connection what the kernel has
+/// forwarded of it before, too, if it goes on with it.
+fn counted_once() -> Shown {
+    let lab = up("")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[Service::Udp(UDP)])?;
+    let bind = || UdpSocket::bind(("0.0.0.0", 0));
+    let asker = lab.netns("a")?.run(bind)??;
+    asker.connect((v4(2), UDP))?;
+    asker.set_read_timeout(Some(Duration::from_secs(1)))?;
+    // No rule allows what b begins.
+    let denied = lab.netns("b")?.run(bind)??;
+    denied.connect((v4(1), 9))?;
+    let takeovers: [fn(&Fixture) -> Shown; 3] =
+        [|_| Ok(()), kill_and_await, |lab| upgrade_once(lab).map(drop)];
+    let mut earlier = 0;
+    for take_over in takeovers {
+        let goes_on = is_express(&lab, 17, asker.local_addr()?)?;
+        take_over(&lab)?;
+        let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
+        ensure!(heard == Outcome::Reachable, "afterwards, a new conversation heard {heard:?}");
+        for _ in 0..ASKED {
+            asker.send(&[0; 8])?;
+            asker.recv(&mut [0; 8])?;
+        }
+        for _ in 0..DENIED {
+            denied.send(&[0; 8])?;
+        }
+        // What the kernel forwards is counted every second.
+        thread::sleep(Duration::from_millis(2_500));
+        ports_have_counted(&lab.status()?)?;
+        let from = Some(asker.local_addr()?.port());
+        let flows = connections(&lab, 17)?;
+        let flow = flows.iter().find(|flow| flow.src_port == from).ok_or("it is gone")?;
+        println!("{} frames, {} bytes; it went on: {goes_on}", flow.frames, flow.bytes);
+        // Nobody remembers what took the long way for a predecessor, but it was less than all.
+        let since = 2 * ASKED;
+        let least = since + if goes_on { 3 } else { 0 };
+        let all = least..=since + earlier;
+        ensure!(all.contains(&flow.frames), "{all:?}: {flow:#?}");
+        earlier = flow.frames;
+    }
+    Ok(())
+}
+
+/// Datagrams in [`counted_once`] after each start that are answered, and that are dropped.
+const ASKED: u64 = 600;
+const DENIED: u64 = 50;
+
+/// Whether the ports, and the drops, are those of one start.
+fn ports_have_counted(status: &Status) -> Shown {
+    /// Neighbours that are looked for, and what else nobody asked for.
+    const NOISE: u64 = 40;
+    for port in &status.ports {
+        let [received, sent] = [port.counters.rx_frames, port.counters.tx_frames];
+        println!("{}: {:?}", port.workload, port.counters);
+        let refused = if port.workload == "b" { DENIED } else { 0 };
+        ensure!((ASKED + refused..ASKED + refused + NOISE).contains(&received), "{port:#?}");
+        ensure!((ASKED..ASKED + NOISE).contains(&sent), "{port:#?}");
+    }
+    let drops = status.dataplane.as_ref().map_or(&[][..], |dataplane| &dataplane.drops);
+    let is_it = |(reason, _): &&_| *reason == DropReason::DefaultDeny;
+    let dropped = drops.iter().find(is_it).map_or(0, |&(_, frames)| frames);
+    ensure!((DENIED..DENIED + NOISE).contains(&dropped), "{drops:?}");
+    Ok(())
 }
 
 /// What the supervisor says of an upgrade to a program that cannot take over. It is asked as

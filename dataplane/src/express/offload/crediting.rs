@@ -26,6 +26,29 @@ impl Offload {
         now: Nanos,
     ) {
         self.credit_answer(at, pipeline, now);
+        self.credit_sides(at, pipeline, Some(counts), now);
+    }
+
+    /// A connection that was taken over hears of all that the kernel has forwarded of it, for the
+    /// predecessor. The ports do not: their counts begin at zero with the process, and whoever adds up
+    /// what one process after the other says has those frames from the predecessor.
+    pub(in crate::express) fn credit_earlier(
+        &mut self,
+        at: usize,
+        pipeline: &mut Pipeline,
+        now: Nanos,
+    ) {
+        self.credit_sides(at, pipeline, None, now);
+    }
+
+    /// Without `counts`, for the connection only.
+    fn credit_sides(
+        &mut self,
+        at: usize,
+        pipeline: &mut Pipeline,
+        counts: Option<&Counts<'_>>,
+        now: Nanos,
+    ) {
         let (Some(lane), Some(Some(pair))) = (&self.lane, self.pairs.get_mut(at)) else { return };
         let is_tcp = pair.original.protocol == protocol::TCP;
         let sides =
@@ -36,7 +59,9 @@ impl Offload {
             let drained = progress.drained.wrapping_sub(flow.credited.drained);
             if drained > 0 {
                 flow.credited.drained = progress.drained;
-                counts.add_drained(flow, drained.into());
+                if let Some(counts) = counts {
+                    counts.add_drained(flow, drained.into());
+                }
             }
             let frames = u64::from(progress.frames.wrapping_sub(flow.credited.frames));
             if frames == 0 {
@@ -47,7 +72,9 @@ impl Offload {
             let Progress { seq: next, ack, window, has_ended, .. } = progress;
             let tcp = is_tcp.then_some(Sent { next, ack, window, has_ended });
             pipeline.credit(pair.id, &pair.original, side, &Credit { frames, bytes, tcp }, now);
-            counts.add(flow, frames, bytes);
+            if let Some(counts) = counts {
+                counts.add(flow, frames, bytes);
+            }
         }
     }
 

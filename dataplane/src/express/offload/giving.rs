@@ -35,22 +35,23 @@ impl Offload {
         self.asked.get(usize::from(port.0)).is_none_or(|&asked| asked < MOST_ASKED)
     }
 
-    /// Gives the kernel a connection's verdicts, as far as it can apply them.
+    /// Gives the kernel a connection's verdicts, as far as it can apply them. Returns where it is among the pairs,
+    /// if the kernel has any of them now.
     pub(in crate::express) fn begin(
         &mut self,
         established: &Established,
         pipeline: &Pipeline,
         now: Nanos,
-    ) {
+    ) -> Option<usize> {
         let original = established.original;
         let (from, to) = (original.ingress, established.output);
         if Kept::of(pipeline.policy(), &original, to).is_some() {
-            return;
+            return None;
         }
         let (Some(original_side), Some(reply_side)) =
             (self.flow(&original, to, false), self.flow(&turned(&original, to), from, true))
         else {
-            return;
+            return None;
         };
         let epoch = pipeline.policy().epoch();
         let id = established.id;
@@ -61,7 +62,7 @@ impl Offload {
             _ => self.give(&mut pair, established),
         };
         if !is_installed {
-            return;
+            return None;
         }
         let at = self.free.pop().unwrap_or_else(|| {
             self.pairs.push(None);
@@ -75,6 +76,7 @@ impl Offload {
         if matches!(established.stage, Stage::Asked | Stage::Opening) {
             self.look_soon(at, now);
         }
+        Some(at)
     }
 
     /// Gives the kernel the verdicts of a connection that was asked for. Both, or what has begun the one would
