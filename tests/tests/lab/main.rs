@@ -14,6 +14,7 @@ mod express;
 mod failure;
 mod fallback;
 mod fixture;
+mod flood;
 mod fragments;
 mod order;
 mod parity;
@@ -123,7 +124,8 @@ fn tests_on_each_lane()
         ("by_sockets", |test| fixture::by_sockets(test)),
     ];
     LANES.into_iter().flat_map(|(lane, on_lane)| {
-        let tests = [parity::TESTS, attack::TESTS, walls::TESTS, restart::ON_EACH_LANE];
+        let tests =
+            [parity::TESTS, attack::TESTS, walls::TESTS, flood::TESTS, restart::ON_EACH_LANE];
         tests.into_iter().flatten().map(move |&(name, needs, test)| {
             (format!("{lane}_{name}"), needs, move || on_lane(test))
         })

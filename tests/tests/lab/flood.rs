@@ -1,0 +1,83 @@
+//! Floods of what is allowed, from several ports at once: each fills its own share of what there is, and others
+//! notice nothing.
+
+use std::net::IpAddr;
+
+use firedoor_classifier::MacAddr;
+use firedoor_classifier::build::{self, Ends, TcpFlags};
+use firedoor_lab::probe::Responder;
+use libtest_mimic::Failed;
+
+use crate::express::{ECHO, connect};
+use crate::fixture::{Fixture, allow, container, echoes, ensure, v4};
+use crate::policy::packet_socket;
+use crate::{Shown, Test};
+
+pub(crate) const TESTS: &[Test] =
+    &[("new_connections_succeed_while_several_ports_flood_with_syns", &["ip"], syns)];
+
+/// Connections of the switch, and of each of its ports.
+const MOST: u64 = 2_048;
+const SHARE: u64 = 512;
+/// Those who flood, by name and number.
+const FLOODERS: [(&str, u16); 3] = [("c", 3), ("d", 4), ("e", 5)];
+/// A port at which nobody listens.
+const CLOSED: u16 = 9_999;
+
+/// Between bursts of SYNs that nobody answers, which are three times what their senders may have, `a` begins
+/// connections, while an earlier one of its goes on.
+fn syns() -> Shown {
+    const ROUNDS: u16 = 16;
+    const BURST: u16 = 100;
+    let lab = up()?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut earlier = connect(&lab)?;
+    let sockets: Vec<_> = FLOODERS
+        .iter()
+        .map(|(name, _)| packet_socket(&lab.netns(name)?))
+        .collect::<Result<_, _>>()?;
+    let to = mac(&lab, "b")?;
+    let flooders = FLOODERS.iter().zip(&sockets).map(|((name, number), socket)| {
+        let ends = Ends { eth_src: mac(&lab, name)?, eth_dst: to, src: v4(*number), dst: v4(2) };
+        Ok((ends, socket))
+    });
+    let flooders: Vec<_> = flooders.collect::<Result<_, Failed>>()?;
+    for round in 0..ROUNDS {
+        for port in 0..BURST {
+            for (ends, socket) in &flooders {
+                let from = 10_000 + round * BURST + port;
+                socket.send(&build::tcp(*ends, from, CLOSED, TcpFlags::SYN))?;
+            }
+        }
+        ensure!(echoes(&mut connect(&lab)?), "no echo by a new connection in round {round}");
+        ensure!(echoes(&mut earlier), "no echo by an earlier connection in round {round}");
+    }
+    let status = lab.dataplane()?;
+    let (all, flooded) = (status.connections, SHARE * FLOODERS.len() as u64);
+    ensure!((flooded..=flooded + SHARE).contains(&all), "{all} connections");
+    Ok(())
+}
+
+/// A lab where all may ask `b`, which answers those who flood nothing.
+fn up() -> Result<Fixture, Failed> {
+    let mut config = container("a", 1) + &container("b", 2) + &allow("a", "b", "any");
+    for (name, number) in FLOODERS {
+        config += &(container(name, number) + &allow(name, "b", "any"));
+    }
+    let bounds = format!(
+        "max_connections = {MOST}\nmax_connections_per_port = {SHARE}\n\
+         timeouts = {{ tcp_handshake = 3600 }}"
+    );
+    let lab = Fixture::up_with(&bounds, &config)?;
+    for (_, number) in FLOODERS {
+        let IpAddr::V4(address) = v4(number) else { unreachable!("it is of IPv4") };
+        lab.run("b", "ip", &["route", "add", "blackhole", &format!("{address}/32")])?;
+    }
+    Ok(lab)
+}
+
+fn mac(lab: &Fixture, name: &str) -> Result<MacAddr, Failed> {
+    let mut hosts = lab.hosts().iter();
+    let host = hosts.find(|host| host.workload == name).ok_or("a workload of the lab")?;
+    Ok(host.mac.ok_or("a container has a MAC address")?)
+}
