@@ -1,20 +1,24 @@
-//! Floods of what is allowed, from several ports at once: each fills its own share of what there is, and others
-//! notice nothing.
+//! Floods, from several ports at once: each fills its own share of what there is, and others notice nothing.
 
+use std::io::Read;
 use std::net::IpAddr;
 
 use firedoor_classifier::MacAddr;
 use firedoor_classifier::build::{self, Ends, TcpFlags};
+use firedoor_classifier::fdb::MAX_PER_PORT;
 use firedoor_lab::probe::Responder;
 use libtest_mimic::Failed;
+use socket2::Socket;
 
 use crate::express::{ECHO, connect};
 use crate::fixture::{Fixture, allow, container, echoes, ensure, v4};
-use crate::policy::packet_socket;
+use crate::policy::{EXPERIMENT, packet_socket};
 use crate::{Shown, Test};
 
-pub(crate) const TESTS: &[Test] =
-    &[("new_connections_succeed_while_several_ports_flood_with_syns", &["ip"], syns)];
+pub(crate) const TESTS: &[Test] = &[
+    ("new_connections_succeed_while_several_ports_flood_with_syns", &["ip"], syns),
+    ("a_router_that_floods_with_mac_addresses_takes_nobody_elses_place", &[], stations),
+];
 
 /// Connections of the switch, and of each of its ports.
 const MOST: u64 = 2_048;
@@ -56,6 +60,61 @@ fn syns() -> Shown {
     let (all, flooded) = (status.connections, SHARE * FLOODERS.len() as u64);
     ensure!((flooded..=flooded + SHARE).contains(&all), "{all} connections");
     Ok(())
+}
+
+/// Of the stations that one router claims to have in front of it, as many are learned as are its share, and where
+/// another's station is stays known. The conversation of others goes on meanwhile.
+fn stations() -> Shown {
+    const BURST: u32 = 64;
+    const OTHERS: MacAddr = MacAddr([2, 0xfd, 0, 0, 0, 1]);
+    let router =
+        |name, number| container(name, number).trim_end().to_owned() + "\nrouter = true\n\n";
+    let every = "[[rule]]\nname = \"experiments\"\nfrom = { any = true }\nto = { any = true }\n\
+                 ethertype = \"0x88b5\"\naction = \"allow\"\n\n";
+    let config = container("a", 1) + &container("b", 2) + &router("c", 3) + &router("d", 4);
+    let lab = Fixture::up_with("workers = 1", &(config + &allow("a", "b", "any") + every))?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut conversation = connect(&lab)?;
+    let socket = |name| packet_socket(&lab.netns(name)?);
+    let (a, c, d) = (socket("a")?, socket("c")?, socket("d")?);
+    let mac_of_a = mac(&lab, "a")?;
+    let claim = |station| build::ethernet(station, mac_of_a, EXPERIMENT, b"here I am");
+    c.send(&claim(OTHERS))?;
+    for burst in 0..2 * MAX_PER_PORT / BURST {
+        for number in burst * BURST..(burst + 1) * BURST {
+            d.send(&claim(numbered(number)))?;
+        }
+        ensure!(echoes(&mut conversation), "no echo after burst {burst}");
+    }
+    for (station, expected) in [
+        (OTHERS, [true, false]),
+        (numbered(0), [false, true]),
+        // Not learned: whoever may know it gets it.
+        (numbered(2 * MAX_PER_PORT - 1), [true, true]),
+    ] {
+        a.send(&build::ethernet(mac_of_a, station, EXPERIMENT, &station.0))?;
+        let came = [hears(&c, station), hears(&d, station)];
+        ensure!(came == expected, "what {station} is sent comes to c and d: {came:?}");
+    }
+    let moves = lab.dataplane()?.mac_moves;
+    ensure!(moves == 0, "{moves} stations moved");
+    Ok(())
+}
+
+fn numbered(number: u32) -> MacAddr {
+    let [a, b, c, d] = number.to_be_bytes();
+    MacAddr([2, 0xfe, a, b, c, d])
+}
+
+/// Whether a frame for a station comes to a socket, before nothing comes for a while.
+fn hears(mut socket: &Socket, station: MacAddr) -> bool {
+    let mut frame = [0; 64];
+    while socket.read(&mut frame).is_ok() {
+        if frame.starts_with(&station.0) {
+            return true;
+        }
+    }
+    false
 }
 
 /// A lab where all may ask `b`, which answers those who flood nothing.
