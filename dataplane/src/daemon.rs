@@ -163,6 +163,7 @@ impl Shared {
             tracing::info!(predecessor = pid, flows, blackout_us, "took over");
             *self.takeover.lock() = Some(Takeover { predecessor: pid, flows, blackout_us });
         }
+        engine.clear_away();
         self.subscribers.read_from(engine.mirrors());
         *self.engine.lock() = Some(engine);
         Ok(())

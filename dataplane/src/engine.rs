@@ -108,6 +108,7 @@ impl Engine {
     pub fn start(snapshot: Snapshot, opener: Box<dyn Opener>) -> Result<Self, EngineError> {
         let mut engine = Self::prepare(snapshot, opener)?;
         engine.begin(|| {});
+        engine.clear_away();
         Ok(engine)
     }
 

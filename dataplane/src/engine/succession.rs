@@ -89,9 +89,14 @@ impl Engine {
         self.hand_out(queues);
         steps.note("judged");
         steps.tell();
+        flows
+    }
+
+    /// After [`begin`](Self::begin), what nobody waits for: takes away what the predecessor has left and what
+    /// was prepared for nothing. The kernel may take seconds to remove a device while it makes many others.
+    pub fn clear_away(&self) {
         self.umem.set_spares(0);
         self.members.clear_away();
-        flows
     }
 
     /// Ends the workers: no frame is judged any more. What the kernel does for the ports goes on.
