@@ -52,11 +52,8 @@ fn with_mounts(changes: &str) -> String {
 
 fn own_file_system() -> Shown {
     let lab = up_by(&with_mounts("umount /sys/fs/bpf || true"))?;
-    ensure!(
-        lab.log_tail().contains("no BPF file system is mounted: made one"),
-        "{}",
-        lab.log_tail()
-    );
+    let log = lab.log();
+    ensure!(log.contains("no BPF file system is mounted: made one"), "{log}");
     ensure!(is_pinned(&lab)?, "nothing is pinned");
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
     let mut connection = settled(&lab)?;
@@ -81,7 +78,7 @@ fn read_only() -> Shown {
 fn no_mount() -> Shown {
     let weaker = "setpriv --bounding-set=-sys_admin";
     let lab = up_by(&format!("{} {weaker}", with_mounts("umount /sys/fs/bpf || true")))?;
-    let log = lab.log_tail();
+    let log = lab.log();
     ensure!(log.contains("no BPF file system can be mounted, which takes CAP_SYS_ADMIN"), "{log}");
     flows_end_with_the_data_plane(&lab)
 }

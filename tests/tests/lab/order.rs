@@ -56,8 +56,9 @@ fn keep(workers: u16, processors: &[usize]) -> Shown {
     let lab = Fixture::up_with(&format!("workers = {workers}"), &rules)?;
     let (from, to) = (&lab.netns("a")?, SocketAddr::new(v4(2), PORT));
     let receiver = lab.netns("b")?.run(|| UdpSocket::bind(to))??;
-    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    receiver.set_read_timeout(Some(Duration::from_secs(10)))?;
     meet(from, &receiver, to)?;
+    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
     let over = AtomicBool::new(false);
     let (came, late) = thread::scope(|scope| {
         let listener = scope.spawn(|| listen(&receiver, &over));

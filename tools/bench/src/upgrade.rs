@@ -270,7 +270,7 @@ fn kill_and_await(lab: &Lab) -> Result<(), UpgradeBenchError> {
 
 /// What the log says of the last beginning.
 fn last_steps(lab: &Lab) -> String {
-    let tail = lab.log_tail();
-    let steps = tail.lines().rev().find_map(|line| line.split_once("steps=").map(|(_, it)| it));
+    let log = lab.log();
+    let steps = log.lines().rev().find_map(|line| line.split_once("steps=").map(|(_, it)| it));
     steps.unwrap_or_default().to_owned()
 }

@@ -247,9 +247,14 @@ impl Lab {
         Ok(ControlClient::to_control(&self.run_dir)?.ask(request)?)
     }
 
-    /// The end of what the switch said.
+    /// What the switch said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.run_dir.path().join(LOG)).unwrap_or_default()
+    }
+
+    /// The end of it.
     pub fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.run_dir.path().join(LOG)).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
