@@ -359,15 +359,23 @@ pub(crate) fn start_in(
     Ok(Running(netns.run(|| command.spawn())??))
 }
 
-/// Waits until something listens at a TCP port, asked from its own namespace.
+/// Waits until something listens at a TCP port of a namespace. Its sockets are read from the kernel's tables:
+/// to try the port by binding it could take it from the program that is waited for.
 pub(crate) fn wait_for_listener(netns: &Netns, port: u16) -> Result<(), Failed> {
-    let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let taken = wait_for(Duration::from_secs(5), || {
-        let bound = netns.run(|| TcpListener::bind(at))?;
-        Ok(bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse))
+    let table = |family| fs::read_to_string(format!("/proc/thread-self/net/{family}"));
+    let listens = wait_for(Duration::from_secs(5), || {
+        let sockets = netns.run(|| Ok::<_, io::Error>(table("tcp")? + &table("tcp6")?))??;
+        Ok(sockets.lines().any(|socket| is_listener(socket, port)))
     })?;
-    ensure!(taken, "nothing listens at port {port} of {}", netns.name());
+    ensure!(listens, "nothing listens at port {port} of {}", netns.name());
     Ok(())
+}
+
+/// Whether a line of `/proc/net/tcp` or `tcp6` is of a socket that listens at a port. Columns: number, local
+/// address and port, remote ones, state (`TCP_LISTEN` is 10), all hexadecimal (Linux, `net/ipv4/tcp_ipv4.c`).
+fn is_listener(socket: &str, port: u16) -> bool {
+    let columns: Vec<_> = socket.split_whitespace().collect();
+    matches!(columns[..], [_, local, _, "0A", ..] if local.ends_with(&format!(":{port:04X}")))
 }
 
 /// A connection to a listener, whose reader waits a second for what comes.
