@@ -149,7 +149,9 @@ impl Members {
 
     /// Gives up what was [prepared](Self::prepare), if it was not used.
     pub fn discard(&self, pool: &mut FramePool) {
-        self.state.lock().discard(pool);
+        let mut state = self.state.lock();
+        state.discard(pool);
+        state.lane.iter().for_each(|lane| lane.discard(pool));
     }
 
     /// Takes a predecessor's programs off all interfaces but those of the ports, now that these have what keeps

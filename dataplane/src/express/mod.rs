@@ -390,6 +390,11 @@ impl Lane {
         self.kernel.remove_pairs();
     }
 
+    /// Removes the device pair that was [prepared](Prepared), if no port has come to use it.
+    pub(crate) fn discard(&self, pool: &mut FramePool) {
+        self.kernel.close_pair(pool);
+    }
+
     /// Nothing that is punted is received any more: flows that were held for it go on without.
     pub fn abandon(&self) {
         self.kernel.abandon();
@@ -425,9 +430,9 @@ impl Pair {
 }
 
 impl Prepared {
-    /// Has the kernel verify the programs, and makes the pair, in the calling thread's network namespace. `seed`,
-    /// an interface of this switch, names it; `fill` is a port's share of the umem for receiving. `None` if
-    /// there is nothing of this layout, or nothing of use.
+    /// Has the kernel verify the programs, and makes the pair, in the calling thread's network namespace, if the
+    /// other process has one. `seed`, an interface of this switch, names it; `fill` is a port's share of
+    /// the umem for receiving. `None` if there is nothing of this layout, or nothing of use.
     pub fn load(
         base: &Path,
         umem: &Arc<Umem>,
@@ -442,7 +447,9 @@ impl Prepared {
         let mut prepared = Self::of(pins, base).inspect_err(|error| {
             tracing::debug!(%error, "what another data plane has pinned is of no use");
         });
-        if let Ok(Self { pair: Pair { punt, other, walls }, .. }) = &mut prepared {
+        if let Ok(Self { pair: Pair { punt, other, walls }, .. }) = &mut prepared
+            && *other != 0
+        {
             let opened = Punt::open(umem, seed, *other, punt::fill_of(fill), walls, pool);
             // The first port that is opened tries again, and says why it cannot.
             *punt = opened.ok();

@@ -470,10 +470,14 @@ impl Kernel {
     /// A port stops to use the device pair, which goes with the last.
     fn leave(&self, tag: u16, ifindex: u32, pool: &mut FramePool) {
         self.program.remove_port(ifindex);
-        let mut punt = self.punt.lock();
-        if punt.as_mut().is_some_and(|punt| !punt.forget(tag, pool))
-            && let Some(punt) = punt.take()
-        {
+        if self.punt.lock().as_mut().is_some_and(|punt| !punt.forget(tag, pool)) {
+            self.close_pair(pool);
+        }
+    }
+
+    /// Removes the device pair.
+    pub(super) fn close_pair(&self, pool: &mut FramePool) {
+        if let Some(punt) = self.punt.lock().take() {
             punt.close(pool);
         }
     }

@@ -4,6 +4,7 @@
 
 mod documented;
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -151,8 +152,15 @@ fn it_stops_cleanly_and_leaves_nothing() {
     assert!(stderr(&none).contains("firedoor run CONFIG"), "{}", stderr(&none));
 }
 
+/// The device pairs of express lanes in the host's own network namespace.
+fn device_pairs() -> Vec<OsString> {
+    let links = fs::read_dir("/sys/class/net").unwrap().map(|link| link.unwrap().file_name());
+    links.filter(|name| name.to_string_lossy().starts_with("fdp")).collect()
+}
+
 #[test]
 fn roles_that_are_killed_come_back_to_the_same_epoch() {
+    let before = device_pairs();
     let switch = Switch::start();
     for role in ["control", "dataplane"] {
         let killed = switch.role(role).unwrap();
@@ -160,6 +168,7 @@ fn roles_that_are_killed_come_back_to_the_same_epoch() {
         switch.wait_until(|| switch.role(role).is_some_and(|pid| pid != killed));
         switch.await_epoch(1);
     }
+    assert_eq!(device_pairs(), before, "a pair was made, and no port uses it");
 }
 
 #[test]
