@@ -30,6 +30,7 @@ use crate::engine::{Engine, EngineError, Halted, Opener};
 use crate::wakefulness::WINDOW;
 use crate::{describe, express, interface};
 use predecessor::Predecessor;
+pub use saved::SavedError;
 use subscribers::Subscribers;
 
 /// Where a data plane lives.
@@ -65,6 +66,20 @@ pub enum DaemonError {
     /// The data plane to be replaced.
     #[error("the data plane that runs does not retire, and goes on: {0}")]
     Predecessor(io::Error),
+    /// What is to replace it.
+    #[error("the data plane that runs goes on, because this one cannot do what it does: {0}")]
+    Unprepared(Unenforced),
+}
+
+/// Why the saved snapshot is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Unenforced {
+    /// It cannot be read.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+    /// It cannot be put in force.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 /// Runs the data plane until SIGTERM or SIGINT.
@@ -135,23 +150,26 @@ impl Shared {
     }
 
     /// Puts the saved snapshot in force, if there is one. If it is to `succeed` another data plane, that
-    /// one retires when all is ready that takes time.
+    /// one retires when all is ready that takes time, and goes on if it does not come to that.
     fn resume(&self, succeed: bool) -> Result<(), DaemonError> {
-        let mut engine = self.load().and_then(|snapshot| self.prepare(snapshot));
-        let predecessor = if succeed {
-            engine.iter().for_each(Engine::take_misses);
-            predecessor::retire(&self.run_dir)
-        } else {
-            Ok(None)
+        let mut engine = match self.prepare() {
+            Err(error) if succeed => return Err(DaemonError::Unprepared(error)),
+            prepared => prepared.unwrap_or_else(|error| {
+                tracing::error!(%error, "the saved snapshot is not in force");
+                None
+            }),
         };
-        let mut predecessor = predecessor.map_err(|error| {
-            engine.take().map(Engine::stop);
-            DaemonError::Predecessor(error)
-        })?;
+        let mut predecessor = None;
+        if succeed {
+            engine.iter().for_each(Engine::take_misses);
+            predecessor = predecessor::retire(&self.run_dir).map_err(|error| {
+                engine.take().into_iter().for_each(Engine::give_up);
+                DaemonError::Predecessor(error)
+            })?;
+        }
         if predecessor.is_some()
             && let Some(engine) = &mut engine
-            && let Some(latest) = self.load()
-            && let Err(error) = engine.renew(latest)
+            && let Err(error) = self.renew(engine)
         {
             tracing::error!(%error, "the newest snapshot is not in force");
         }
@@ -169,34 +187,23 @@ impl Shared {
         Ok(())
     }
 
-    fn load(&self) -> Option<Snapshot> {
-        match saved::load(&self.run_dir) {
-            Ok(Some(snapshot)) => Some(snapshot),
-            Ok(None) => {
-                tracing::info!("no saved snapshot: no frame moves until control installs one");
-                // Of a switch that was killed whole: its epochs say nothing in this run.
-                self.pins.iter().for_each(|pins| express::forget_verdicts(pins));
-                None
-            }
-            Err(error) => {
-                tracing::error!(%error, "the saved snapshot cannot be read");
-                None
-            }
-        }
+    /// An engine that is to begin with the saved snapshot, if there is one.
+    fn prepare(&self) -> Result<Option<Engine>, Unenforced> {
+        let Some(snapshot) = saved::load(&self.run_dir)? else {
+            tracing::info!("no saved snapshot: no frame moves until control installs one");
+            // Of a switch that was killed whole: its epochs say nothing in this run.
+            self.pins.iter().for_each(|pins| express::forget_verdicts(pins));
+            return Ok(None);
+        };
+        let epoch = snapshot.epoch;
+        let engine = Engine::prepare(snapshot, self.opener())?;
+        tracing::info!(epoch, "saved snapshot in force");
+        Ok(Some(engine))
     }
 
-    fn prepare(&self, snapshot: Snapshot) -> Option<Engine> {
-        let epoch = snapshot.epoch;
-        match Engine::prepare(snapshot, self.opener()) {
-            Ok(engine) => {
-                tracing::info!(epoch, "saved snapshot in force");
-                Some(engine)
-            }
-            Err(error) => {
-                tracing::error!(%error, "the saved snapshot is not in force");
-                None
-            }
-        }
+    /// Puts what was saved since the engine was prepared in force there.
+    fn renew(&self, engine: &mut Engine) -> Result<(), Unenforced> {
+        saved::load(&self.run_dir)?.map_or(Ok(()), |latest| Ok(engine.renew(latest)?))
     }
 
     fn opener(&self) -> Box<dyn Opener> {
@@ -365,6 +372,8 @@ fn now_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
     use firedoor_classifier::snapshot::{Settings, TagInfo};
 
@@ -380,6 +389,24 @@ mod tests {
             world: Default::default(),
             rules: Vec::new(),
         }
+    }
+
+    /// One that runs is not asked to retire by one that could not do its work.
+    #[test]
+    fn a_successor_that_cannot_enforce_what_is_saved_leaves_the_predecessor_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let predecessor = UnixListener::bind(server::path_of(dir.path())).unwrap();
+        predecessor.set_nonblocking(true).unwrap();
+        let options =
+            Options { run_dir: dir.path().into(), pins: None, succeed: true, version: "" };
+        let refused = || Shared::new(&options).resume(true).unwrap_err().to_string();
+        saved::store(dir.path(), &Snapshot { tags: Vec::new(), ..snapshot(1) }).unwrap();
+        let error = refused();
+        assert!(error.contains("goes on") && error.contains("there are only 0 tags"), "{error}");
+        std::fs::write(dir.path().join("snapshot"), "?").unwrap();
+        let error = refused();
+        assert!(error.contains("goes on") && error.contains("is cut short"), "{error}");
+        assert_eq!(predecessor.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     /// Two that install at once, as an old control process and its successor may.

@@ -141,7 +141,10 @@ impl Engine {
         engine.members.set_capacity(settings.express_flows);
         engine.put_in_force(&policy);
         engine.members.set_epoch(policy.epoch());
-        engine.start_workers(settings.workers.max(1), &policy)?;
+        if let Err(error) = engine.start_workers(settings.workers.max(1), &policy) {
+            engine.give_up();
+            return Err(error);
+        }
         engine.prepare_ports(policy.snapshot());
         Ok(engine)
     }

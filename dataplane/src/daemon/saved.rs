@@ -11,13 +11,29 @@ const FILE: &str = "snapshot";
 
 /// Why a snapshot could not be saved or read back.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SavedError {
+pub enum SavedError {
+    /// The file cannot be read or written.
     #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
+    Io {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// What is in it is no snapshot of this version.
     #[error("{path}: {source}; remove the file and let control install its policy again")]
-    Format { path: PathBuf, source: ProtocolError },
+    Format {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        source: ProtocolError,
+    },
+    /// It ends too early.
     #[error("{path} is cut short; remove the file and let control install its policy again")]
-    Short { path: PathBuf },
+    Short {
+        /// Its path.
+        path: PathBuf,
+    },
 }
 
 /// The saved snapshot, if there is one.

@@ -92,6 +92,13 @@ impl Engine {
         flows
     }
 
+    /// Instead of [`begin`](Self::begin): gives up what was prepared. The predecessor keeps all that it has, on
+    /// interfaces and pinned.
+    pub fn give_up(mut self) {
+        self.end_workers();
+        self.members.discard(&mut self.pool);
+    }
+
     /// After [`begin`](Self::begin), what nobody waits for: takes away what the predecessor has left and what
     /// was prepared for nothing. The kernel may take seconds to remove a device while it makes many others.
     pub fn clear_away(&self) {

@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("connections_that_begin_during_an_upgrade_are_all_answered", &[], new_connections),
     ("two_workers_take_over_each_its_share_of_the_express_flows", &[], by_two),
     ("an_upgrade_to_a_program_that_fails_leaves_the_switch_as_it_was", &[], upgrade_fails),
+    ("an_upgrade_that_is_not_answered_leaves_what_outlives_the_data_plane", &[], unanswered),
     ("a_switch_that_stops_leaves_nothing_pinned", &[], nothing_pinned),
 ];
 
@@ -276,6 +277,27 @@ fn upgrade_fails() -> Shown {
     let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
     ensure!(heard == Outcome::Reachable, "afterwards, a new conversation heard {heard:?}");
     upgrade_once(&lab).map(drop)
+}
+
+/// A data plane that is stopped says nothing to who would take its place. What it has left in the kernel is needed still
+/// when it goes on, and does as it was asked.
+fn unanswered() -> Shown {
+    let lab = up("express_grace_secs = 60")?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut connection = settled(&lab)?;
+    let (stopped, epoch) = (dataplane_pid(&lab)?, lab.epoch()?);
+    send(stopped, Signal::SIGSTOP)?;
+    let told = refused(&lab, &lab.program());
+    send(stopped, Signal::SIGCONT)?;
+    told?;
+    let relieved = wait_for(Duration::from_secs(10), || {
+        Ok(dataplane_pid(&lab).is_ok_and(|pid| pid != stopped) && lab.epoch()? == epoch)
+    })?;
+    ensure!(relieved, "the data plane that was asked to retire did not:\n{}", lab.log_tail());
+    // The workloads have lost sight of each other meanwhile.
+    let goes_on = wait_for(Duration::from_secs(5), || Ok(echoes(&mut connection)))?;
+    ensure!(goes_on, "the connection is gone");
+    Ok(())
 }
 
 /// Ports and drops count what passed since the process took over, and a connection what the kernel has
