@@ -105,6 +105,7 @@ impl Interfaces {
             tx: lease.fill,
             max_queues: MAX_QUEUES.into(),
             walls: Some(self.members.walls()),
+            pins: self.members.pins(),
             ..XdpOptions::default()
         };
         match self.open_frames(umem, lease, workload, &options, pool) {

@@ -166,6 +166,11 @@ impl Members {
         self.walls.keep(&state.lane.as_ref().map(|lane| lane.walled()).unwrap_or_default());
     }
 
+    /// Where the lane outlives the process, if it is to.
+    pub(crate) fn pins(&self) -> Option<PathBuf> {
+        self.pins.clone()
+    }
+
     /// What keeps the host's stack out when the process is killed.
     pub(crate) fn walls(&self) -> Arc<Walls> {
         Arc::clone(&self.walls)

@@ -15,6 +15,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,9 @@ pub struct XdpOptions {
     pub force_generic: bool,
     /// What keeps the host's stack out when the process is killed; `None` if nothing is to.
     pub walls: Option<Arc<Walls>>,
+    /// Where a process before may have pinned a program that is on the interface still; `None` if it was
+    /// nowhere.
+    pub pins: Option<PathBuf>,
 }
 
 impl Default for XdpOptions {
@@ -78,6 +82,7 @@ impl Default for XdpOptions {
             force_copy: false,
             force_generic: false,
             walls: None,
+            pins: None,
         }
     }
 }
@@ -256,7 +261,7 @@ pub fn open(
     pool: &mut FramePool,
 ) -> Result<Opened, OpenError> {
     open_steered(umem, owner_base, ifname, options, pool, |queues| {
-        Ok(Box::new(Redirect::load(queues)?))
+        Ok(Box::new(Redirect::load(queues, options.pins.as_deref())?))
     })
 }
 

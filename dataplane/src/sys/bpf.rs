@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use aya::maps::{MapData, XskMap};
@@ -18,7 +18,8 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use parking_lot::Mutex;
 
-use super::pins;
+use super::express::LAYOUT;
+use super::pins::{self, Pins, Place};
 
 /// dataplane/bpf/redirect.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/redirect.bpf.o");
@@ -64,11 +65,14 @@ pub(crate) trait Steering: Send + Sync {
 pub(crate) struct Redirect {
     program: Ebpf,
     sockets: XskMap<MapData>,
+    /// Where a process before may have pinned what looked frames up there.
+    pins: Option<Pins>,
 }
 
 impl Redirect {
-    /// Loads the program with room for `queues` sockets.
-    pub(crate) fn load(queues: u32) -> io::Result<Self> {
+    /// Loads the program with room for `queues` sockets. It takes the place of one that a process before has
+    /// pinned in `pins`, if that is given.
+    pub(crate) fn load(queues: u32, pins: Option<&Path>) -> io::Result<Self> {
         // Links for XDP programs came with 5.9; aya would attach without one, and such a program
         // survives the process.
         if KernelVersion::current().is_ok_and(|version| version < KernelVersion::new(5, 9, 0)) {
@@ -78,7 +82,8 @@ impl Redirect {
             LOADER.lock().map_max_entries("xsks", queues).load(OBJECT).map_err(kernel_error)?;
         let map = program.take_map("xsks").ok_or(io::ErrorKind::InvalidData)?;
         let sockets = XskMap::try_from(map).map_err(kernel_error)?;
-        let mut redirect = Self { program, sockets };
+        let pins = pins.and_then(|base| Pins::at(base, LAYOUT).ok());
+        let mut redirect = Self { program, sockets, pins };
         redirect.xdp()?.load().map_err(kernel_error)?;
         Ok(redirect)
     }
@@ -95,7 +100,12 @@ impl Steering for Redirect {
     }
 
     fn attach(&mut self, index: u32, mode: Mode) -> io::Result<Attached> {
-        attach(self.xdp()?, index, mode, None)
+        let pin = self.pins.as_ref().map(|pins| pins.link(Place::Xdp, index));
+        let program = self.xdp()?;
+        match pin.filter(|pin| mode == Mode::Native && pin.exists()) {
+            Some(pin) => attach(program, index, mode, Some(pin)).map(Attached::unpinned),
+            None => attach(program, index, mode, None),
+        }
     }
 }
 
@@ -135,6 +145,12 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
+    /// From now on it ends with the process.
+    fn unpinned(mut self) -> Self {
+        self.pin.take().iter().for_each(|pin| pins::unpin(pin));
+        self
+    }
+
     /// Leaves the program there if that outlives the process, and takes it off if it does not.
     pub(crate) fn abandon(self) {
         if self.pin.is_some() {

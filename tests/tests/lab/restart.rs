@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use firedoor_api::control::Status;
-use firedoor_api::dataplane::Flow;
+use firedoor_api::dataplane::{Flow, PortState};
 use firedoor_classifier::DropReason;
 use firedoor_classifier::snapshot::Lane;
 use firedoor_lab::netns::Netns;
@@ -19,7 +19,9 @@ use nix::sys::signal::Signal;
 
 use crate::express::{ECHO, connect, connections, up};
 use crate::failure::{dataplane_pid, kill_hard, send, supervisor_pid};
-use crate::fixture::{Counted, Fixture, Stream, echoes, ensure, pair, printed, v4, wait_for};
+use crate::fixture::{
+    Counted, Fixture, Stream, allow, echoes, ensure, on_lane, pair, printed, v4, wait_for,
+};
 use crate::stand_in::Conduct;
 use crate::{Shown, Test};
 
@@ -33,6 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_workers_take_over_each_its_share_of_the_express_flows", &[], by_two),
     ("an_upgrade_to_a_program_that_fails_leaves_the_switch_as_it_was", &[], upgrade_fails),
     ("an_upgrade_that_is_not_answered_leaves_what_outlives_the_data_plane", &[], unanswered),
+    ("ports_that_the_kernel_is_to_forward_no_more_are_taken_over_at_once", &[], no_more),
     ("a_switch_that_stops_leaves_nothing_pinned", &[], nothing_pinned),
 ];
 
@@ -297,6 +300,22 @@ fn unanswered() -> Shown {
     // The workloads have lost sight of each other meanwhile.
     let goes_on = wait_for(Duration::from_secs(5), || Ok(echoes(&mut connection)))?;
     ensure!(goes_on, "the connection is gone");
+    Ok(())
+}
+
+/// What looks no frame up in XDP takes the place of what did.
+fn no_more() -> Shown {
+    let takeovers: [fn(&Fixture) -> Shown; 2] = [kill_and_await, |lab| upgrade_once(lab).map(drop)];
+    for take_over in takeovers {
+        let lab = on_lane("switch", || up(""))?;
+        let config = pair(&allow("a", "b", "any"));
+        on_lane("switch", || lab.apply_with("express_flows = 0", &config))?;
+        take_over(&lab)?;
+        for port in lab.status()?.ports {
+            let is_taken = port.state == PortState::Up && port.mode == "native copy";
+            ensure!(is_taken, "{port:#?}");
+        }
+    }
     Ok(())
 }
 
