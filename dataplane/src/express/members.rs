@@ -156,14 +156,16 @@ impl Members {
 
     /// Takes a predecessor's programs off all interfaces but those of the ports, now that these have what keeps
     /// them, and removes its device pair.
+    ///
+    /// The kernel may take its time, and workers ask for the ports meanwhile.
     pub fn clear_away(&self) {
-        let state = self.state.lock();
-        match (&state.lane, &self.pins) {
-            (Some(lane), _) => state.clear_away(lane),
+        let (_, ports, lane) = self.whole();
+        match (&lane, &self.pins) {
+            (Some(lane), _) => clear_away(lane, &ports),
             (None, Some(pins)) => remove(pins),
             (None, None) => {}
         }
-        self.walls.keep(&state.lane.as_ref().map(|lane| lane.walled()).unwrap_or_default());
+        self.walls.keep(&lane.map(|lane| lane.walled()).unwrap_or_default());
     }
 
     /// Where the lane outlives the process, if it is to.
@@ -280,11 +282,16 @@ impl Members {
 
     /// The version, the ports by number, and the lane, if one of them is on it.
     pub(super) fn view(&self) -> (u64, Vec<Option<Member>>, Option<Arc<Lane>>) {
-        let state = self.state.lock();
+        let (version, ports, lane) = self.whole();
         // Also where nothing can be redirected: the programs ask it whether their door is open.
-        let is_used = state.ports.iter().flatten().any(|member| member.hook.is_some());
-        let lane = state.lane.clone().filter(|_| is_used);
-        (self.version(), state.ports.clone(), lane)
+        let is_used = ports.iter().flatten().any(|member| member.hook.is_some());
+        (version, ports, lane.filter(|_| is_used))
+    }
+
+    /// The version, the ports by number, and the lane if there is one.
+    fn whole(&self) -> (u64, Vec<Option<Member>>, Option<Arc<Lane>>) {
+        let state = self.state.lock();
+        (self.version(), state.ports.clone(), state.lane.clone())
     }
 
     /// Whether the program looks up what comes in by that port.
@@ -315,16 +322,17 @@ fn remove_all(pins: &Path) {
     }
 }
 
-impl State {
-    fn clear_away(&self, lane: &Lane) {
-        for hook in [Hook::Tcx, Hook::Xdp] {
-            let members = self.ports.iter().flatten().filter(|member| member.hook == Some(hook));
-            let indexes: Vec<u32> = members.map(|member| member.ifindex).collect();
-            lane.keep_links(hook, &indexes);
-        }
-        lane.remove_other_pair();
+/// Takes a predecessor's programs off all interfaces but those of the ports, and removes its device pair.
+fn clear_away(lane: &Lane, ports: &[Option<Member>]) {
+    for hook in [Hook::Tcx, Hook::Xdp] {
+        let members = ports.iter().flatten().filter(|member| member.hook == Some(hook));
+        let indexes: Vec<u32> = members.map(|member| member.ifindex).collect();
+        lane.keep_links(hook, &indexes);
     }
+    lane.remove_other_pair();
+}
 
+impl State {
     fn discard(&mut self, pool: &mut FramePool) {
         self.prepared.take().into_iter().for_each(|prepared| prepared.close(pool));
     }

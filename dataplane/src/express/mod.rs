@@ -205,7 +205,8 @@ impl Lane {
     /// Takes over what another process has left in `base`: its maps, as large as they are, by what was
     /// [prepared](Prepared) if that was done. Its program goes on with the flows in them alone, and no other
     /// frame goes anywhere, until its port is opened, but those that wait already. Which flows there are,
-    /// [`inherit`](Self::inherit) says. `None` if there is nothing, or nothing of use.
+    /// [`inherit`](Self::inherit) says. `None` if there is nothing, or nothing of use: then what was prepared is left
+    /// to the caller.
     pub fn resume(base: &Path, prepared: &mut Option<Prepared>) -> Option<Self> {
         if !base.exists() {
             return None;
@@ -214,16 +215,15 @@ impl Lane {
             if !pins.has_maps(&MAPS) {
                 return Ok(None);
             }
-            let Prepared { program, pair } = match prepared.take() {
-                Some(prepared) => prepared,
-                None => Prepared::of(pins, base)?,
-            };
-            let program = Arc::new(program);
-            if pair.punt.as_ref().is_none_or(|punt| punt.ifindex() != program.punt()) {
-                program.forget_ports()?;
+            if prepared.is_none() {
+                *prepared = Some(Prepared::of(pins, base)?);
             }
-            let flows = FlowTable::of_another(Arc::clone(&program));
-            Ok(Some(Self::of(program, flows, pair, None)))
+            prepared.iter().try_for_each(Prepared::forget_others_ports)?;
+            Ok(prepared.take().map(|Prepared { program, pair }| {
+                let program = Arc::new(program);
+                let flows = FlowTable::new(Arc::clone(&program));
+                Self::of(program, flows, pair, None)
+            }))
         });
         resumed.unwrap_or_else(|error| {
             tracing::warn!(%error, "what the last data plane has pinned cannot be taken over");
@@ -461,6 +461,14 @@ impl Prepared {
         let program = Program::load(TcHook::of_kernel(), 1, Some(pins))?;
         let pair = Pair { other: program.punt(), ..Pair::none(Some(base)) };
         Ok(Self { program, pair })
+    }
+
+    /// Has no frame punted from where it is not the pair that takes it.
+    fn forget_others_ports(&self) -> io::Result<()> {
+        match &self.pair.punt {
+            Some(punt) if punt.ifindex() == self.program.punt() => Ok(()),
+            _ => self.program.forget_ports(),
+        }
     }
 
     /// Has misses wait in the pair, if they are named by these tags of the interfaces: each is a port's then.

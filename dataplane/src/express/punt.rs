@@ -129,8 +129,9 @@ impl Punt {
             .map_err(|source| ExpressError::Offloads { ifname: near.to_owned(), source })?;
         let link = netlink.link(near)?;
         let silence = Silence::of(&link);
-        let opened = xdp::open(umem, OWNER, far, options, pool)?;
         netlink.set_up(near, true)?;
+        // Last, because it borrows frames, which only its end gives back.
+        let opened = xdp::open(umem, OWNER, far, options, pool)?;
         let port = opened.queues.into_iter().next().ok_or(ExpressError::NoQueue)?;
         Ok(Self {
             near: link,

@@ -122,15 +122,9 @@ struct Slots {
 }
 
 impl FlowTable {
-    /// The table of a program whose maps are new.
-    pub(super) fn new(program: Arc<Program>) -> Self {
-        let count = program.slots().count();
-        Self { leases: leases(count), slots: Mutex::new(Slots::new(count)), program }
-    }
-
-    /// The table of a program whose maps have outlived another process. What it holds is not known before
+    /// The table of a program. If its maps have outlived another process, what they hold is not known before
     /// [`resume`](Self::resume) has said it, and nothing may be given before.
-    pub(super) fn of_another(program: Arc<Program>) -> Self {
+    pub(super) fn new(program: Arc<Program>) -> Self {
         let count = program.slots().count();
         Self { leases: leases(count), slots: Mutex::new(Slots::new(count)), program }
     }
