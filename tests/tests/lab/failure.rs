@@ -118,8 +118,10 @@ impl Guest {
         Ok(())
     }
 
+    /// Patient enough for a neighbour that was asked for in vain a moment ago, and is asked for again a second
+    /// after.
     fn ping(&self, to: std::net::IpAddr) -> Result<Outcome, Failed> {
-        let ask = || firedoor_lab::probe::probe(to, Service::Ping, Duration::from_secs(1));
+        let ask = || firedoor_lab::probe::probe(to, Service::Ping, Duration::from_secs(3));
         Ok(self.netns.run(ask)??.outcome)
     }
 }

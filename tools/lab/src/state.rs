@@ -200,7 +200,7 @@ fn processes(wanted: impl Fn(&[u8]) -> bool) -> Vec<u32> {
 pub fn ran_for(pid: u32) -> io::Result<Duration> {
     let mut ran = Duration::ZERO;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let statistics = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let Ok(statistics) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
         let nanoseconds = statistics.split(' ').next().and_then(|first| first.parse().ok());
         ran += Duration::from_nanos(nanoseconds.unwrap_or(0));
     }
@@ -268,11 +268,17 @@ mod tests {
 
     #[test]
     fn the_scheduler_says_how_long_a_process_ran() {
-        let own = process::id();
-        let before = ran_for(own).unwrap();
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(20) {}
-        assert!(ran_for(own).unwrap() > before);
+        // One of its own: threads of this one end meanwhile, and what they ran with them.
+        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let (before, start) = (ran_for(busy.id()).unwrap(), Instant::now());
+        let longer = || ran_for(busy.id()).unwrap() > before + Duration::from_millis(1);
+        while !longer() && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let holds = longer();
+        busy.kill().unwrap();
+        busy.wait().unwrap();
+        assert!(holds);
     }
 
     #[test]
