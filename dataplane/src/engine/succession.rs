@@ -28,7 +28,8 @@ impl Engine {
         self.umem.set_spares(ports + 1);
         let queues = ports as u32 * self.workers.len() as u32;
         let fill = fill_share(self.umem.frames(), self.store.len() as u32, queues);
-        self.members.prepare(&self.umem, &first.ifname, fill, &mut self.pool);
+        let tags = tags_of(snapshot);
+        self.members.prepare(&tags, &self.umem, &first.ifname, fill, &mut self.pool);
         self.pool.flush();
     }
 

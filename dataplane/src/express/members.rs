@@ -97,6 +97,8 @@ struct State {
     lane: Option<Arc<Lane>>,
     /// What a predecessor has pinned, under programs of our own that are on no interface yet.
     prepared: Option<Prepared>,
+    /// Interfaces that the program in XDP is told to redirect to.
+    devices: BTreeSet<u32>,
 }
 
 impl Members {
@@ -107,12 +109,24 @@ impl Members {
     }
 
     /// Does now what takes time of [`resume`](Self::resume), while a predecessor is at work, whom it leaves in
-    /// peace: what [`Prepared::load`] does, with these arguments.
-    pub fn prepare(&self, umem: &Arc<Umem>, seed: &str, fill: u32, pool: &mut FramePool) {
+    /// peace: what [`Prepared::load`] does, with these arguments. And tells the program in XDP which of the interfaces
+    /// that are to be ports, by their `tags`, take frames: until it knows, what it could forward takes the long way.
+    pub fn prepare(
+        &self,
+        tags: &HashMap<&str, u16>,
+        umem: &Arc<Umem>,
+        seed: &str,
+        fill: u32,
+        pool: &mut FramePool,
+    ) {
         let Some(pins) = &self.pins else { return };
         express::prepare();
         if self.is_wanted() {
-            self.state.lock().prepared = Prepared::load(pins, umem, seed, fill, pool);
+            let mut state = self.state.lock();
+            state.prepared = Prepared::load(pins, umem, seed, fill, pool);
+            let devices =
+                state.prepared.as_ref().map(|prepared| prepared.foresee(tags, &targets()));
+            state.devices = devices.unwrap_or_default();
         }
     }
 
@@ -136,6 +150,9 @@ impl Members {
         let resumed = self.is_wanted().then(|| Lane::resume(pins, &mut state.prepared));
         state.discard(pool);
         state.lane = resumed.flatten().map(Arc::new);
+        if state.lane.is_none() {
+            state.devices.clear();
+        }
         state.lane.clone()
     }
 
@@ -253,6 +270,7 @@ impl Members {
             state.ports.resize(at + 1, None);
         }
         if let Some(gone) = std::mem::replace(&mut state.ports[at], member) {
+            state.devices.remove(&gone.ifindex);
             state.set_device(gone.ifindex, false);
         }
         self.version.fetch_add(1, Ordering::Release);
@@ -265,11 +283,7 @@ impl Members {
         if self.state.lock().ports.iter().all(Option::is_none) {
             return;
         }
-        let targets = RedirectTargets::open().and_then(|targets| targets.list());
-        let targets = targets.unwrap_or_else(|error| {
-            tracing::debug!(%error, "the kernel does not say where XDP can redirect frames to");
-            BTreeSet::new()
-        });
+        let targets = targets();
         if self.state.lock().take_targets(&targets) {
             self.version.fetch_add(1, Ordering::Release);
         }
@@ -306,6 +320,14 @@ impl Members {
         let slot = flows.find(&flow_id(key, state.member(key.ingress)?))?;
         Some(if flows.is_held(slot) { Way::Long } else { Way::Short })
     }
+}
+
+/// Interfaces that take frames which are redirected in XDP, as far as the kernel says.
+fn targets() -> BTreeSet<u32> {
+    RedirectTargets::open().and_then(|targets| targets.list()).unwrap_or_else(|error| {
+        tracing::debug!(%error, "the kernel does not say where XDP can redirect frames to");
+        BTreeSet::new()
+    })
 }
 
 /// Removes pins that are of no use. Their programs go with them.
@@ -345,13 +367,17 @@ impl State {
     fn take_targets(&mut self, targets: &BTreeSet<u32>) -> bool {
         let is_new =
             |member: &&mut Member| targets.contains(&member.ifindex) != member.takes_frames;
-        let mut changed = Vec::new();
+        let mut has_changed = false;
         for member in self.ports.iter_mut().flatten().filter(is_new) {
             member.takes_frames = !member.takes_frames;
-            changed.push((member.ifindex, member.takes_frames));
+            has_changed = true;
         }
-        changed.iter().for_each(|&(ifindex, takes)| self.set_device(ifindex, takes));
-        !changed.is_empty()
+        let takers = self.ports.iter().flatten().filter(|member| member.takes_frames);
+        let devices: BTreeSet<u32> = takers.map(|member| member.ifindex).collect();
+        let before = std::mem::replace(&mut self.devices, devices);
+        before.difference(&self.devices).for_each(|&ifindex| self.set_device(ifindex, false));
+        self.devices.difference(&before).for_each(|&ifindex| self.set_device(ifindex, true));
+        has_changed
     }
 
     fn set_device(&self, ifindex: u32, takes: bool) {

@@ -463,6 +463,14 @@ impl Prepared {
         Ok(Self { program, pair })
     }
 
+    /// Has the program in XDP redirect to those of these interfaces that are among the `targets`. Returns which.
+    fn foresee(&self, tags: &HashMap<&str, u16>, targets: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let links = Netlink::open().and_then(|mut netlink| netlink.links()).unwrap_or_default();
+        let ports = links.iter().filter(|link| tags.contains_key(link.name.as_str()));
+        let takers = ports.map(|link| link.index).filter(|index| targets.contains(index));
+        takers.filter(|&index| self.program.set_device(index, true).is_ok()).collect()
+    }
+
     /// Has no frame punted from where it is not the pair that takes it.
     fn forget_others_ports(&self) -> io::Result<()> {
         match &self.pair.punt {

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use firedoor_api::control::Status;
-use firedoor_api::dataplane::{Flow, PortState};
+use firedoor_api::dataplane::{Flow, PortCounters, PortState};
 use firedoor_classifier::DropReason;
 use firedoor_classifier::snapshot::Lane;
 use firedoor_lab::netns::Netns;
@@ -29,6 +29,7 @@ pub(crate) const UDP: u16 = 7;
 
 pub(crate) const TESTS: &[Test] = &[
     ("express_flows_outlive_the_data_plane_and_are_judged_again", &[], outlive),
+    ("flows_between_ports_of_the_switch_lane_outlive_the_data_plane", &[], outlive_in_xdp),
     ("express_flows_stop_when_no_data_plane_returns", &[], fail_closed),
     ("an_upgrade_takes_over_without_losing_an_express_frame", &[], upgrade),
     ("connections_that_begin_during_an_upgrade_are_all_answered", &[], new_connections),
@@ -42,6 +43,9 @@ pub(crate) const TESTS: &[Test] = &[
 /// What is the same on every lane.
 pub(crate) const ON_EACH_LANE: &[Test] =
     &[("after_a_restart_no_frame_is_counted_that_was_before", &[], counted_once)];
+
+/// How another data plane comes in the place of one.
+const TAKEOVERS: [fn(&Fixture) -> Shown; 2] = [kill_and_await, |lab| upgrade_once(lab).map(drop)];
 
 /// Numbered datagrams from one workload, each of which another sends back.
 pub(crate) struct Dialogue {
@@ -172,6 +176,22 @@ fn outlive() -> Shown {
     Ok(())
 }
 
+/// The program in XDP outlives the data plane as the one at tc does.
+fn outlive_in_xdp() -> Shown {
+    let lab = on_lane("switch", || up(""))?;
+    let _responder = Responder::start(&lab.netns("b")?, &[Service::Udp(UDP)])?;
+    let dialogue = Dialogue::start(&lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
+    for take_over in TAKEOVERS {
+        take_over(&lab)?;
+        thread::sleep(Duration::from_millis(200));
+    }
+    let counted = dialogue.end()?;
+    println!("over a kill and an upgrade: {counted:?}");
+    ensure!(counted.sent > 500, "too few to tell: {counted:?}");
+    ensure!(counted.came == counted.sent, "some were lost: {counted:?}");
+    Ok(())
+}
+
 /// Upgrades a lab's switch to the same version.
 pub(crate) fn upgrade_once(lab: &Fixture) -> Result<serde_json::Value, Failed> {
     let before = dataplane_pid(lab)?;
@@ -210,8 +230,7 @@ fn by_two() -> Shown {
     let dialogues = dialogues_of_both(&lab)?;
     let mut tcp = (0..8).map(|_| settled(&lab)).collect::<Result<Vec<_>, _>>()?;
     let all = dialogues.len() + tcp.len();
-    let takeovers: [fn(&Fixture) -> Shown; 2] = [kill_and_await, |lab| upgrade_once(lab).map(drop)];
-    for take_over in takeovers {
+    for take_over in TAKEOVERS {
         take_over(&lab)?;
         ensure!(both_have(&lab)?, "{:?} of {all} connections", owned(&lab)?);
         let by = owned(&lab)?;
@@ -305,8 +324,7 @@ fn unanswered() -> Shown {
 
 /// What looks no frame up in XDP takes the place of what did.
 fn no_more() -> Shown {
-    let takeovers: [fn(&Fixture) -> Shown; 2] = [kill_and_await, |lab| upgrade_once(lab).map(drop)];
-    for take_over in takeovers {
+    for take_over in TAKEOVERS {
         let lab = on_lane("switch", || up(""))?;
         let config = pair(&allow("a", "b", "any"));
         on_lane("switch", || lab.apply_with("express_flows = 0", &config))?;
@@ -378,7 +396,16 @@ fn ports_have_counted(status: &Status) -> Shown {
         ensure!((ASKED + refused..ASKED + refused + NOISE).contains(&received), "{port:#?}");
         ensure!((ASKED..ASKED + NOISE).contains(&sent), "{port:#?}");
     }
-    let drops = status.dataplane.as_ref().map_or(&[][..], |dataplane| &dataplane.drops);
+    let dataplane = status.dataplane.as_ref().ok_or("the data plane does not answer")?;
+    // Of what the kernel forwards the totals know as the ports do.
+    let sum = |of: fn(&PortCounters) -> u64| -> u64 {
+        status.ports.iter().map(|port| of(&port.counters)).sum()
+    };
+    let [received, sent] = [sum(|port| port.rx_frames), sum(|port| port.tx_frames)];
+    let is_near = |total: u64, ports: u64| total.abs_diff(ports) < NOISE;
+    let are_near = is_near(dataplane.received, received) && is_near(dataplane.sent, sent);
+    ensure!(are_near, "the ports have {received} and {sent} frames: {dataplane:#?}");
+    let drops = &dataplane.drops;
     let is_it = |(reason, _): &&_| *reason == DropReason::DefaultDeny;
     let dropped = drops.iter().find(is_it).map_or(0, |&(_, frames)| frames);
     ensure!((DENIED..DENIED + NOISE).contains(&dropped), "{drops:?}");
