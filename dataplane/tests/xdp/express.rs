@@ -3,6 +3,7 @@
 
 mod clsact;
 mod scene;
+mod succession;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
@@ -34,7 +35,7 @@ use self::scene::{Scene, complete_checksums};
 use crate::Test;
 use crate::host::{self, Host, Workload};
 
-pub(crate) const TESTS: [(&str, Test); 26] = [
+pub(crate) const TESTS: [(&str, Test); 27] = [
     ("express_tcp_takes_the_short_way_and_keeps_its_offloads", tcp_express),
     ("express_tcp_without_verdicts_takes_the_long_way", |host| tcp_punted(host, Hook::Tcx)),
     ("express_datagrams_are_counted_and_keep_their_order", |host| order(host, Hook::Tcx)),
@@ -48,6 +49,7 @@ pub(crate) const TESTS: [(&str, Test); 26] = [
     ("express_a_full_table_refuses_and_has_room_again", full),
     ("express_flows_are_found_in_a_table_that_fills_and_empties", |host| found(host, Hook::Tcx)),
     ("express_ports_come_and_go_without_losing_a_frame", come_and_go),
+    ("express_misses_wait_for_who_takes_over", succession::misses_wait),
     ("clsact_tcp_takes_the_short_way_and_keeps_its_offloads", clsact::short_way),
     ("clsact_filters_of_others_stay", clsact::shared),
     ("clsact_filters_of_a_killed_process_are_replaced", clsact::killed),
