@@ -10,7 +10,7 @@
 //!   just woke may have been put on the same.
 //! - **Openings**: TCP connections are asked for whose answers the kernel forwards, so that the worker sees
 //!   none of them, and less than [`BRISK`] apart. Somebody waits for each, and where no processor is kept
-//!   from halting, for longer than all the rest of it takes: the worker looks again for [`EXPECTANT`].
+//!   from halting, for longer than all the rest of it takes: the worker looks again for [`EXPECTANT`] after each.
 //! - **Load**: one way, [`LOAD`] frames a window or more for [`SETTLED`] windows, but few in each
 //!   turn. Frames that come together cost less than those that come alone, in the kernel above all,
 //!   so after a turn that found few the worker pauses. It does not after a turn of [`ENOUGH`], so no
@@ -32,20 +32,23 @@ const BRIEF: u64 = 20_000;
 const PATIENT: u64 = 200_000;
 /// Mean time between frames, at most, of a conversation worth waiting in.
 const LIVELY: u64 = 100_000;
-/// How long it looks for more where connections are opened.
+/// How long it looks for the next one where connections are opened.
 const EXPECTANT: u64 = 500_000;
-/// Mean time between frames, at most, of openings worth waiting for.
-const BRISK: u64 = 300_000;
+/// Mean time between openings, at most, that are worth waiting for. Whoever opens one connection after the other does
+/// so more slowly while each has to wake the worker: a bound between the two paces would leave it to chance whether
+/// the worker ever stays awake.
+const BRISK: u64 = 400_000;
 /// How long a yield takes, at least, where others want the processor for themselves.
 const LATE: u64 = 1_000_000;
 /// For how long they are believed to.
 const CROWDED: u64 = 100_000_000;
 /// What a longer gap counts as: one pause does not end a conversation, two do.
 const LONGEST_GAP: u64 = 4 * LIVELY;
+/// What a longer time between openings counts as.
+const LONGEST_APART: u64 = 4 * BRISK;
 /// Gaps and turns that means are taken over, about.
 const MEMORY: u64 = 8;
-/// A turn that has a sign, in the units of [`Pacing::answers`] and [`Pacing::openings`], and the least mean of
-/// traffic that it tells of.
+/// A turn with answers, in the units of [`Pacing::answers`], and the least mean of traffic that is answered.
 const SIGN: u64 = 1_024;
 const TELLING: u64 = SIGN / 4;
 
@@ -92,8 +95,10 @@ pub struct Pacing {
     gap: u64,
     /// Mean of [`SIGN`] for turns with answers, 0 for others.
     answers: u64,
-    /// Likewise for turns with openings.
-    openings: u64,
+    /// When a turn last found openings.
+    opened: u64,
+    /// Mean time between turns that found openings, in ns.
+    apart: u64,
     /// When it last yielded, if that was the last it did.
     yielded: Option<u64>,
     /// Until when it does not.
@@ -111,7 +116,8 @@ impl Default for Pacing {
             last: 0,
             gap: LONGEST_GAP,
             answers: 0,
-            openings: 0,
+            opened: 0,
+            apart: LONGEST_APART,
             yielded: None,
             crowded_until: 0,
             window: 0,
@@ -132,10 +138,12 @@ impl Pacing {
         }
         let gap = now.0.saturating_sub(self.last).min(LONGEST_GAP);
         self.gap = mean(self.gap, gap);
-        let weigh = |sign: bool| if sign { SIGN } else { 0 };
-        self.answers = mean(self.answers, weigh(signs.answers));
-        self.openings = mean(self.openings, weigh(signs.openings));
+        self.answers = mean(self.answers, if signs.answers { SIGN } else { 0 });
         self.last = now.0;
+        if signs.openings {
+            self.apart = mean(self.apart, now.0.saturating_sub(self.opened).min(LONGEST_APART));
+            self.opened = now.0;
+        }
         self.count(found as u64, now.0);
         match self.loaded >= SETTLED && found < ENOUGH && !self.is_answered() {
             true => Wait::Pause(PAUSE),
@@ -144,7 +152,8 @@ impl Pacing {
     }
 
     fn idle(&mut self, now: u64) -> Wait {
-        if now < self.crowded_until || now.saturating_sub(self.last) >= self.patience() {
+        let is_patient = now.saturating_sub(self.last) < self.patience();
+        if now < self.crowded_until || !(is_patient || self.is_expectant(now)) {
             return Wait::Sleep;
         }
         self.yielded = Some(now);
@@ -153,13 +162,15 @@ impl Pacing {
 
     /// How long it looks for more.
     fn patience(&self) -> u64 {
-        if self.gap <= BRISK && self.openings >= TELLING {
-            EXPECTANT
-        } else if self.gap <= LIVELY && self.is_answered() {
-            PATIENT
-        } else {
-            BRIEF
+        match self.gap <= LIVELY && self.is_answered() {
+            true => PATIENT,
+            false => BRIEF,
         }
+    }
+
+    /// Whether a connection was opened of late, and the next one is near.
+    fn is_expectant(&self, now: u64) -> bool {
+        self.apart <= BRISK && now.saturating_sub(self.opened) < EXPECTANT
     }
 
     /// Whether frames are answered, rather than sent one way.
@@ -274,22 +285,32 @@ mod tests {
 
     #[test]
     fn brisk_openings_keep_the_worker_awake_though_it_sees_no_answers() {
-        for gap in [30_000, 100_000, 250_000] {
+        for gap in [30_000, 100_000, 250_000, 390_000] {
             assert_eq!(between_openings(&mut Pacing::default(), gap, 100), Wait::Yield, "{gap} ns");
         }
         assert_eq!(between_openings(&mut Pacing::default(), 1_000_000, 100), Wait::Sleep);
     }
 
     #[test]
-    fn openings_that_become_rare_are_slept_through_and_so_is_what_comes_between_few_of_them() {
+    fn openings_that_become_rare_are_slept_through() {
         let mut pacing = Pacing::default();
         between_openings(&mut pacing, 100_000, 100);
         assert_eq!(between_openings(&mut pacing, 10_000_000, 10), Wait::Sleep);
+        assert_eq!(
+            pacing.idle(pacing.last + BRIEF),
+            Wait::Sleep,
+            "no longer looked for than briefly"
+        );
+    }
+
+    #[test]
+    fn other_frames_after_the_last_opening_do_not_keep_the_worker_awake() {
+        let mut pacing = Pacing::default();
         between_openings(&mut pacing, 100_000, 100);
-        for n in 1..=20 {
-            pacing.after(1, Signs::default(), Nanos(pacing.last + n));
+        for _ in 0..100 {
+            pacing.after(1, Signs::default(), Nanos(pacing.last + 50_000));
         }
-        assert_eq!(pacing.idle(pacing.last + 2 * BRIEF), Wait::Sleep);
+        assert_eq!(pacing.idle(pacing.last + BRIEF), Wait::Sleep);
     }
 
     #[test]
