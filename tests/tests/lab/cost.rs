@@ -74,7 +74,7 @@ fn awake() -> Shown {
     let receiver = lab.netns("b")?.run(|| UdpSocket::bind((v4(2), PORT)))??;
     let sender = lab.netns("a")?.run(|| UdpSocket::bind((v4(1), 0)))??;
     sender.connect(receiver.local_addr()?)?;
-    let held = wait_for(Duration::from_secs(30), || {
+    let held = wait_for(|| {
         for _ in 0..10_000 {
             sender.send(b"one more")?;
         }
@@ -85,7 +85,7 @@ fn awake() -> Shown {
     let mut asked = [0; 4];
     File::open(wakefulness::DEVICE)?.read_exact(&mut asked)?;
     ensure!(asked == [0; 4], "the kernel was asked for {} µs", i32::from_ne_bytes(asked));
-    let let_go = wait_for(Duration::from_secs(30), || Ok(!awake()?.held))?;
+    let let_go = wait_for(|| Ok(!awake()?.held))?;
     ensure!(let_go, "still held when nothing is sent any more");
 
     lab.apply(&config)?;

@@ -17,9 +17,10 @@ use socket2::{Domain, Socket, Type};
 
 use crate::failure::Guest;
 use crate::fixture::{
-    Fixture, WebServer, allow, checksum_of, container, curl, curl_with, echoes, ensure, pair,
-    printed, v4, v6, wait_for,
+    Fixture, PATIENCE, WebServer, allow, checksum_of, container, curl, curl_with, echoes, ensure,
+    is_cut, pair, printed, v4, v6, wait_for,
 };
+use crate::storm::lost_pings;
 use crate::{Shown, Test, fixture};
 
 pub(crate) const ECHO: Service = Service::Tcp(7);
@@ -79,7 +80,7 @@ fn counted() -> Shown {
     for _ in 0..1_000 {
         ensure!(echoes(&mut connection), "no echo");
     }
-    let all_counted = wait_for(Duration::from_secs(5), || {
+    let all_counted = wait_for(|| {
         let [flow] = &connections(&lab, 6)?[..] else { return Ok(false) };
         Ok(flow.lane == Lane::Express && flow.frames >= 2_000 && flow.bytes >= 2_000 * 71)
     })?;
@@ -103,7 +104,7 @@ fn short_lived() -> Shown {
     for _ in 0..COUNT {
         drop(connect(&lab)?);
     }
-    let ended = wait_for(Duration::from_secs(5), || {
+    let ended = wait_for(|| {
         let connections = connections(&lab, 6)?;
         // A FIN that is sent again on a busy machine is answered twice, and the second answer by a reset.
         let is_over = |flow: &Flow| matches!(flow.state.as_str(), "time-wait" | "reset");
@@ -115,7 +116,7 @@ fn short_lived() -> Shown {
     // One of each. Some looked for their neighbours; SYN-ACKs would make it 100 at least.
     ensure!(judged < 100, "the switch judged {judged} frames of {COUNT} connections");
     let are_gone = || Ok(lab.dataplane()?.express.is_some_and(|express| express.flows == 0));
-    ensure!(wait_for(Duration::from_secs(5), are_gone)?, "{:#?}", lab.dataplane()?.express);
+    ensure!(wait_for(are_gone)?, "{:#?}", lab.dataplane()?.express);
     Ok(())
 }
 
@@ -125,7 +126,7 @@ fn one_way() -> Shown {
     let lab = up("")?;
     for (from, to) in [(v4(1), v4(2)), (v6(1), v6(2))] {
         let receiver = lab.netns("b")?.run(|| UdpSocket::bind((to, PORT)))??;
-        receiver.set_read_timeout(Some(Duration::from_secs(2)))?;
+        receiver.set_read_timeout(Some(PATIENCE))?;
         let sender = lab.netns("a")?.run(|| UdpSocket::bind((from, 0)))??;
         sender.connect((to, PORT))?;
         for number in 0..COUNT {
@@ -136,7 +137,7 @@ fn one_way() -> Shown {
             ensure!(came == number, "{came} came where {number} was due");
         }
     }
-    let all_counted = wait_for(Duration::from_secs(5), || {
+    let all_counted = wait_for(|| {
         let flows = connections(&lab, 17)?;
         let is_counted = |flow: &Flow| {
             flow.lane == Lane::Express && flow.state == "single" && flow.frames == u64::from(COUNT)
@@ -167,10 +168,11 @@ fn pings() -> Shown {
     for (protocol, back, to) in [(1, v4(1), v4(2)), (58, v6(1), v6(2))] {
         let before = judged(&lab)?;
         let said = ping("a", to, &count)?;
-        ensure!(said.contains(" 0% packet loss"), "{said}");
+        // For the last answer, ping waits no longer than twice the longest time that another one took.
+        ensure!(lost_pings(&said) <= Some(1), "{said}");
         let judged = judged(&lab)? - before;
-        ensure!(judged < COUNT / 10, "the switch judged {judged} frames of {}", 2 * COUNT);
-        let all_counted = wait_for(Duration::from_secs(5), || {
+        ensure!(judged < COUNT, "the switch judged {judged} frames of {}", 2 * COUNT);
+        let all_counted = wait_for(|| {
             let flows = connections(&lab, protocol)?;
             let is_ping = |flow: &&Flow| flow.state == "query" && flow.lane == Lane::Express;
             Ok(flows.iter().find(is_ping).is_some_and(|flow| flow.frames == 2 * COUNT))
@@ -191,11 +193,11 @@ fn kept() -> Shown {
     let kept = |protocol| -> Result<Vec<String>, Failed> {
         Ok(connections(&lab, protocol)?.into_iter().map(|flow| flow.kept).collect())
     };
-    let is_short = wait_for(Duration::from_secs(5), || Ok(kept(17)? == ["short"]))?;
+    let is_short = wait_for(|| Ok(kept(17)? == ["short"]))?;
     ensure!(is_short, "{:#?}", connections(&lab, 17)?);
     ensure!(lab.ask("a", v4(2), Service::Ping)? == Outcome::Reachable, "no answer to a ping");
     // It would be forwarded by the kernel if another frame came.
-    let is_held = wait_for(Duration::from_secs(2), || Ok(kept(1)? == ["held"]))?;
+    let is_held = wait_for(|| Ok(kept(1)? == ["held"]))?;
     ensure!(is_held, "{:#?}", connections(&lab, 1)?);
     let unknown = 253; // for experiments (RFC 3692)
     let open = || Socket::new(Domain::IPV4, Type::RAW, Some(i32::from(unknown).into()));
@@ -203,33 +205,34 @@ fn kept() -> Shown {
     for _ in 0..20 {
         socket.send_to(b"which the programs do not know", &to)?;
     }
-    let is_kept = wait_for(Duration::from_secs(2), || Ok(kept(unknown)? == ["protocol"]))?;
+    let is_kept = wait_for(|| Ok(kept(unknown)? == ["protocol"]))?;
     ensure!(is_kept, "{:#?}", connections(&lab, unknown)?);
     for _ in 0..10 {
         ensure!(echoes(&mut connection), "no echo");
     }
-    ensure!(kept(6)? == [""], "{:#?}", connections(&lab, 6)?);
+    let is_forwarded = wait_for(|| Ok(kept(6)? == [""]))?;
+    ensure!(is_forwarded, "{:#?}", connections(&lab, 6)?);
     Ok(())
 }
 
 fn kept_alive() -> Shown {
-    let lab = up("timeouts = { tcp_established = 3 }")?;
+    let lab = up("timeouts = { tcp_established = 5 }")?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
     let mut connection = connect(&lab)?;
-    for _ in 0..16 {
+    for _ in 0..20 {
         ensure!(echoes(&mut connection), "no echo from a connection that is in use");
         thread::sleep(Duration::from_millis(500));
     }
     let start = Instant::now();
-    let is_over = wait_for(Duration::from_secs(10), || Ok(connections(&lab, 6)?.is_empty()))?;
+    let is_over = wait_for(|| Ok(connections(&lab, 6)?.is_empty()))?;
     ensure!(is_over, "it outlives its timeout: {:#?}", connections(&lab, 6)?);
     println!("it was forgotten after {:?}", start.elapsed());
     // Looked for every second, whatever wakes the worker meanwhile.
     let is_taken =
         || Ok(lab.status()?.dataplane.and_then(|it| it.express).map(|it| it.flows) == Some(0));
-    ensure!(wait_for(Duration::from_secs(10), is_taken)?, "the kernel keeps its verdicts");
+    ensure!(wait_for(is_taken)?, "the kernel keeps its verdicts");
     println!("it left the kernel after {:?}", start.elapsed());
-    ensure!(!echoes(&mut connection), "the kernel forwards what the switch has forgotten");
+    ensure!(is_cut(&mut connection), "the kernel forwards what the switch has forgotten");
     Ok(())
 }
 
@@ -237,13 +240,13 @@ fn cut() -> Shown {
     let lab = up("")?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
     let mut connection = connect(&lab)?;
-    let forwarded = wait_for(Duration::from_secs(2), || {
+    let forwarded = wait_for(|| {
         ensure!(echoes(&mut connection), "no echo");
         Ok(connections(&lab, 6)?.iter().any(|flow| flow.lane == Lane::Express))
     })?;
     ensure!(forwarded, "the kernel does not forward it");
     lab.apply(&pair(""))?;
-    ensure!(!echoes(&mut connection), "it goes on without its rule");
+    ensure!(is_cut(&mut connection), "it goes on without its rule");
     Ok(())
 }
 
@@ -253,7 +256,7 @@ fn undisturbed() -> Shown {
     let lab = up("")?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
     let mut connection = connect(&lab)?;
-    let settled = wait_for(Duration::from_secs(2), || {
+    let settled = wait_for(|| {
         let before = lab.dataplane()?.connection_hits;
         ensure!(echoes(&mut connection), "no echo");
         Ok(lab.dataplane()?.connection_hits == before)
@@ -280,7 +283,7 @@ fn untaken() -> Shown {
         let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
         let mut connection = connect(&lab)?;
         let mut is_forwarded = |directions| {
-            wait_for(Duration::from_secs(5), || {
+            wait_for(|| {
                 ensure!(echoes(&mut connection), "no echo");
                 Ok(lab.dataplane()?.express.is_some_and(|express| express.flows == directions))
             })
@@ -306,7 +309,7 @@ fn transfer() -> Shown {
         let came = curl(&lab.netns("a")?, &format!("http://{}/", SocketAddr::new(address, WEB)))?;
         ensure!(came == checksum_of(LENGTH), "from {address} came {came:x?}");
     }
-    let ended = wait_for(Duration::from_secs(3), || {
+    let ended = wait_for(|| {
         let connections = connections(&lab, 6)?;
         let is_ended = |flow: &Flow| flow.state == "time-wait" && flow.bytes > LENGTH;
         Ok(connections.len() == 2 && connections.iter().all(is_ended))

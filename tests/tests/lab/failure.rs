@@ -14,10 +14,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::fixture::{
-    Counted, Fixture, Stream, allow, container, ensure, firedoor, pair, printed, unique_name, v4,
-    wait_for,
+    ANSWER, Counted, Fixture, Stream, allow, container, ensure, firedoor, pair, printed,
+    unique_name, v4, wait_for,
 };
 use crate::policy::nothing_lost;
+use crate::traffic::ping;
 use crate::{Shown, Test};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -113,15 +114,13 @@ impl Guest {
         let known = ["port", "add", "c", "--kind", "external", "--ip", "10.40.0.3/16"];
         let place = ["--ifname", Self::IFNAME, "--mac", Self::MAC];
         printed("firedoor port add", &lab.firedoor(&[&known[..], &place[..], more].concat())?)?;
-        let up = wait_for(Duration::from_secs(5), || Ok(state(lab, "c")? == Some(PortState::Up)))?;
+        let up = wait_for(|| Ok(state(lab, "c")? == Some(PortState::Up)))?;
         ensure!(up, "the added port is {:?}", state(lab, "c")?);
         Ok(())
     }
 
-    /// Patient enough for a neighbour that was asked for in vain a moment ago, and is asked for again a second
-    /// after.
     fn ping(&self, to: std::net::IpAddr) -> Result<Outcome, Failed> {
-        let ask = || firedoor_lab::probe::probe(to, Service::Ping, Duration::from_secs(3));
+        let ask = || firedoor_lab::probe::probe(to, Service::Ping, ANSWER);
         Ok(self.netns.run(ask)??.outcome)
     }
 }
@@ -164,7 +163,7 @@ fn control_killed() -> Shown {
     let (epoch, killed) = (lab.epoch()?, lab.status()?.control_pid);
     let counted = while_others_talk(&lab, || {
         kill_hard(killed)?;
-        let back = wait_for(Duration::from_secs(10), || {
+        let back = wait_for(|| {
             Ok(lab.status().is_ok_and(|s| s.control_pid != killed && s.dataplane.is_some()))
         })?;
         ensure!(back, "control did not come back:\n{}", lab.log_tail());
@@ -182,8 +181,9 @@ fn dataplane_killed() -> Shown {
     // No rule allows the datagrams: not one may come, least of all while there is no policy yet.
     let denied = while_others_talk(&lab, || {
         kill_hard(killed)?;
-        let back = wait_for(Duration::from_secs(10), || {
+        let back = wait_for(|| {
             Ok(dataplane_pid(&lab).is_ok_and(|pid| pid != killed)
+                && state(&lab, "a")? == Some(PortState::Up)
                 && state(&lab, "b")? == Some(PortState::Up))
         })?;
         ensure!(back, "the data plane did not come back:\n{}", lab.log_tail());
@@ -213,23 +213,16 @@ fn interface_returns() -> Shown {
     let host = lab.host("c")?.clone();
     let counted = while_others_talk(&lab, || {
         lab.switch_netns()?.run(|| Netlink::open().map(|mut n| n.delete(&host.ifname)))???;
-        let gone =
-            wait_for(Duration::from_secs(5), || Ok(state(&lab, "c")? == Some(PortState::Missing)))?;
+        let gone = wait_for(|| Ok(state(&lab, "c")? == Some(PortState::Missing)))?;
         ensure!(gone, "the port without its interface is {:?}", state(&lab, "c")?);
         wire(&lab, &host.ifname, &lab.netns("c")?, host.mac.unwrap_or_default().0)?;
-        let back =
-            wait_for(Duration::from_secs(5), || Ok(state(&lab, "c")? == Some(PortState::Up)))?;
+        let back = wait_for(|| Ok(state(&lab, "c")? == Some(PortState::Up)))?;
         ensure!(back, "the port whose interface came back is {:?}", state(&lab, "c")?);
         Ok(())
     })?;
     // The new interface has no address but the one that IPv6 derives from its MAC address.
     let address = link_local(&lab, "b")?;
-    let said = lab.run(
-        "c",
-        "ping",
-        &["-n", "-c", "2", "-i", "0.2", "-W", "2", &format!("{address}%eth0")],
-    )?;
-    ensure!(said.contains(" 0% packet loss"), "{said}");
+    ping(&lab, "c", &format!("{address}%eth0"), &[])?;
     nothing_lost(counted)
 }
 
@@ -247,7 +240,7 @@ fn sigterm_leaves_nothing() -> Shown {
     let heard = lab.ask("a", v4(2), Service::Ping)?;
     ensure!(heard == Outcome::Reachable, "a heard {heard:?}");
     kill(Pid::from_raw(i32::try_from(supervisor_pid(&lab)?)?), Signal::SIGTERM)?;
-    let ended = wait_for(Duration::from_secs(10), || Ok(lab.state().processes().is_empty()))?;
+    let ended = wait_for(|| Ok(lab.state().processes().is_empty()))?;
     ensure!(ended, "processes {:?} live on", lab.state().processes());
 
     let links = lab.switch_netns()?.run(|| Netlink::open().and_then(|mut n| n.links()))??;
@@ -277,7 +270,7 @@ fn nothing_left(state: &firedoor_lab::state::State, run_dir: &std::path::Path) -
     Ok(())
 }
 
-/// Builders of one lab are killed after longer and longer, until one is done before it is killed.
+/// Builders of one lab are killed after longer and longer, the last perhaps when it is done.
 fn killed_builder() -> Shown {
     let name = unique_name();
     let directory = tempfile::tempdir()?;
@@ -334,11 +327,13 @@ fn demo() -> Shown {
 
 fn demo_interrupted() -> Shown {
     let directory = tempfile::tempdir()?;
-    for milliseconds in [100, 600, 1_200] {
+    for milliseconds in [0, 500, 1_100] {
         let mut demo = Command::new(firedoor());
         demo.arg("demo").current_dir(directory.path());
         demo.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let mut demo = demo.spawn()?;
+        let minds = wait_for(|| minds_signals(demo.id()))?;
+        ensure!(minds, "the demo does not mind signals");
         std::thread::sleep(Duration::from_millis(milliseconds));
         kill(Pid::from_raw(i32::try_from(demo.id())?), Signal::SIGINT)?;
         let status = demo.wait()?;
@@ -346,6 +341,15 @@ fn demo_interrupted() -> Shown {
         no_demo_left()?;
     }
     Ok(())
+}
+
+/// Whether a process handles the last of the signals that firedoor asks for (`proc_pid_status(5)`, `SigCgt`): one
+/// that comes earlier ends it at once.
+fn minds_signals(pid: u32) -> Result<bool, Failed> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.ok_or("no such line")?.trim(), 16)?;
+    Ok(caught & (1 << (Signal::SIGHUP as u32 - 1)) != 0)
 }
 
 fn no_demo_left() -> Shown {

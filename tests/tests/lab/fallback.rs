@@ -15,10 +15,11 @@ use nix::sys::signal::Signal;
 use crate::express::ECHO;
 use crate::failure::{send, state, wire};
 use crate::fixture::{
-    Fixture, NO_TCX, Stream, allow, echoes, ensure, firedoor, pair, printed, start_in, v4, wait_for,
+    Fixture, NO_TCX, Stream, allow, echoes, ensure, firedoor, is_cut, pair, printed, start_in, v4,
+    wait_for,
 };
 use crate::policy::nothing_lost;
-use crate::restart::{Dialogue, UDP, kill_and_await, settled, upgrade_once};
+use crate::restart::{LONG_GRACE, UDP, dialogue, kill_and_await, settled, upgrade_once};
 use crate::{Shown, Test};
 
 const MOUNTING: &[&str] = &["unshare", "mount", "umount"];
@@ -42,7 +43,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// A pair whose `a` may ask `b`, of a switch that is started by that command.
 fn up_by(command: &str) -> Result<Fixture, Failed> {
-    Fixture::up_by(command, "", &pair(&allow("a", "b", "any")))
+    Fixture::up_by(command, LONG_GRACE, &pair(&allow("a", "b", "any")))
 }
 
 /// The command that runs others once that was done to a private copy of the mounts.
@@ -57,7 +58,7 @@ fn own_file_system() -> Shown {
     ensure!(is_pinned(&lab)?, "nothing is pinned");
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
     let mut connection = settled(&lab)?;
-    let dialogue = Dialogue::start(&lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
+    let dialogue = dialogue(&lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
     kill_and_await(&lab)?;
     upgrade_once(&lab)?;
     nothing_lost(dialogue.end()?)?;
@@ -96,7 +97,7 @@ fn flows_end_with_the_data_plane(lab: &Fixture) -> Shown {
 
 /// All three processes are killed at once; no pin holds the program, and it goes on all the same.
 fn killed_without_tcx() -> Shown {
-    const GRACE: u64 = 3;
+    const GRACE: u64 = 6;
     let rules = pair(&allow("a", "b", "any"));
     let lab = Fixture::up_by(NO_TCX, &format!("express_grace_secs = {GRACE}"), &rules)?;
     each_port_says(&lab, Lane::Express, "a filter of clsact looks its frames up")?;
@@ -110,7 +111,7 @@ fn killed_without_tcx() -> Shown {
     let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
     ensure!(heard == Outcome::Silent, "with nobody to judge it, a conversation heard {heard:?}");
     thread::sleep(Duration::from_secs(GRACE + 1));
-    ensure!(!echoes(&mut connection), "the kernel goes on without the switch");
+    ensure!(is_cut(&mut connection), "the kernel goes on without the switch");
     let denied = denied.end()?;
     ensure!(denied.sent > 1_000 && denied.came == 0, "denied datagrams passed: {denied:?}");
 
@@ -121,13 +122,13 @@ fn killed_without_tcx() -> Shown {
         command[1..].iter().copied().chain(run.iter().map(|a| &**a)).collect();
     let next = start_in(&lab.switch_netns()?, command[0], &arguments)?;
     let judges = || Ok(lab.ask("a", v4(2), Service::Udp(UDP))? == Outcome::Reachable);
-    ensure!(wait_for(Duration::from_secs(10), judges)?, "the next switch judges nothing");
+    ensure!(wait_for(judges)?, "the next switch judges nothing");
     settled(&lab)?;
     let replaced = filters(&lab)?;
     let is_new = |filter: &String| !left.contains(filter);
     ensure!(replaced.len() == 2 && replaced.iter().all(is_new), "{left:?} {replaced:?}");
     send(next.0.id(), Signal::SIGTERM)?;
-    let gone = wait_for(Duration::from_secs(5), || Ok(filters(&lab)?.is_empty()))?;
+    let gone = wait_for(|| Ok(filters(&lab)?.is_empty()))?;
     ensure!(gone, "{:?}", filters(&lab)?);
     Ok(())
 }
@@ -139,7 +140,7 @@ pub(crate) fn kill_all(lab: &Fixture) -> Shown {
     for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
         all.iter().try_for_each(|&pid| send(pid, signal))?;
     }
-    let dead = wait_for(Duration::from_secs(5), || Ok(lab.state().processes().is_empty()))?;
+    let dead = wait_for(|| Ok(lab.state().processes().is_empty()))?;
     ensure!(dead, "processes {:?} live on", lab.state().processes());
     Ok(())
 }
@@ -175,8 +176,7 @@ fn no_bpf() -> Shown {
     let missing =
         format!("load the XDP program for {ifname}: CAP_BPF with CAP_NET_ADMIN is needed");
     let says = |port: &PortState| matches!(port, PortState::Failed(why) if why.contains(&missing));
-    let said =
-        wait_for(Duration::from_secs(5), || Ok(state(&lab, "a")?.is_some_and(|s| says(&s))))?;
+    let said = wait_for(|| Ok(state(&lab, "a")?.is_some_and(|s| says(&s))))?;
     ensure!(said, "the port is {:?}", state(&lab, "a")?);
     Ok(())
 }

@@ -41,6 +41,16 @@ thread_local! {
     static COMMAND: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
+/// How long what must come is waited for: so long that a busy machine fails no test, but a hang does.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long an answer is waited for that may not come: TCP asks again after a second, as does who looks for a
+/// neighbour.
+pub(crate) const ANSWER: Duration = Duration::from_secs(3);
+
+/// How long nothing comes at the end of what came.
+const SILENCE: Duration = Duration::from_millis(300);
+
 /// The command that runs others as if the kernel had no tcx.
 pub(crate) const NO_TCX: &str = "env FIREDOOR_NO_TCX=1";
 
@@ -252,8 +262,7 @@ impl Fixture {
 
     /// What a workload hears that asks for a service.
     pub(crate) fn ask(&self, from: &str, to: IpAddr, service: Service) -> Result<Outcome, Failed> {
-        let patience = Duration::from_millis(1_500);
-        Ok(self.netns(from)?.run(|| probe(to, service, patience))??.outcome)
+        Ok(self.netns(from)?.run(|| probe(to, service, ANSWER))??.outcome)
     }
 
     /// What control answers.
@@ -261,22 +270,29 @@ impl Fixture {
         Ok(self.lab.ask(request)?)
     }
 
-    /// Refusals on record, once there are any that are `wanted`, or none come.
+    /// Refusals on record, once there are any that are `wanted`.
     pub(crate) fn denies(&self, wanted: impl Fn(&Deny) -> bool) -> Result<Vec<Deny>, Failed> {
-        let mut found = Vec::new();
-        wait_for(Duration::from_secs(3), || {
+        let (mut all, mut found) = (Vec::new(), Vec::new());
+        let are_there = wait_for(|| {
             let Reply::Denies(denies) = self.lab.ask(&Request::Denies)? else {
                 return Err("denies were asked for, and something else answered".into());
             };
-            found = denies.into_iter().filter(|deny| wanted(deny)).collect();
+            all = denies;
+            found = all.iter().filter(|deny| wanted(deny)).cloned().collect();
             Ok(!found.is_empty())
         })?;
+        ensure!(are_there, "not among those on record: {all:#?}");
         Ok(found)
     }
 }
 
-/// Tries until something holds or patience is at an end; whether it did.
-pub(crate) fn wait_for(
+/// Tries until something holds or [`PATIENCE`] is at an end; whether it did.
+pub(crate) fn wait_for(holds: impl FnMut() -> Result<bool, Failed>) -> Result<bool, Failed> {
+    wait_up_to(PATIENCE, holds)
+}
+
+/// Likewise, where it need not hold at all.
+pub(crate) fn wait_up_to(
     patience: Duration,
     mut holds: impl FnMut() -> Result<bool, Failed>,
 ) -> Result<bool, Failed> {
@@ -363,7 +379,7 @@ pub(crate) fn start_in(
 /// to try the port by binding it could take it from the program that is waited for.
 pub(crate) fn wait_for_listener(netns: &Netns, port: u16) -> Result<(), Failed> {
     let table = |family| fs::read_to_string(format!("/proc/thread-self/net/{family}"));
-    let listens = wait_for(Duration::from_secs(5), || {
+    let listens = wait_for(|| {
         let sockets = netns.run(|| Ok::<_, io::Error>(table("tcp")? + &table("tcp6")?))??;
         Ok(sockets.lines().any(|socket| is_listener(socket, port)))
     })?;
@@ -378,20 +394,44 @@ fn is_listener(socket: &str, port: u16) -> bool {
     matches!(columns[..], [_, local, _, "0A", ..] if local.ends_with(&format!(":{port:04X}")))
 }
 
-/// A connection to a listener, whose reader waits a second for what comes.
+/// A connection to a listener.
 pub(crate) fn connect(from: &Netns, to: SocketAddr) -> Result<TcpStream, Failed> {
-    let patience = Duration::from_secs(2);
-    let stream = from.run(|| TcpStream::connect_timeout(&to, patience))??;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    Ok(stream)
+    Ok(from.run(|| TcpStream::connect_timeout(&to, PATIENCE))??)
 }
 
-/// Whether a line comes back within a second, in which TCP tries more than once.
+/// Whether a line comes back.
 pub(crate) fn echoes(connection: &mut TcpStream) -> bool {
+    echoes_within(PATIENCE, connection)
+}
+
+/// Whether no line comes back within a second, in which TCP tries more than once.
+pub(crate) fn is_cut(connection: &mut TcpStream) -> bool {
+    !echoes_within(Duration::from_secs(1), connection)
+}
+
+fn echoes_within(patience: Duration, connection: &mut TcpStream) -> bool {
     let mut answer = [0; 5];
-    connection.write_all(b"hello").is_ok()
+    connection.set_read_timeout(Some(patience)).is_ok()
+        && connection.write_all(b"hello").is_ok()
         && connection.read_exact(&mut answer).is_ok()
         && &answer == b"hello"
+}
+
+/// Datagrams that come to a socket, and who they are from: so many as are due, which are waited for, and those that
+/// come before there is [`SILENCE`].
+pub(crate) fn received(
+    socket: &UdpSocket,
+    due: usize,
+) -> Result<Vec<(Vec<u8>, SocketAddr)>, Failed> {
+    socket.set_read_timeout(Some(SILENCE))?;
+    let (start, mut came, mut bytes) = (Instant::now(), Vec::new(), [0; 64]);
+    loop {
+        match socket.recv_from(&mut bytes) {
+            Ok((length, from)) => came.push((bytes[..length].to_vec(), from)),
+            Err(_) if came.len() >= due || start.elapsed() > PATIENCE => return Ok(came),
+            Err(_) => {}
+        }
+    }
 }
 
 /// Byte `at` of a file that looks random, so that no lost, repeated or swapped segment hides.
@@ -471,6 +511,7 @@ pub(crate) fn curl_with(netns: &Netns, options: &[&str], url: &str) -> Result<(u
 /// Numbered datagrams at a moderate rate from one workload to another, until [ended](Stream::end).
 pub(crate) struct Stream {
     stop: Arc<AtomicBool>,
+    sent: Arc<OnceLock<u64>>,
     sender: JoinHandle<io::Result<u64>>,
     receiver: JoinHandle<u64>,
 }
@@ -483,52 +524,75 @@ pub(crate) struct Counted {
 }
 
 impl Stream {
-    /// Datagrams between two pauses, and how long these are: 2,000 a second.
-    const BURST: u64 = 4;
-    const PAUSE: Duration = Duration::from_millis(2);
+    /// How long a datagram may be on its way.
+    const ON_ITS_WAY: Duration = Duration::from_secs(3);
 
+    /// 2,000 a second.
     pub(crate) fn start(
         from: &Netns,
         to: &Netns,
         address: IpAddr,
         port: u16,
     ) -> Result<Self, Failed> {
-        let stop = Arc::new(AtomicBool::new(false));
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let receiving = to.run(|| UdpSocket::bind(any(port)))??;
-        receiving.set_read_timeout(Some(Duration::from_millis(500)))?;
         let sending = from.run(|| match address {
             IpAddr::V4(_) => UdpSocket::bind(("0.0.0.0", 0)),
             IpAddr::V6(_) => UdpSocket::bind(any(0)),
         })??;
         sending.connect(SocketAddr::new(address, port))?;
-        let stopped = Arc::clone(&stop);
-        let sender = thread::spawn(move || Self::send(&sending, &stopped));
-        let stopped = Arc::clone(&stop);
-        let receiver = thread::spawn(move || Self::receive(&receiving, &stopped));
-        Ok(Self { stop, sender, receiver })
+        Self::over(sending, receiving, 4, Duration::from_millis(2))
     }
 
-    fn send(socket: &UdpSocket, stopped: &AtomicBool) -> io::Result<u64> {
+    /// From one socket to another, so many between two pauses.
+    pub(crate) fn over(
+        sending: UdpSocket,
+        receiving: UdpSocket,
+        burst: u64,
+        pause: Duration,
+    ) -> Result<Self, Failed> {
+        receiving.set_read_timeout(Some(SILENCE))?;
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
+        let stopped = Arc::clone(&stop);
+        let sender = thread::spawn(move || Self::send(&sending, burst, pause, &stopped));
+        let all = Arc::clone(&sent);
+        let receiver = thread::spawn(move || Self::receive(&receiving, &all));
+        Ok(Self { stop, sent, sender, receiver })
+    }
+
+    fn send(
+        socket: &UdpSocket,
+        burst: u64,
+        pause: Duration,
+        stopped: &AtomicBool,
+    ) -> io::Result<u64> {
         let mut number = 0_u64;
         while !stopped.load(Ordering::Relaxed) {
-            for _ in 0..Self::BURST {
+            for _ in 0..burst {
                 socket.send(&number.to_be_bytes())?;
                 number += 1;
             }
-            thread::sleep(Self::PAUSE);
+            thread::sleep(pause);
         }
         Ok(number)
     }
 
-    fn receive(socket: &UdpSocket, stopped: &AtomicBool) -> u64 {
+    /// Counts until all has come that was sent, or none is on its way any more. `sent` is known in the end.
+    fn receive(socket: &UdpSocket, sent: &OnceLock<u64>) -> u64 {
         let mut seen = std::collections::HashSet::new();
-        let mut number = [0; 8];
+        let (mut last, mut number) = (Instant::now(), [0; 8]);
         loop {
-            match socket.recv(&mut number) {
-                Ok(_) => drop(seen.insert(u64::from_be_bytes(number))),
-                Err(_) if stopped.load(Ordering::Relaxed) => return seen.len() as u64,
-                Err(_) => {}
+            let is_all = match socket.recv(&mut number) {
+                Ok(_) => {
+                    last = Instant::now();
+                    seen.insert(u64::from_be_bytes(number));
+                    false
+                }
+                Err(_) => last.elapsed() > Self::ON_ITS_WAY,
+            };
+            let came = seen.len() as u64;
+            if sent.get().is_some_and(|&sent| is_all || came == sent) {
+                return came;
             }
         }
     }
@@ -536,8 +600,10 @@ impl Stream {
     /// Ends it, and counts once nothing comes any more.
     pub(crate) fn end(self) -> Result<Counted, Failed> {
         self.stop.store(true, Ordering::Relaxed);
-        let sent = self.sender.join().map_err(|_| "the sender panicked")??;
+        let sent = self.sender.join().map_err(|_| "the sender panicked")?;
+        // If it could not send, nothing is to be waited for.
+        let _ = self.sent.set(*sent.as_ref().unwrap_or(&0));
         let came = self.receiver.join().map_err(|_| "the receiver panicked")?;
-        Ok(Counted { sent, came })
+        Ok(Counted { sent: sent?, came })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use firedoor_classifier::MacAddr;
 use firedoor_classifier::build::{self, Ends, TcpFlags};
@@ -11,7 +12,7 @@ use libtest_mimic::Failed;
 use socket2::Socket;
 
 use crate::express::{ECHO, connect};
-use crate::fixture::{Fixture, allow, container, echoes, ensure, v4};
+use crate::fixture::{Fixture, PATIENCE, allow, container, echoes, ensure, v4, wait_for};
 use crate::policy::{EXPERIMENT, packet_socket};
 use crate::{Shown, Test};
 
@@ -56,9 +57,12 @@ fn syns() -> Shown {
         ensure!(echoes(&mut connect(&lab)?), "no echo by a new connection in round {round}");
         ensure!(echoes(&mut earlier), "no echo by an earlier connection in round {round}");
     }
-    let status = lab.dataplane()?;
-    let (all, flooded) = (status.connections, SHARE * FLOODERS.len() as u64);
-    ensure!((flooded..=flooded + SHARE).contains(&all), "{all} connections");
+    let (mut all, flooded) = (0, SHARE * FLOODERS.len() as u64);
+    let are_full = wait_for(|| {
+        all = lab.dataplane()?.connections;
+        Ok(all >= flooded)
+    })?;
+    ensure!(are_full && all <= flooded + SHARE, "{all} connections");
     Ok(())
 }
 
@@ -93,7 +97,11 @@ fn stations() -> Shown {
         (numbered(2 * MAX_PER_PORT - 1), [true, true]),
     ] {
         a.send(&build::ethernet(mac_of_a, station, EXPERIMENT, &station.0))?;
-        let came = [hears(&c, station), hears(&d, station)];
+        let mut came = [false; 2];
+        for (at, socket) in [&c, &d].into_iter().enumerate() {
+            let patience = if expected[at] { PATIENCE } else { Duration::from_millis(500) };
+            came[at] = hears(socket, patience, station)?;
+        }
         ensure!(came == expected, "what {station} is sent comes to c and d: {came:?}");
     }
     let moves = lab.dataplane()?.mac_moves;
@@ -106,15 +114,16 @@ fn numbered(number: u32) -> MacAddr {
     MacAddr([2, 0xfe, a, b, c, d])
 }
 
-/// Whether a frame for a station comes to a socket, before nothing comes for a while.
-fn hears(mut socket: &Socket, station: MacAddr) -> bool {
+/// Whether a frame for a station comes to a socket, before nothing comes for so long.
+fn hears(mut socket: &Socket, patience: Duration, station: MacAddr) -> Result<bool, Failed> {
+    socket.set_read_timeout(Some(patience))?;
     let mut frame = [0; 64];
     while socket.read(&mut frame).is_ok() {
         if frame.starts_with(&station.0) {
-            return true;
+            return Ok(true);
         }
     }
-    false
+    Ok(false)
 }
 
 /// A lab where all may ask `b`, which answers those who flood nothing.

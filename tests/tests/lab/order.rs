@@ -71,7 +71,7 @@ fn keep(workers: u16, processors: &[usize]) -> Shown {
     })?;
     let (mut judged, mut sent) = (0, 0);
     // What the kernel has sent is counted within a second or two.
-    let both_ways = wait_for(Duration::from_secs(3), || {
+    let both_ways = wait_for(|| {
         let status = lab.dataplane()?;
         (judged, sent) = (status.received_by.iter().sum(), status.sent);
         Ok(judged >= u64::from(FLOWS) && sent > judged)

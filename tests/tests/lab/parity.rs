@@ -15,7 +15,9 @@ use firedoor_classifier::{DropReason, MacAddr};
 use libtest_mimic::Failed;
 
 use crate::express::connections;
-use crate::fixture::{Fixture, allow, container, ensure, kernel_forwards, v4, v6, wait_for};
+use crate::fixture::{
+    Fixture, allow, container, ensure, kernel_forwards, received, v4, v6, wait_for, wait_up_to,
+};
 use crate::policy::packet_socket;
 use crate::{Shown, Test};
 
@@ -54,7 +56,6 @@ impl<'a> Talk<'a> {
     /// Begins, until the kernel forwards it where it may.
     fn start(lab: &'a Fixture) -> Result<Self, Failed> {
         let receiver = lab.netns("b")?.run(|| UdpSocket::bind(("::", TO)))??;
-        receiver.set_read_timeout(Some(Duration::from_millis(300)))?;
         let sender = lab.netns("a")?.run(|| UdpSocket::bind((v4(1), FROM)))??;
         sender.connect(SocketAddr::new(v4(2), TO))?;
         let mut talk = Self { lab, sender, receiver, batch: 0 };
@@ -65,8 +66,8 @@ impl<'a> Talk<'a> {
     /// Talks until the kernel forwards it where it may, and nothing is lost.
     fn go_on(&mut self) -> Shown {
         let mut state = String::new();
-        let goes_on = wait_for(Duration::from_secs(5), || {
-            let is_whole = self.passed()? == BATCH;
+        let goes_on = wait_for(|| {
+            let is_whole = self.passed(BATCH)? == BATCH;
             let flows = connections(self.lab, protocol::UDP)?;
             let is_forwarded = flows.iter().any(|flow| flow.kept.is_empty());
             state = format!("{flows:#?}");
@@ -76,8 +77,8 @@ impl<'a> Talk<'a> {
         Ok(())
     }
 
-    /// How many of one more batch arrive.
-    fn passed(&mut self) -> Result<usize, Failed> {
+    /// How many of one more batch arrive, of which so many are due.
+    fn passed(&mut self, due: usize) -> Result<usize, Failed> {
         self.batch += 1;
         for number in 0..BATCH {
             self.sender.send(&[self.batch; 40])?;
@@ -85,14 +86,13 @@ impl<'a> Talk<'a> {
                 thread::sleep(Duration::from_millis(1));
             }
         }
-        Ok(self.arrived())
+        self.arrived(due)
     }
 
-    /// Datagrams of the last batch that have arrived.
-    fn arrived(&self) -> usize {
-        let mut bytes = [0; 64];
-        let came = std::iter::from_fn(|| self.receiver.recv(&mut bytes).ok().map(|_| bytes[0]));
-        came.filter(|&batch| batch == self.batch).count()
+    /// Datagrams of the last batch that arrive, of which so many are due.
+    fn arrived(&self, due: usize) -> Result<usize, Failed> {
+        let came = received(&self.receiver, due)?;
+        Ok(came.iter().filter(|(bytes, _)| bytes[0] == self.batch).count())
     }
 }
 
@@ -107,10 +107,14 @@ fn drops(lab: &Fixture, reason: DropReason) -> Result<[u64; 2], Failed> {
 /// Sends a batch. Fails unless it is dropped for that reason, frame by frame, and is on record so.
 fn all_dropped(talk: &mut Talk<'_>, reason: DropReason) -> Shown {
     let [before, _] = drops(talk.lab, reason)?;
-    let passed = talk.passed()?;
-    let [after, _] = drops(talk.lab, reason)?;
+    let passed = talk.passed(0)?;
     ensure!(passed == 0, "{passed} passed");
-    ensure!(after - before == BATCH as u64, "{} dropped as {reason:?}", after - before);
+    let mut dropped = 0;
+    let all = wait_for(|| {
+        dropped = drops(talk.lab, reason)?[0] - before;
+        Ok(dropped == BATCH as u64)
+    })?;
+    ensure!(all, "{dropped} dropped as {reason:?}");
     on_record(talk.lab, |deny| deny.dropped && deny.reason == reason.slug())
 }
 
@@ -118,7 +122,7 @@ fn all_dropped(talk: &mut Talk<'_>, reason: DropReason) -> Shown {
 fn on_record(lab: &Fixture, is_one: impl Fn(&Deny) -> bool) -> Shown {
     let mut denies = Vec::new();
     let is_it = |deny: &Deny| deny.service == format!("udp/{TO}") && is_one(deny);
-    let recorded = wait_for(Duration::from_secs(3), || {
+    let recorded = wait_for(|| {
         denies = lab.denies(is_it)?;
         Ok(denies.iter().map(|deny| deny.count).sum::<u64>() == BATCH as u64)
     })?;
@@ -142,7 +146,7 @@ fn quarantine() -> Shown {
     all_dropped(&mut talk, DropReason::Denied)?;
     on_record(&lab, |deny| deny.rule == "in")?;
     lab.apply(&open())?;
-    let passed = talk.passed()?;
+    let passed = talk.passed(BATCH)?;
     ensure!(passed == BATCH, "{passed} passed after it");
     talk.go_on()
 }
@@ -160,17 +164,23 @@ fn identity() -> Shown {
     let [its, another] = ["10.40.0.2/16\", \"fd00:40::2/", "10.40.0.12/16\", \"fd00:40::12/"];
     let [before, _] = drops(&lab, DropReason::AddressMismatch)?;
     lab.apply(&open().replace(its, another))?;
-    let passed = talk.passed()?;
-    let [after, _] = drops(&lab, DropReason::AddressMismatch)?;
-    ensure!((passed, after - before) == (0, BATCH as u64), "{passed} passed, {before}, {after}");
+    let (passed, mut after) = (talk.passed(0)?, 0);
+    let all = wait_for(|| {
+        [after, _] = drops(&lab, DropReason::AddressMismatch)?;
+        Ok(after - before == BATCH as u64)
+    })?;
+    ensure!(passed == 0 && all, "{passed} passed, {before}, {after}");
     lab.apply(&open())?;
     talk.go_on()?;
     let name = "name = \"a\"\nkind";
     lab.apply(&open().replace(name, &format!("mac = \"02:00:00:00:0a:0a\"\n{name}")))?;
     // What else it says, to find out where others are, counts as well.
-    let passed = talk.passed()?;
-    let [dropped, _] = drops(&lab, DropReason::SpoofedMac)?;
-    ensure!(passed == 0 && dropped >= BATCH as u64, "{passed} passed, {dropped} were dropped");
+    let (passed, mut dropped) = (talk.passed(0)?, 0);
+    let all = wait_for(|| {
+        [dropped, _] = drops(&lab, DropReason::SpoofedMac)?;
+        Ok(dropped >= BATCH as u64)
+    })?;
+    ensure!(passed == 0 && all, "{passed} passed, {dropped} were dropped");
     Ok(())
 }
 
@@ -179,12 +189,13 @@ fn audit() -> Shown {
     let lab = Fixture::up(&open())?;
     let mut talk = Talk::start(&lab)?;
     lab.apply_with(AUDIT, &workloads())?;
-    let passed = talk.passed()?;
-    let [dropped, would] = drops(&lab, DropReason::DefaultDeny)?;
-    ensure!(
-        (passed, would) == (BATCH, BATCH as u64),
-        "{passed} passed, {would} recorded, {dropped}"
-    );
+    let passed = talk.passed(BATCH)?;
+    let [mut dropped, mut would] = [0; 2];
+    let all = wait_for(|| {
+        [dropped, would] = drops(&lab, DropReason::DefaultDeny)?;
+        Ok(would == BATCH as u64)
+    })?;
+    ensure!(passed == BATCH && all, "{passed} passed, {would} recorded, {dropped}");
     on_record(&lab, |deny| !deny.dropped)?;
     lab.apply(&workloads())?;
     all_dropped(&mut talk, DropReason::DefaultDeny)?;
@@ -206,19 +217,22 @@ fn counted() -> Shown {
     /// Neighbours that are looked for, and what else nobody asked for.
     const NOISE: u64 = 40;
     const LENGTH: u64 = 14 + 20 + 8 + 40;
-    let lab = Fixture::up_with("timeouts = { udp_single = 3 }", &open())?;
+    // Longer than the kernel's counters may take to be read.
+    let lab = Fixture::up_with("timeouts = { udp_single = 8 }", &open())?;
     let mut talk = Talk::start(&lab)?;
     let frames = |lab: &Fixture| -> Result<u64, Failed> {
         Ok(connections(lab, protocol::UDP)?.iter().map(|flow| flow.frames).sum())
     };
-    thread::sleep(Duration::from_secs(1));
-    let (before, known) = (lab.status()?, frames(&lab)?);
-    let passed = (0..BATCHES).try_fold(0, |sum, _| Ok::<_, Failed>(sum + talk.passed()?))?;
+    let known = u64::from(talk.batch) * BATCH as u64;
+    let all = wait_for(|| Ok(frames(&lab)? == known))?;
+    ensure!(all, "{known} to begin with, but {}", frames(&lab)?);
+    let before = lab.status()?;
+    let passed = (0..BATCHES).try_fold(0, |sum, _| Ok::<_, Failed>(sum + talk.passed(BATCH)?))?;
     ensure!(passed == BATCHES * BATCH, "{passed} passed");
     let sent = passed as u64;
-    let all = wait_for(Duration::from_secs(2), || Ok(frames(&lab)? == known + sent))?;
+    let all = wait_for(|| Ok(frames(&lab)? == known + sent))?;
     ensure!(all, "{known} and {sent}, but {} in all", frames(&lab)?);
-    let is_over = wait_for(Duration::from_secs(10), || Ok(frames(&lab)? == 0))?;
+    let is_over = wait_for(|| Ok(frames(&lab)? == 0))?;
     ensure!(is_over, "the conversation does not end");
     let after = lab.status()?;
     let [a, b] =
@@ -363,13 +377,18 @@ pub(crate) fn fare(sender: &str, frames_of: fn([MacAddr; 3], &[u8]) -> Vec<Odd>)
         for frame in &frames {
             socket.send(frame)?;
         }
-        let arrived = talk.arrived();
+        let due = usize::from(fate.is_ok());
+        let arrived = talk.arrived(due)?;
         let mut right = before;
         if let Err(reason) = fate {
             *right.entry(reason.slug()).or_default() += 1;
         }
-        let after = told(&lab)?;
-        if after != right || arrived != usize::from(fate.is_ok()) {
+        let mut after = BTreeMap::new();
+        let is_right = wait_up_to(Duration::from_secs(3), || {
+            after = told(&lab)?;
+            Ok(after == right)
+        })?;
+        if !is_right || arrived != due {
             wrong.push(format!("{what}: {arrived} arrived, dropped is {after:?}, not {right:?}"));
         }
     }

@@ -18,10 +18,10 @@ use nix::unistd::Pid;
 
 use crate::express::{ECHO, connections};
 use crate::fixture::{
-    Counted, Fixture, Stream, allow, container, echoes, ensure, pair, start_in, v4, wait_for,
-    wait_for_listener,
+    Counted, Fixture, Stream, allow, container, echoes, ensure, is_cut, pair, start_in, v4,
+    wait_for, wait_for_listener,
 };
-use crate::restart::{Dialogue, UDP, kill_and_await, upgrade_once};
+use crate::restart::{LONG_GRACE, UDP, dialogue, kill_and_await, upgrade_once};
 use crate::{Shown, Test, fixture};
 
 const NEEDS: &[&str] = &["iperf3", "ethtool", "ping", "ss"];
@@ -60,7 +60,7 @@ struct Losses {
 /// Eight TCP streams, a conversation in datagrams, and pings.
 struct Traffic {
     streams: Child,
-    dialogue: Dialogue,
+    dialogue: Stream,
     pings: Child,
 }
 
@@ -97,13 +97,13 @@ impl Traffic {
         let earlier = [express(lab, 6)?, express(lab, 1)?];
         let streams = spawn(&lab.netns("a")?, "iperf3", &[&streams, options].concat())?;
         let pings = spawn(&lab.netns("a")?, "ping", &["-q", "-i", &pause, "-c", &count, &to])?;
-        let moving = wait_for(Duration::from_secs(5), || {
+        let moving = wait_for(|| {
             let [streams, pings] = [express(lab, 6)?, express(lab, 1)?];
             let are_new = streams.difference(&earlier[0]).count() > 8;
             Ok(are_new && pings.difference(&earlier[1]).count() > 0)
         })?;
         ensure!(moving, "the traffic does not begin: {:#?}", connections(lab, 6)?);
-        let dialogue = Dialogue::start(lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
+        let dialogue = dialogue(lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
         Ok(Self { streams, dialogue, pings })
     }
 
@@ -157,7 +157,7 @@ fn told(child: Child, signals: &[Signal]) -> Result<String, Failed> {
 }
 
 /// Of `ping -q`: "600 packets transmitted, 598 received, …".
-fn lost_pings(said: &str) -> Option<u64> {
+pub(crate) fn lost_pings(said: &str) -> Option<u64> {
     let line = said.lines().find(|line| line.contains("packets transmitted"))?;
     let mut numbers = line.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
     numbers.next()?.checked_sub(numbers.next()?)
@@ -175,7 +175,7 @@ struct Segments {
 fn lost_segments(lab: &Fixture) -> Result<i64, Failed> {
     let mut before = None;
     let mut lost = 0;
-    let settled = wait_for(Duration::from_secs(20), || {
+    let settled = wait_for(|| {
         let ends = [segments_at(lab, "a")?, segments_at(lab, "b")?];
         let [Some(a), Some(b)] = &ends else { return Ok(false) };
         ensure!(a.len() > 8 && a.keys().eq(b.keys()), "not the same streams: {a:?}, {b:?}");
@@ -228,7 +228,7 @@ fn standstill(report: &serde_json::Value) -> Result<Duration, Failed> {
 fn storm(options: &[&str]) -> Shown {
     let workloads = container("c", 3) + &container("d", 4) + &pair(&allow("a", "b", "any"));
     let fourth = allow("d", "b", "tcp/7");
-    let lab = Fixture::up(&format!("{workloads}{fourth}"))?;
+    let lab = Fixture::up_with(LONG_GRACE, &format!("{workloads}{fourth}"))?;
     let offloads = |workload| lab.run(workload, "ethtool", &["-k", "eth0"]);
     let before = offloads("a")? + &offloads("b")?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
@@ -253,8 +253,8 @@ fn storm(options: &[&str]) -> Shown {
                 'k' => kill_and_await(&lab)?,
                 'u' => drop(upgrade_once(&lab)?),
                 'p' => {
-                    lab.apply(&format!("{workloads}{fourth}{other}"))?;
-                    lab.apply(&format!("{workloads}{fourth}"))?;
+                    lab.apply_with(LONG_GRACE, &format!("{workloads}{fourth}{other}"))?;
+                    lab.apply_with(LONG_GRACE, &format!("{workloads}{fourth}"))?;
                 }
                 _ => {}
             }
@@ -262,10 +262,10 @@ fn storm(options: &[&str]) -> Shown {
         }
     }
     ensure!(echoes(&mut cut), "the fourth flow has ended before its time");
-    lab.apply(&workloads)?;
-    ensure!(!echoes(&mut cut), "the fourth flow goes on without its rule");
+    lab.apply_with(LONG_GRACE, &workloads)?;
+    ensure!(is_cut(&mut cut), "the fourth flow goes on without its rule");
     kill_and_await(&lab)?;
-    ensure!(!echoes(&mut cut), "the fourth flow comes back");
+    ensure!(is_cut(&mut cut), "the fourth flow comes back");
     let storm = traffic.end(&lab)?;
     println!("in the storm: {storm:?}");
     ensure!(storm.datagrams <= calm.datagrams, "datagrams were lost");

@@ -9,8 +9,8 @@ use firedoor_lab::guest::{Forward, Guest, GuestConfig};
 use firedoor_lab::netns::Netns;
 
 use crate::fixture::{
-    Fixture, WebServer, allow, checksum_of, container, curl, ensure, firedoor, on_lane, pair,
-    printed, start_in, v4, v6, wait_for_listener,
+    Fixture, PATIENCE, WebServer, allow, checksum_of, container, curl, ensure, firedoor, on_lane,
+    pair, printed, start_in, v4, v6, wait_for_listener,
 };
 use crate::{Shown, Test};
 
@@ -33,15 +33,22 @@ pub(crate) const TESTS: &[Test] = &[
 fn ping_between_containers() -> Shown {
     let lab = Fixture::up(&pair(&allow("a", "b", "any")))?;
     for to in [v4(2), v6(2)] {
-        ping(&lab, "a", &to.to_string())?;
+        ping(&lab, "a", &to.to_string(), &[])?;
     }
     Ok(())
 }
 
-fn ping(lab: &Fixture, from: &str, to: &str) -> Shown {
-    let said = lab.run(from, "ping", &["-n", "-c", "10", "-i", "0.05", "-W", "2", to])?;
+/// Pings with more of ping's options, and returns what it said. All must be answered, the last within the interval.
+pub(crate) fn ping(
+    lab: &Fixture,
+    from: &str,
+    to: &str,
+    options: &[&str],
+) -> Result<String, libtest_mimic::Failed> {
+    let all = ["-n", "-c", "5", "-i", "0.3", "-W", "5", to];
+    let said = lab.run(from, "ping", &[&all, options].concat())?;
     ensure!(said.contains(" 0% packet loss"), "{said}");
-    Ok(())
+    Ok(said)
 }
 
 fn curl_between_containers() -> Shown {
@@ -114,8 +121,8 @@ fn ping_to_guest() -> Shown {
     use firedoor_lab::probe::{Outcome, Service};
     let (lab, guest) = with_guest()?;
     for (container, at_guest) in [(v4(1), v4(2)), (v6(1), v6(2))] {
-        ping(&lab, "a", &at_guest.to_string())?;
-        let answer = guest.probe(container, Service::Ping, std::time::Duration::from_secs(2))?;
+        ping(&lab, "a", &at_guest.to_string(), &[])?;
+        let answer = guest.probe(container, Service::Ping, PATIENCE)?;
         ensure!(answer.outcome == Outcome::Reachable, "the guest heard {answer:?}");
     }
     Ok(())

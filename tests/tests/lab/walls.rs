@@ -209,9 +209,7 @@ fn comes_and_goes() -> Shown {
         .while_silent("while a port was removed", |lab| lab.apply(&container("a", 1)).map(drop))?;
     scene.while_silent("while it came back", |lab| {
         lab.apply(&config())?;
-        let heard = wait_for(Duration::from_secs(5), || {
-            Ok(lab.ask("a", v4(2), Service::Ping)? == Outcome::Reachable)
-        })?;
+        let heard = wait_for(|| Ok(lab.ask("a", v4(2), Service::Ping)? == Outcome::Reachable))?;
         ensure!(heard, "the port that came back is not reached");
         Ok(())
     })?;
@@ -240,6 +238,6 @@ fn start(lab: &Fixture) -> Result<Running, Failed> {
     // Nothing can be sent at all before the interfaces are up.
     let heard = || lab.ask("a", v4(2), Service::Ping);
     let judges = || Ok(heard().is_ok_and(|heard| heard == Outcome::Reachable));
-    ensure!(wait_for(Duration::from_secs(10), judges)?, "the next switch judges nothing");
+    ensure!(wait_for(judges)?, "the next switch judges nothing");
     Ok(next)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use firedoor_api::control::{Reply, Request};
 use libtest_mimic::Failed;
 
-use crate::fixture::{Fixture, allow, ensure, pair, v4};
+use crate::fixture::{Fixture, PATIENCE, allow, ensure, pair, v4};
 use crate::{Shown, Test};
 
 const OPEN: u16 = 5_353;
@@ -26,7 +26,7 @@ fn flows_keep_their_order() -> Shown {
     let lab = Fixture::up(&pair(&allow("a", "b", &format!("udp/{OPEN}"))))?;
     let bind = |workload: &str, at: SocketAddr| -> Result<UdpSocket, Failed> {
         let socket = lab.netns(workload)?.run(|| UdpSocket::bind(at))??;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     };
     let server = bind("b", SocketAddr::new(v4(2), OPEN))?;
@@ -101,7 +101,7 @@ fn both_worked(lab: &Fixture) -> Shown {
     Ok(())
 }
 
-/// A datagram's flow, its number, and who sent it; `None` if none comes for a second.
+/// A datagram's flow, its number, and who sent it; `None` if none comes while the socket waits.
 fn hear(socket: &UdpSocket) -> Result<Option<(usize, u32, SocketAddr)>, Failed> {
     let mut text = [0; 8];
     match socket.recv_from(&mut text) {
