@@ -11,6 +11,7 @@ mod echo;
 use std::fmt::Write;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ const AT_ONCE: usize = 64;
 
 /// What to measure.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct Options<'a> {
     /// The `firedoor` executable.
     pub firedoor: PathBuf,
     /// Live connections on the express lane.
@@ -47,6 +48,8 @@ pub struct Options {
     pub rules: u16,
     /// How often to upgrade, and to kill.
     pub rounds: u32,
+    /// Becomes true when it should stop.
+    pub interrupted: &'a AtomicBool,
 }
 
 /// What was measured.
@@ -104,20 +107,21 @@ pub enum UpgradeBenchError {
     },
 }
 
-/// Measures.
+/// Measures, until interrupted.
 ///
 /// # Errors
 /// If the lab cannot be built, or the switch does not come back.
-pub fn run(options: &Options) -> Result<Report, UpgradeBenchError> {
-    let Options { connections, rules, rounds, .. } = *options;
+pub fn run(options: &Options<'_>) -> Result<Report, UpgradeBenchError> {
+    let Options { connections, rules, rounds, interrupted, .. } = *options;
+    let goes_on = || !interrupted.load(Ordering::Relaxed);
     let progress = Progress::new(2 + 2 * u64::from(rounds));
     progress.step("building a lab");
     let lab = build(options)?;
     let far = [Echo::start(&lab.netns("b")?)?, Echo::start(&lab.netns("d")?)?];
     progress.step("beginning connections");
-    let live = begin(&lab, connections)?;
+    let live = begin(&lab, connections, &goes_on)?;
     let mut changes = Vec::new();
-    for _ in 0..rounds {
+    for _ in (0..rounds).take_while(|_| goes_on()) {
         progress.step("upgrading");
         changes.push(change(&lab, "upgrade", || upgrade(&lab, options))?);
         progress.step("killing");
@@ -128,20 +132,19 @@ pub fn run(options: &Options) -> Result<Report, UpgradeBenchError> {
     Ok(Report { connections, rules, changes })
 }
 
-fn build(options: &Options) -> Result<Temporary, LabError> {
-    let never = AtomicBool::new(false);
+fn build(options: &Options<'_>) -> Result<Temporary, LabError> {
     let name = Some(format!("bench-upgrade-{}", std::process::id()));
     let options_of_lab = LabOptions {
         firedoor: options.firedoor.clone(),
         name,
-        interrupted: &never,
+        interrupted: options.interrupted,
         progress: &|_| {},
     };
     Temporary::up(&PathBuf::from("upgrade.toml"), &config(options), &options_of_lab)
 }
 
 /// `a` may reach `b` and `c` may reach `d`, by the last of the rules.
-fn config(options: &Options) -> String {
+fn config(options: &Options<'_>) -> String {
     // Twice as many as there are: what the clients begin needs room, too.
     let room = 2 * options.connections + 65_536;
     let mut text = format!("[switch]\nname = \"upgrade\"\nmax_connections = {room}\n");
@@ -179,11 +182,15 @@ fn address(nth: u8) -> IpAddr {
 }
 
 /// Begins so many connections from `a` to `b`, each of which is answered. They live as long as the sockets.
-fn begin(lab: &Lab, connections: u32) -> Result<Vec<UdpSocket>, UpgradeBenchError> {
+fn begin(
+    lab: &Lab,
+    connections: u32,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<Vec<UdpSocket>, UpgradeBenchError> {
     let netns = lab.netns("a")?;
     let mut live = Vec::new();
     let mut begun = 0;
-    while begun < connections as usize {
+    while begun < connections as usize && goes_on() {
         let socket = netns.run(|| UdpSocket::bind(("0.0.0.0", 0))).map_err(io::Error::other)??;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         let ports: Vec<u16> = PORTS.take(connections as usize - begun).collect();
@@ -243,9 +250,11 @@ fn change(
 }
 
 /// Upgrades the switch to its own program.
-fn upgrade(lab: &Lab, options: &Options) -> Result<Option<f64>, UpgradeBenchError> {
+fn upgrade(lab: &Lab, options: &Options<'_>) -> Result<Option<f64>, UpgradeBenchError> {
     let mut command = Command::new(&options.firedoor);
-    let output = command.args(["upgrade", "--json", "--switch", lab.name()]).output()?;
+    // Ctrl-C is for us alone: an upgrade is waited for.
+    command.args(["upgrade", "--json", "--switch", lab.name()]).process_group(0);
+    let output = command.output()?;
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout)
         .map_err(|_| UpgradeBenchError::Upgrade(said(&output.stderr)))?;

@@ -4,6 +4,7 @@
 //! ends with an example, and every listing takes `--json`.
 
 mod bench;
+mod overview;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ pub(crate) use self::bench::{
     BenchClassifyArgs, BenchCommand, BenchCompareArgs, BenchFlowsArgs, BenchPolicyArgs,
     BenchReplayArgs, BenchTrafficArgs, BenchTseArgs, BenchUpgradeArgs,
 };
+pub(crate) use self::overview::command;
 
 /// A virtual switch with a fire door between every two workloads.
 ///
@@ -28,7 +30,7 @@ pub(crate) use self::bench::{
     propagate_version = true,
     after_help = "Example: firedoor demo\n\n\
         Exit status: 0 yes or done, 1 a negative answer, 2 it could not be done.\n\
-        Environment: FIREDOOR_RUN_DIR (default /run/firedoor), FIREDOOR_LOG (as `debug`), NO_COLOR,\n\
+        Environment: FIREDOOR_RUN_DIR (default /run/firedoor), FIREDOOR_LOG (as `debug`), NO_COLOR, \
         FIREDOOR_NO_TCX (hold the express lane's program by clsact)."
 )]
 pub(crate) struct Cli {
@@ -36,7 +38,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// The commands, in the order that `--help` lists them.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Demo(DemoArgs),
@@ -73,7 +75,10 @@ pub(crate) struct SwitchArgs {
     pub(crate) switch: Option<String>,
 }
 
-/// Builds a small lab, shows who can reach whom with real traffic, and removes it again.
+/// Shows in a small lab who reaches whom, with real traffic.
+///
+/// Builds the lab, has everyone ask everyone for everything, holds the answers against the policy, measures
+/// throughput, and removes the lab again. Exits 1 if an answer is not as the policy says.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: sudo firedoor demo --keep")]
 pub(crate) struct DemoArgs {
@@ -172,7 +177,9 @@ pub(crate) struct ConnectivityArgs {
     pub(crate) dot: bool,
 }
 
-/// Whole lab networks from one config: namespaces, veths, taps, switch and control.
+/// Makes a whole network from one config, and removes it.
+///
+/// Namespaces, veths, taps, switch and control.
 #[derive(Debug, Subcommand)]
 #[command(
     after_help = "Example: sudo firedoor lab up configs/three-tier.toml && sudo firedoor lab exec web -- ping -c1 api"
@@ -243,7 +250,7 @@ pub(crate) struct RunArgs {
     pub(crate) capture: Option<PathBuf>,
 }
 
-/// Puts this version of firedoor in the place of a running switch's, while frames move.
+/// Puts this version in a running switch's place; frames move on.
 ///
 /// Established connections of the express lane lose nothing. New ones wait, and those of the switch
 /// lane begin anew, for as long as it says.
@@ -372,7 +379,7 @@ pub(crate) struct FlowsArgs {
     pub(crate) json: bool,
 }
 
-/// Lists refused conversations: who, what, which rule, and where in the capture.
+/// Lists what was refused, by which rule, and where it is captured.
 ///
 /// The 4,096 that were last refused anything are remembered, for as long as control runs.
 #[derive(Debug, Args)]
@@ -388,7 +395,7 @@ pub(crate) struct DeniesArgs {
     pub(crate) json: bool,
 }
 
-/// Changes the policy in force as one atomic step, and finds what a config should not say.
+/// Changes the policy, and finds what a config says in vain.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Example: firedoor policy apply configs/three-tier.toml")]
 pub(crate) enum PolicyCommand {
@@ -475,13 +482,11 @@ pub(crate) struct ControlArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_tree_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -491,6 +496,6 @@ mod tests {
             assert!(help.contains("Example: "), "{} has no example", command.get_name());
             command.get_subcommands().filter(|c| !c.is_hide_set()).for_each(check);
         }
-        check(&Cli::command());
+        check(&command());
     }
 }

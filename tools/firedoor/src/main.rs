@@ -13,7 +13,7 @@ mod supervisor;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{BenchCommand, Cli, Command, PolicyCommand, PortCommand};
@@ -23,7 +23,8 @@ use crate::output::{Output, YES, failed};
 const VERSION: &str = env!("FIREDOOR_VERSION");
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = args::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let mut out = Output::new();
     log_to_stderr(&cli.command, &out);
     if measures_in_process(&cli.command) {

@@ -3,31 +3,42 @@
 use std::env;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
-use firedoor_bench::upgrade::{self, Change, Options};
+use firedoor_bench::upgrade::{self, Change, Options, Report};
 
 use crate::args::BenchUpgradeArgs;
-use crate::output::{Cell, Count, Output, Table, YES};
+use crate::commands::lab::{interrupted, need_root};
+use crate::output::{Cell, Count, NO, Output, Table, YES};
 
 pub(crate) fn run(args: &BenchUpgradeArgs, out: &mut Output) -> anyhow::Result<ExitCode> {
+    need_root("bench upgrade")?;
+    let interrupted = interrupted()?;
     let firedoor = match &args.program {
         Some(program) => program.clone(),
         None => env::current_exe().context("cannot tell which program this is")?,
     };
     let BenchUpgradeArgs { connections, rules, rounds, .. } = *args;
-    let report = upgrade::run(&Options { firedoor, connections, rules, rounds })?;
+    let options = Options { firedoor, connections, rules, rounds, interrupted: &interrupted };
+    let report = upgrade::run(&options)?;
     if args.json {
         out.json(&report)?;
-        return Ok(YES);
+    } else {
+        print(&report, out)?;
     }
-    let live = Count(connections.into());
+    Ok(if interrupted.load(Ordering::Relaxed) { NO } else { YES })
+}
+
+fn print(report: &Report, out: &mut Output) -> anyhow::Result<()> {
+    let Report { connections, rules, changes } = report;
+    let live = Count((*connections).into());
     writeln!(out, "{live} live connections, {rules} rules; each client asks every millisecond")?;
-    for change in &report.changes {
+    for change in changes {
         writeln!(out)?;
         show(change, out)?;
     }
-    Ok(YES)
+    Ok(())
 }
 
 fn show(change: &Change, out: &mut Output) -> anyhow::Result<()> {
