@@ -1,9 +1,10 @@
 //! Keeps the host's own network stack off an interface that is a port of the switch.
 //!
 //! While the XDP program is attached no frame reaches the stack, but the stack would still speak:
-//! neighbour discovery, MLD, router solicitations. And should the process be killed, the program
-//! goes with it while the interface stays up; then the stack must not answer or route what the
-//! workload sends to it. So IPv6 is disabled on the interface, and IPv4 is told not to answer ARP
+//! neighbour discovery, MLD, router solicitations. And should the process be killed, a program that is not
+//! pinned goes with it while the interface stays up: a [wall](crate::sys::wall) keeps frames from the stack
+//! then, and where there can be none, that must not answer or route what the workload sends to
+//! it. So IPv6 is disabled on the interface, and IPv4 is told not to answer ARP
 //! there, not to forward from there, and to drop sources that are not reached through there. What
 //! was set before is restored when the port is closed.
 //!

@@ -4,9 +4,9 @@
 //! share one XDP program, which sends each frame to the socket of its queue and drops it where there
 //! is none; the last to close takes the program off.
 //!
-//! [`open`] goes in this order, so that no frame slips past: silence the host's stack, bind the
-//! sockets, fill them, put them in the program's map, attach the program, set the interface up.
-//! Closing goes backwards.
+//! [`open`] goes in this order, so that no frame slips past: silence the host's stack, raise a wall in front of
+//! it, bind the sockets, fill them, put them in the program's map, attach the program, set the interface up.
+//! Closing goes backwards, and begins with setting a workload's interface down.
 //!
 //! Frames that a port has taken lie in one of three places: with the kernel for receiving (at most
 //! `fill`), with the kernel for sending (at most `tx`), or set aside because the kernel would refuse
