@@ -12,6 +12,7 @@
 // Compiled by `cargo xtask bpf`; the object is committed beside this file.
 #include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
+#include <linux/pkt_sched.h>
 
 #include "express.h"
 
@@ -44,7 +45,8 @@ struct intake {
 	__u64 room;		// for how many there is room; likewise
 };
 
-// By tag.
+// By tag. No port has tag 0: there is what all ports have between the program at tc and the punt device's
+// socket, where `refused` is not used.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -53,22 +55,33 @@ struct {
 	__type(value, struct intake);
 } express_intakes SEC(".maps");
 
-// Whether the port of that tag may send so many frames more the long way. Then they count as on it, else
-// as refused. One packet may become thousands: it is for its sender to say into what pieces it is cut.
-static __always_inline int is_admitted(const __u32 *port, __u32 frames)
+static __always_inline __s64 on_the_way(const struct intake *intake)
 {
-	struct intake *intake = bpf_map_lookup_elem(&express_intakes, port);
-	__s64 on_the_way;
+	return READ_ONCE(intake->punted) - READ_ONCE(intake->taken);
+}
 
-	if (!intake)
-		return 0;
-	on_the_way = READ_ONCE(intake->punted) - READ_ONCE(intake->taken);
-	if (on_the_way + frames > (__s64)READ_ONCE(intake->room)) {
+// Whether a port that has room for so many frames may send these the long way. Then they count as on it, else
+// as refused. One packet may become thousands: it is for its sender to say into what pieces it is cut.
+static __always_inline int is_admitted(struct intake *intake, __u32 frames, __s64 room)
+{
+	if (on_the_way(intake) + frames > room) {
 		__sync_fetch_and_add(&intake->refused, frames);
 		return 0;
 	}
 	__sync_fetch_and_add(&intake->punted, frames);
 	return 1;
+}
+
+// How many times what it leaves free of the punt device's queue a port may have of it: whoever is alone gets
+// three quarters, and any number of ports get equal parts, beside which there is room for one that comes new.
+#define SHARE 3
+
+static __always_inline __s64 shared_room(const struct intake *all, const struct intake *intake, __u32 frames)
+{
+	__s64 most = SHARE * ((__s64)READ_ONCE(all->room) - on_the_way(all) - frames);
+	__s64 room = READ_ONCE(intake->room);
+
+	return most < room ? most : room;
 }
 
 // Receive queues of a port, as a power of two.
@@ -97,12 +110,23 @@ static __always_inline int is_received(void)
 static __always_inline int punt(struct __sk_buff *skb, const struct control *control,
 				struct flow *flow, __u32 frames)
 {
-	__u32 ingress = skb->ifindex;
+	__u32 ingress = skb->ifindex, zero = 0;
 	__u32 *port = bpf_map_lookup_elem(&express_ports, &ingress);
+	struct intake *intake, *all = bpf_map_lookup_elem(&express_intakes, &zero);
+	int is_lone;
 	__u16 tag;
 
-	if (!port || !is_admitted(port, frames))
+	if (!port || !all)
 		return TC_ACT_SHOT;
+	intake = bpf_map_lookup_elem(&express_intakes, port);
+	if (!intake)
+		return TC_ACT_SHOT;
+	is_lone = !on_the_way(intake);
+	if (!is_admitted(intake, frames, shared_room(all, intake, frames)))
+		return TC_ACT_SHOT;
+	__sync_fetch_and_add(&all->punted, frames);
+	// Ahead of ports that have much there, where the device has a queue. It overtakes nothing of its own port's.
+	skb->priority = is_lone ? TC_PRIO_INTERACTIVE : TC_PRIO_BESTEFFORT;
 	tag = *port;
 	if (flow) {
 		tag |= READ_ONCE(flow->mark);
@@ -121,6 +145,14 @@ static __always_inline int fits(const struct __sk_buff *skb, const struct header
 	__u32 size = skb->gso_size;
 
 	return (size ? headers->payload + size : headers->end) <= flow->max_frame;
+}
+
+// Whether the frame may be a datagram that the egress cuts into fragments which overlap, and so may become another
+// one where it is put together. No field of the context tells fragments (of old guests) from datagrams; their
+// offsets count eight bytes. Who has the number of segments from its own stack cuts datagrams.
+static __always_inline int may_overlap(const struct __sk_buff *skb, const struct headers *headers)
+{
+	return headers->protocol == IPPROTO_UDP && skb->gso_size % 8 && !skb->gso_segs;
 }
 
 // Where the checksum of the transport header is.
@@ -206,6 +238,8 @@ int express(struct __sk_buff *skb)
 	if (unlikely(skb->len > headers.end) && bpf_skb_change_tail(skb, headers.end, 0))
 		return punt(skb, control, flow, frames);
 	if (!(flow->facts & FACT_PEER)) {
+		if (unlikely(may_overlap(skb, &headers)))
+			return punt(skb, control, flow, frames);
 		if (!stays_as_judged(skb, &headers))
 			return punt(skb, control, NULL, 1);
 		count(&found, &headers, frames);
@@ -312,8 +346,12 @@ static __always_inline int hand_over(struct xdp_md *ctx, struct flow *flow)
 {
 	__u32 ingress = ctx->ingress_ifindex, queue = ctx->rx_queue_index, mark = 0, *front;
 	__u32 *port = bpf_map_lookup_elem(&express_ports, &ingress);
+	struct intake *intake;
 
-	if (!port || queue >> QUEUE_BITS || !is_admitted(port, 1))
+	if (!port || queue >> QUEUE_BITS)
+		return XDP_DROP;
+	intake = bpf_map_lookup_elem(&express_intakes, port);
+	if (!intake || !is_admitted(intake, 1, READ_ONCE(intake->room)))
 		return XDP_DROP;
 	if (flow) {
 		mark = READ_ONCE(flow->mark);

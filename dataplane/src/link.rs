@@ -16,7 +16,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
-use netlink_packet_route::tc::{TcHandle, TcMessage};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use thiserror::Error;
@@ -267,6 +267,22 @@ impl Netlink {
         let mut clsact = about(CLSACT);
         clsact.header.handle = TcHandle { major: MAJOR, minor: 0 };
         self.request(RouteNetlinkMessage::DelQueueDiscipline(clsact), 0).map(drop)
+    }
+
+    /// Gives an interface without a queue the kernel's usual one, which sends in three bands by priority
+    /// and holds as many packets in each as `txqueuelen` says.
+    ///
+    /// # Errors
+    /// [`LinkError::Exists`] if it has one.
+    pub(crate) fn add_queue(&mut self, link: &Link) -> Result<(), LinkError> {
+        let mut message = TcMessage::default();
+        message.header.index = link.index.cast_signed();
+        // TC_H_ROOT (linux/pkt_sched.h).
+        message.header.parent = TcHandle { major: 0xffff, minor: 0xffff };
+        message.attributes.push(TcAttribute::Kind("pfifo_fast".into()));
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let request = RouteNetlinkMessage::NewQueueDiscipline(message);
+        self.change(request, flags, "give a queue to", &link.name)
     }
 
     /// Creates a veth pair with `queues` queues at each end, both ends down.

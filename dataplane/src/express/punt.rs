@@ -16,6 +16,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use aya::util::KernelVersion;
 use firedoor_classifier::wire::{icmp, protocol};
 
 use super::arrivals::Arrivals;
@@ -41,8 +42,13 @@ const STEM: &str = "fdp";
 /// Number under which the umem knows the pair's socket: above those of all ports.
 const OWNER: u16 = u16::MAX;
 
-/// Frames that a port may have on the long way: all share the device pair's queue, and others are to find room.
-const ROOM: u64 = 192;
+/// First kernel in which a veth whose far end's ring is full keeps its queue waiting, instead of dropping
+/// what does not fit, and does not forget to go on (`veth_xmit` in drivers/net/veth.c; it waits since 6.16).
+const WAITS: KernelVersion = KernelVersion::new(6, 18, 0);
+
+/// Frames that the far end's ring holds (`VETH_RING_SIZE`), and the queue before it (`txqueuelen`).
+const RING: u32 = 256;
+const QUEUE: u32 = 1000;
 
 /// Most frames kept with the kernel for receiving.
 const FILL: u32 = 2048;
@@ -59,6 +65,10 @@ pub(super) struct Punt {
     near: Link,
     near_silence: Silence,
     port: XdpPort,
+    /// For how many frames there is room before the socket.
+    room: u32,
+    /// Of all ports, at the socket.
+    arrivals: Arrivals,
     /// By tag.
     inboxes: Vec<Option<Inbox>>,
     received: Vec<Frame>,
@@ -129,6 +139,7 @@ impl Punt {
             .map_err(|source| ExpressError::Offloads { ifname: near.to_owned(), source })?;
         let link = netlink.link(near)?;
         let silence = Silence::of(&link);
+        let room = lay_queue(netlink, &link).min(options.fill);
         netlink.set_up(near, true)?;
         // Last, because it borrows frames, which only its end gives back.
         let opened = xdp::open(umem, OWNER, far, options, pool)?;
@@ -137,6 +148,8 @@ impl Punt {
             near: link,
             near_silence: silence,
             port,
+            room,
+            arrivals: Arrivals::new(),
             inboxes: Vec::new(),
             received: Vec::with_capacity(BURST),
         })
@@ -180,6 +193,10 @@ impl Punt {
         for frame in inbox.into_iter().flat_map(|inbox| inbox.frames) {
             pool.give(frame);
         }
+        self.has_ports()
+    }
+
+    fn has_ports(&self) -> bool {
         self.inboxes.iter().any(Option::is_some)
     }
 
@@ -189,8 +206,10 @@ impl Punt {
 
     /// Empties the socket into the inboxes.
     fn sort(&mut self, kernel: &Kernel, pool: &mut FramePool) {
-        let Self { port, inboxes, received, .. } = self;
+        let Self { port, arrivals, inboxes, received, .. } = self;
+        let mut count = 0;
         while port.receive(pool, received) > 0 {
+            count += received.len();
             for mut frame in received.drain(..) {
                 let tag = untag(pool.umem(), &mut frame);
                 let inbox = tag.and_then(|tag| inboxes.get_mut(usize::from(tag & PORT))?.as_mut());
@@ -202,6 +221,9 @@ impl Punt {
                 kernel.follow(&frame, inbox.ifindex, tag, pool);
                 inbox.put(frame);
             }
+        }
+        if let Some(all) = kernel.program.intake_of_all() {
+            arrivals.note(all, count);
         }
     }
 
@@ -223,6 +245,21 @@ impl Punt {
         let removed = Netlink::open().map(|mut netlink| netlink.delete(&near.name));
         if !matches!(removed, Ok(Ok(()) | Err(LinkError::NotFound { .. }))) {
             tracing::warn!(interface = near.name, "cannot remove the express lane's device pair");
+        }
+    }
+}
+
+/// Gives the pair's near end a queue that waits for its far end, if this kernel has such. Returns how many frames
+/// there is room for.
+fn lay_queue(netlink: &mut Netlink, near: &Link) -> u32 {
+    if !KernelVersion::current().is_ok_and(|version| version >= WAITS) {
+        return RING;
+    }
+    match netlink.add_queue(near) {
+        Ok(()) => QUEUE,
+        Err(error) => {
+            tracing::warn!(%error, "the express lane's misses have little room");
+            RING
         }
     }
 }
@@ -320,9 +357,6 @@ impl ExpressPort {
         let wall = ends_with_process.then(|| kernel.walls.raise_or_say_so(&link)).flatten();
         let sender = open_sender(umem, owner, &link, fill)?;
         let wakeup = kernel.join(umem, &link, tag, fill, pool)?;
-        if let Some(intake) = kernel.program.intake(tag) {
-            intake.open(ROOM);
-        }
         let attached = kernel
             .program
             .set_port(link.index, tag)
@@ -464,6 +498,10 @@ impl Kernel {
         let received = self.program.set_receiver(wakeup.as_fd());
         received.map_err(|source| ExpressError::Receiver { source })?;
         self.program.set_punt(punt.ifindex());
+        let all = self.program.intake_of_all().filter(|_| !punt.has_ports());
+        for intake in self.program.intake(tag).into_iter().chain(all) {
+            intake.open(punt.room.into());
+        }
         punt.add(tag, link.index);
         Ok(wakeup)
     }

@@ -61,8 +61,11 @@ pub(crate) fn prepare() {
 /// Receive queues of a port of the switch lane, as a power of two (`QUEUE_BITS`).
 const QUEUE_BITS: u32 = 6;
 
+/// A tag that no port has: what is punted has its own places there.
+const NO_PORT: u16 = 0;
+
 /// Where the socket is among those of the switch lane that receives what is punted.
-const RECEIVER: u32 = 0;
+const RECEIVER: u32 = (NO_PORT as u32) << QUEUE_BITS;
 
 /// The programs, loaded, with their maps.
 pub(crate) struct Program {
@@ -97,7 +100,7 @@ impl Program {
             .map_max_entries("express_index", 2 * buckets_for(flows))
             .map_max_entries("express_flows", flows)
             .map_max_entries("express_details", flows)
-            .override_global("peer_is_told", peer_is_told(), false)
+            .override_global("peer_is_told", peer_is_told(hook), false)
             .load(OBJECT)
             .map_err(kernel_error)?;
         let mut take = |name| program.take_map(name).ok_or(io::ErrorKind::InvalidData);
@@ -292,6 +295,11 @@ impl Program {
         self.intakes.values().get(usize::from(tag))
     }
 
+    /// What all ports together have on the way to the socket that receives what is punted.
+    pub(crate) fn intake_of_all(&self) -> Option<&Intake> {
+        self.intake(NO_PORT)
+    }
+
     /// Frames that were dropped because their ports had too many on the long way.
     pub(crate) fn refused(&self) -> u64 {
         self.intakes.values().iter().map(Intake::refused).sum()
@@ -306,10 +314,11 @@ impl Program {
 /// (`skb_scrub_packet` in `skb_do_redirect`, net/core/filter.c).
 const SCRUBBED: KernelVersion = KernelVersion::new(6, 16, 0);
 
-/// Whether the running kernel does.
-fn peer_is_told() -> &'static u8 {
+/// Whether the running kernel does. One without tcx is older; where it is only left alone, as tests do, the program
+/// works as there.
+fn peer_is_told(hook: TcHook) -> &'static u8 {
     let is_told = KernelVersion::current().is_ok_and(|version| version >= SCRUBBED);
-    if is_told { &1 } else { &0 }
+    if is_told && hook == TcHook::Tcx { &1 } else { &0 }
 }
 
 /// Buckets of an index that is new, where there are so many for all its sizes.

@@ -504,7 +504,7 @@ fn tags(host: &mut Host, hook: Hook) -> Result<(), Failed> {
 }
 
 fn flood(host: &mut Host) -> Result<(), Failed> {
-    const FLOOD: usize = 10 * 64;
+    const FLOOD: usize = 40 * 64;
     let mut scene = Scene::new(host, Hook::Tcx)?;
     let frame = packet(&scene, UDP, &udp(&[7; 20]));
     for _ in 0..FLOOD / 64 {
