@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use firedoor_classifier::Snapshot;
 use jiff::civil::Date;
@@ -74,16 +74,45 @@ impl Applied {
         }
     }
 
-    /// Saves it at `path`, whole or not at all.
+    /// Saves it at `path`, whole or not at all. What was there stays beside it until one is
+    /// [settled](Self::settle) or [taken back](Self::take_back), so that the latter takes no room on a disk.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the file cannot be written. It is as before.
     pub fn save(&self, path: &Path) -> io::Result<()> {
+        Self::settle(path);
+        match fs::hard_link(path, beside(path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let draft = path.with_extension("json.new");
-        let mut file = File::create(&draft)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()?;
-        fs::rename(&draft, path)
+        let written = File::create(&draft).and_then(|mut file| {
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.sync_all()?;
+            fs::rename(&draft, path)
+        });
+        written.inspect_err(|_| {
+            // What there is of it takes room that somebody lacks. The first error is the one to tell.
+            let _ = fs::remove_file(&draft);
+            Self::settle(path);
+        })
+    }
+
+    /// What was [saved](Self::save) last stays.
+    pub fn settle(path: &Path) {
+        // If nothing was there before, nothing lies beside it; if it cannot be removed, the next one replaces it.
+        let _ = fs::remove_file(beside(path));
+    }
+
+    /// What was there before the last [`save`](Self::save) is there again, or nothing.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn take_back(path: &Path) -> io::Result<()> {
+        fs::rename(beside(path), path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => fs::remove_file(path),
+            _ => Err(error),
+        })
     }
 
     /// Compiles it. Workloads of `previous` keep their port numbers.
@@ -163,6 +192,11 @@ impl Applied {
         }
         Ok(changed)
     }
+}
+
+/// Where what [`Applied::save`] replaces is kept.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("json.before")
 }
 
 /// Names of a config's `[[workload]]` tables; none if it is not TOML.
@@ -267,6 +301,10 @@ mod tests {
             applied.save(&path).unwrap();
             assert_eq!(Applied::load(&path).unwrap(), Some(applied));
         }
+        Applied::take_back(&path).unwrap();
+        assert_eq!(Applied::load(&path).unwrap(), Some(config()), "what the second one replaced");
+        by_hand.save(&path).unwrap();
+        Applied::settle(&path);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         fs::write(&path, "{").unwrap();
         Applied::load(&path).unwrap_err();

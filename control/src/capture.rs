@@ -62,6 +62,8 @@ pub struct Capture {
     /// How often the file was replaced by a new one.
     generation: u64,
     max_bytes: u64,
+    /// Whether what is written next has to begin a section.
+    is_between_sections: bool,
     /// Ports declared in this section; the index is the interface's number.
     interfaces: Vec<String>,
 }
@@ -80,15 +82,28 @@ impl Capture {
         let length = whole_blocks(&mut file)?;
         file.set_len(length)?;
         file.seek(SeekFrom::Start(length))?;
-        let interfaces = Vec::new();
-        let mut capture = Self { directory, file, length, generation: 0, max_bytes, interfaces };
         // A new writer is a new section: what the last one declared ends with it (§3.1).
-        if length + section_header().len() as u64 > max_bytes {
-            capture.rotate()?;
+        let is_between_sections = true;
+        let interfaces = Vec::new();
+        let mut capture = Self {
+            directory,
+            file,
+            length,
+            generation: 0,
+            max_bytes,
+            is_between_sections,
+            interfaces,
+        };
+        let begun = if length + section_header().len() as u64 > max_bytes {
+            capture.rotate()
         } else {
-            capture.write(&section_header())?;
+            capture.begin_section()
+        };
+        match begun {
+            // Others go on, and so does the capture once there is room.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(capture),
+            begun => begun.map(|()| capture),
         }
-        Ok(capture)
     }
 
     /// Path of the file that is being written.
@@ -108,11 +123,15 @@ impl Capture {
     /// # Errors
     /// If the file cannot be written; it is then as before.
     pub fn append(&mut self, denied: &Denied, port: &str) -> io::Result<u64> {
-        let mut blocks = self.blocks(denied, port);
-        if self.length + blocks.concat().len() as u64 > self.max_bytes {
+        let section = if self.is_between_sections { section_header().len() } else { 0 };
+        let most = section + self.blocks(denied, port).concat().len();
+        if self.length + most as u64 > self.max_bytes {
             self.rotate()?;
-            blocks = self.blocks(denied, port);
         }
+        if self.is_between_sections {
+            self.begin_section()?;
+        }
+        let blocks = self.blocks(denied, port);
         let [declaration, packet] = &blocks;
         self.write(&blocks.concat())?;
         if !declaration.is_empty() {
@@ -133,12 +152,23 @@ impl Capture {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        fs::rename(self.path(), self.directory.join(PREVIOUS))?;
+        match fs::rename(self.path(), self.directory.join(PREVIOUS)) {
+            // It was renamed, and a new one could not be made then; or somebody has removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
         self.file = open_file(&self.directory)?;
         self.length = 0;
         self.generation += 1;
+        self.is_between_sections = true;
+        self.begin_section()
+    }
+
+    fn begin_section(&mut self) -> io::Result<()> {
+        self.write(&section_header())?;
+        self.is_between_sections = false;
         self.interfaces.clear();
-        self.write(&section_header())
+        Ok(())
     }
 
     /// Appends whole blocks, or nothing.

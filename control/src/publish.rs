@@ -92,6 +92,8 @@ pub struct Publisher {
     run_dir: RunDir,
     config: PathBuf,
     applied: Applied,
+    /// Whether that is what a restarted control would find.
+    is_saved: bool,
     /// The last snapshot that is known to have been in force: it gives ports their numbers, and
     /// the next epoch, even if the data plane has lost it.
     known: Option<Arc<Snapshot>>,
@@ -106,6 +108,7 @@ impl Publisher {
     /// If there is neither, or it does not compile.
     pub fn open(run_dir: RunDir, config: PathBuf, today: Date) -> Result<Self, PublishError> {
         let saved = Applied::load(&run_dir.applied());
+        let is_saved = matches!(saved, Ok(Some(_)));
         let applied = match saved {
             Ok(Some(applied)) => {
                 tracing::info!(
@@ -119,7 +122,7 @@ impl Publisher {
             Err(source) => return Err(PublishError::Saved { path: run_dir.applied(), source }),
         };
         let next_expiry = applied.compile(None, today)?.next_expiry;
-        Ok(Self { run_dir, config, applied, known: None, next_expiry })
+        Ok(Self { run_dir, config, applied, is_saved, known: None, next_expiry })
     }
 
     /// The day (UTC) on which the next rule expires: call
@@ -222,21 +225,32 @@ impl Publisher {
         }
     }
 
-    /// Runs `change` with `applied` saved; if it fails, saves again what was.
+    /// Runs `change` with `applied` saved, as it may be already; if that fails, what was saved before is again.
     fn replacing<T>(
-        &self,
+        &mut self,
         applied: &Applied,
         change: impl FnOnce() -> Result<T, ClientError>,
     ) -> Result<T, PublishError> {
+        if self.is_saved && *applied == self.applied {
+            return Ok(change()?);
+        }
         let path = self.run_dir.applied();
-        let save = |applied: &Applied| {
-            applied.save(&path).map_err(|source| PublishError::Save { path: path.clone(), source })
-        };
-        save(applied)?;
-        change().or_else(|error| {
-            save(&self.applied)?;
-            Err(error.into())
-        })
+        let failed = |source| PublishError::Save { path: path.clone(), source };
+        applied.save(&path).map_err(failed)?;
+        match change() {
+            Ok(changed) => {
+                Applied::settle(&path);
+                self.is_saved = true;
+                Ok(changed)
+            }
+            Err(error) => {
+                if let Err(source) = Applied::take_back(&path) {
+                    tracing::error!(%source, "what was refused stays saved in {}", path.display());
+                    self.is_saved = false;
+                }
+                Err(error.into())
+            }
+        }
     }
 }
 

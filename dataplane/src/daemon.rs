@@ -266,18 +266,18 @@ impl Shared {
             };
         }
         let epoch = snapshot.epoch;
-        let before = self.snapshot();
         if let Err(error) = saved::store(&self.run_dir, &snapshot) {
             return Reply::Refused { message: error.to_string() };
         }
         match self.put_in_force(snapshot) {
             Ok(ports) => {
+                saved::settle(&self.run_dir);
                 tracing::info!(epoch, "snapshot in force");
                 self.subscribers.publish(&Event::Epoch(epoch));
                 Reply::Installed { epoch, ports }
             }
             Err(error) => {
-                saved::restore(&self.run_dir, before.as_ref());
+                saved::take_back(&self.run_dir);
                 Reply::Refused { message: error.to_string() }
             }
         }

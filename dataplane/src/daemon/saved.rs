@@ -8,6 +8,8 @@ use firedoor_api::{Decoder, ProtocolError, encode};
 use firedoor_classifier::snapshot::Snapshot;
 
 const FILE: &str = "snapshot";
+/// What the last [`store`] replaced.
+const BEFORE: &str = "snapshot.before";
 
 /// Why a snapshot could not be saved or read back.
 #[derive(Debug, thiserror::Error)]
@@ -53,23 +55,40 @@ pub(crate) fn load(run_dir: &Path) -> Result<Option<Snapshot>, SavedError> {
     }
 }
 
-/// Saves a snapshot: whole or not at all, by renaming.
+/// Saves a snapshot: whole or not at all, by renaming. The one before stays beside it until this one is
+/// [settled](settle) or [taken back](take_back), which therefore takes no room on a disk.
 pub(crate) fn store(run_dir: &Path, snapshot: &Snapshot) -> Result<(), SavedError> {
     let path = run_dir.join(FILE);
     let bytes =
         encode(snapshot).map_err(|source| SavedError::Format { path: path.clone(), source })?;
-    let new = run_dir.join("snapshot.new");
-    fs::write(&new, bytes)
-        .and_then(|()| fs::rename(&new, &path))
-        .map_err(|source| SavedError::Io { path, source })
+    let draft = run_dir.join("snapshot.new");
+    settle(run_dir);
+    let kept = match fs::hard_link(&path, run_dir.join(BEFORE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    let stored =
+        kept.and_then(|()| fs::write(&draft, bytes)).and_then(|()| fs::rename(&draft, &path));
+    stored.map_err(|source| {
+        // What there is of it takes room that somebody lacks. The first error is the one to tell.
+        let _ = fs::remove_file(&draft);
+        settle(run_dir);
+        SavedError::Io { path, source }
+    })
 }
 
-/// Puts back what was saved before a snapshot that turned out not to be enforceable.
-pub(crate) fn restore(run_dir: &Path, before: Option<&Snapshot>) {
-    let restored = match before {
-        Some(snapshot) => store(run_dir, snapshot),
-        None => fs::remove_file(run_dir.join(FILE))
-            .map_err(|source| SavedError::Io { path: run_dir.join(FILE), source }),
+/// What was stored last stays.
+pub(crate) fn settle(run_dir: &Path) {
+    // If nothing was there before, nothing lies beside it.
+    let _ = fs::remove_file(run_dir.join(BEFORE));
+}
+
+/// Puts back what was saved before a snapshot that turned out not to be enforceable, or nothing.
+pub(crate) fn take_back(run_dir: &Path) {
+    let path = run_dir.join(FILE);
+    let restored = match fs::rename(run_dir.join(BEFORE), &path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_file(&path),
+        renamed => renamed,
     };
     if let Err(error) = restored {
         tracing::error!(%error, "the saved snapshot is not the one in force");
@@ -100,11 +119,23 @@ mod tests {
         assert!(load(dir.path()).unwrap().is_none());
         store(dir.path(), &snapshot(7)).unwrap();
         assert_eq!(load(dir.path()).unwrap(), Some(snapshot(7)));
-        store(dir.path(), &snapshot(8)).unwrap();
-        restore(dir.path(), Some(&snapshot(7)));
-        assert_eq!(load(dir.path()).unwrap(), Some(snapshot(7)));
-        restore(dir.path(), None);
+        take_back(dir.path());
         assert!(load(dir.path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_was_stored_before_comes_back_until_it_is_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        for epoch in [7, 8] {
+            store(dir.path(), &snapshot(epoch)).unwrap();
+        }
+        take_back(dir.path());
+        assert_eq!(load(dir.path()).unwrap(), Some(snapshot(7)));
+        store(dir.path(), &snapshot(9)).unwrap();
+        settle(dir.path());
+        assert_eq!(load(dir.path()).unwrap(), Some(snapshot(9)));
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(names.len(), 1, "nothing is left beside it: {names:?}");
     }
 
     #[test]

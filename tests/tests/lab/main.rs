@@ -10,6 +10,7 @@
 mod attack;
 mod compare;
 mod cost;
+mod disk;
 mod express;
 mod failure;
 mod fallback;
@@ -62,6 +63,7 @@ fn main() {
         failure::TESTS,
         failure::OF_NO_LANE,
         failure::OF_THE_DEMO,
+        disk::TESTS,
         cost::TESTS,
         compare::TESTS,
         verdicts::TESTS,
