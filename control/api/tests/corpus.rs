@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use firedoor_api::control::{self, Deny};
 use firedoor_api::dataplane::{
-    self, AwakeStatus, Denied, Event, Flow, PortCounters, PortState, PortStatus,
+    self, AwakeStatus, Denied, Event, ExpressStatus, Flow, PortCounters, PortState, PortStatus,
+    Takeover,
 };
 use firedoor_api::encode;
 use firedoor_classifier::MacAddr;
@@ -71,6 +72,8 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("install", body(&Request::Install(Box::new(snapshot())))),
         ("subscribe", body(&Request::Subscribe)),
+        ("retire", body(&Request::Retire)),
+        ("retired", body(&Reply::Retired { pid: 4711, stopped: u64::MAX })),
         ("installed", body(&Reply::Installed { epoch: 7, ports: ports() })),
         ("snapshot", body(&Reply::Snapshot(Some(Box::new(snapshot()))))),
         ("no-snapshot", body(&Reply::Snapshot(None))),
@@ -178,6 +181,8 @@ fn dataplane_status() -> dataplane::Status {
             held: false,
             problem: Some("permission denied".into()),
         }),
+        express: Some(ExpressStatus { flows: 6, ..ExpressStatus::default() }),
+        takeover: Some(Takeover { predecessor: 4710, ..Takeover::default() }),
         ..dataplane::Status::default()
     }
 }

@@ -1,7 +1,7 @@
 //! Floods, from several ports at once: each fills its own share of what there is, and others notice nothing.
 
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use firedoor_classifier::MacAddr;
@@ -12,12 +12,14 @@ use libtest_mimic::Failed;
 use socket2::Socket;
 
 use crate::express::{ECHO, connect};
-use crate::fixture::{Fixture, PATIENCE, allow, container, echoes, ensure, v4, wait_for};
+use crate::fixture::{Fixture, PATIENCE, allow, container, echoes, ensure, v4, v6, wait_for};
 use crate::policy::{EXPERIMENT, packet_socket};
 use crate::{Shown, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("new_connections_succeed_while_several_ports_flood_with_syns", &["ip"], syns),
+    ("conversations_go_on_while_others_send_to_groups_and_to_all", &[], storms),
+    ("conversations_go_on_while_others_ask_for_addresses", &[], questions),
     ("a_router_that_floods_with_mac_addresses_takes_nobody_elses_place", &[], stations),
 ];
 
@@ -64,6 +66,116 @@ fn syns() -> Shown {
     })?;
     ensure!(are_full && all <= flooded + SHARE, "{all} connections");
     Ok(())
+}
+
+/// Rounds of a storm, and frames of each sender in one: more than a port may have on its way to the switch at once,
+/// each for four receivers where policy allows it.
+const ROUNDS: usize = 8;
+const GUST: usize = 1_200;
+
+/// Three send datagrams to a group, to everybody, and to nobody known, over both families.
+fn storms() -> Shown {
+    const PORT: u16 = 5_353;
+    let of_v6 = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
+    weather(|mac, source, round| {
+        let to_v4 = |eth_dst, dst: [u8; 4]| Ends {
+            eth_src: mac,
+            eth_dst,
+            src: v4(source),
+            dst: dst.into(),
+        };
+        let to_v6 = Ends {
+            eth_src: mac,
+            eth_dst: build::group_mac(of_v6),
+            src: v6(source),
+            dst: of_v6.into(),
+        };
+        let ends = [
+            to_v4(MacAddr([0x01, 0, 0x5e, 0, 0, 0xfb]), [224, 0, 0, 251]),
+            to_v4(MacAddr::BROADCAST, [10, 40, 255, 255]),
+            to_v4(MacAddr::BROADCAST, [255, 255, 255, 255]),
+            to_v6,
+            to_v4(numbered(round), [10, 40, 200, 200]),
+        ];
+        ends.map(|ends| build::udp(ends, PORT, PORT, b"is anybody there?")).into()
+    })
+}
+
+/// Three ask for addresses that somebody has, for such as nobody has and for their own, over both families, and
+/// tell what nobody has asked.
+fn questions() -> Shown {
+    weather(|mac, source, round| {
+        let (IpAddr::V4(own_v4), IpAddr::V6(own_v6)) = (v4(source), v6(source)) else {
+            unreachable!("one of each family")
+        };
+        let (IpAddr::V4(known_v4), IpAddr::V6(known_v6)) = (v4(2), v6(2)) else {
+            unreachable!("one of each family")
+        };
+        let unknown_v4 = Ipv4Addr::from_bits(own_v4.to_bits() & 0xffff_0000 | 0xf000 | round);
+        let unknown_v6 =
+            Ipv6Addr::from_bits(own_v6.to_bits() & !0xffff | 0xf000 | u128::from(round));
+        let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+        let unasked = Ends {
+            eth_src: mac,
+            eth_dst: build::group_mac(all),
+            src: own_v6.into(),
+            dst: all.into(),
+        };
+        vec![
+            build::arp_request(mac, own_v4, known_v4),
+            build::arp_request(mac, own_v4, unknown_v4),
+            build::arp_request(mac, own_v4, own_v4),
+            build::neighbor_solicitation(mac, own_v6, known_v6),
+            build::neighbor_solicitation(mac, own_v6, unknown_v6),
+            build::neighbor_solicitation(mac, Ipv6Addr::UNSPECIFIED, own_v6),
+            build::neighbor_advertisement(unasked, own_v6),
+        ]
+    })
+}
+
+/// Between gusts of frames, made of a sender's MAC address and number and the round's, `a` talks with `b`, in a
+/// conversation of before and in new ones. Who may not be reached hears nothing, and no frame is lost sight of.
+fn weather(frames: impl Fn(MacAddr, u16, u32) -> Vec<Vec<u8>>) -> Shown {
+    let mut config = container("a", 1) + &container("b", 2) + &container("deaf", 9);
+    config += &allow("a", "b", "any");
+    for (name, number) in FLOODERS {
+        config += &container(name, number);
+        for to in ["a", "b", "c", "d", "e"].into_iter().filter(|to| *to != name) {
+            config += &allow(name, to, "any");
+        }
+    }
+    let lab = Fixture::up(&config)?;
+    let _responder = Responder::start(&lab.netns("b")?, &[ECHO])?;
+    let mut earlier = connect(&lab)?;
+    let before = told(&lab, "deaf")?;
+    let mut senders = Vec::new();
+    for (name, number) in FLOODERS {
+        senders.push((packet_socket(&lab.netns(name)?)?, mac(&lab, name)?, number));
+    }
+    for round in 0..ROUNDS {
+        let gusts = senders.iter().map(|(socket, mac, number)| {
+            (socket, frames(*mac, *number, u32::try_from(round).unwrap_or_default()))
+        });
+        let gusts: Vec<_> = gusts.collect();
+        for at in 0..GUST {
+            for (socket, frames) in &gusts {
+                socket.send(&frames[at % frames.len()])?;
+            }
+        }
+        ensure!(echoes(&mut connect(&lab)?), "no echo by a new connection in round {round}");
+        ensure!(echoes(&mut earlier), "no echo by an earlier connection in round {round}");
+    }
+    let (after, status) = (told(&lab, "deaf")?, lab.dataplane()?);
+    ensure!(before == after, "{} frames came to who may not be reached", after - before);
+    ensure!(status.frames_leaked == 0, "{} frames leaked", status.frames_leaked);
+    Ok(())
+}
+
+/// Frames that a port was sent.
+fn told(lab: &Fixture, workload: &str) -> Result<u64, Failed> {
+    let ports = lab.status()?.ports;
+    let port = ports.iter().find(|port| port.workload == workload).ok_or("a port of the lab")?;
+    Ok(port.counters.tx_frames)
 }
 
 /// Of the stations that one router claims to have in front of it, as many are learned as are its share, and where
