@@ -140,6 +140,8 @@ impl Punt {
         let link = netlink.link(near)?;
         let silence = Silence::of(&link);
         let room = lay_queue(netlink, &link).min(options.fill);
+        // The near end last: it has a carrier then, and drops nothing until the kernel has noticed one.
+        netlink.set_up(far, true)?;
         netlink.set_up(near, true)?;
         // Last, because it borrows frames, which only its end gives back.
         let opened = xdp::open(umem, OWNER, far, options, pool)?;
