@@ -11,8 +11,8 @@
 //!    applied, with the ports that were added by hand.
 //!
 //! Denied frames come back the other way: into [`capture`] and [`denies`]. [`daemon`] is the process,
-//! [`server`] its socket and [`client`] the other end, [`rundir`] where all of it lies, and [`pins`] where the
-//! kernel keeps the express lane meanwhile.
+//! [`server`] its socket and [`client`] the other end, [`rundir`] where all of it lies, [`pins`] where the
+//! kernel keeps the express lane meanwhile, and [`lifeline`] how a supervisor sees a role die.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -28,6 +28,7 @@ pub mod denies;
 pub mod diagnostic;
 pub mod edit;
 pub mod intent;
+pub mod lifeline;
 pub mod lint;
 mod mirror;
 pub mod pins;

@@ -26,6 +26,8 @@ pub(crate) const DEFAULT_BASE: &str = "/run/firedoor";
 const SUPERVISOR: &str = "run.pid";
 /// What `firedoor upgrade` asks of it.
 const UPGRADE: &str = "upgrade";
+/// The locks of those who live.
+const LIFELINE: &str = "lifeline";
 /// How long the roles of a killed supervisor may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,7 @@ const OWN_FILES: &[&str] = &[
     "denies.1.pcapng",
     SUPERVISOR,
     UPGRADE,
+    LIFELINE,
     Role::Dataplane.process_file(),
     Role::Control.process_file(),
 ];
@@ -280,6 +283,11 @@ impl RunDir {
     /// Where a program is named that is to take the place of the one that runs.
     pub fn upgrade(&self) -> PathBuf {
         self.path.join(UPGRADE)
+    }
+
+    /// The file of [lifelines](crate::lifeline).
+    pub(crate) fn lifeline(&self) -> PathBuf {
+        self.path.join(LIFELINE)
     }
 
     /// Whether a process of this switch lives.

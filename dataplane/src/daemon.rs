@@ -15,6 +15,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use firedoor_api::dataplane::{Event, PortStatus, Reply, Request, Takeover};
@@ -27,6 +28,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::engine::{Engine, EngineError, Halted, Opener};
+use crate::sys::bpf;
 use crate::wakefulness::WINDOW;
 use crate::{describe, express, interface};
 use predecessor::Predecessor;
@@ -40,10 +42,21 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// Where in a BPF file system the express lane outlives the process, if it is to.
     pub pins: Option<PathBuf>,
-    /// Whether to take the place of the data plane that runs there now.
-    pub succeed: bool,
+    /// Whose place it takes.
+    pub place: Place,
     /// The version that it tells.
     pub version: &'static str,
+}
+
+/// Whose place a data plane takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nobody's, or that of one that has ended.
+    Vacant,
+    /// That of one that runs, which is asked to retire.
+    OfLiving,
+    /// That of one that was killed, and that the kernel has not taken apart yet: standard input ends when it has.
+    OfDying,
 }
 
 /// Why the data plane could not start.
@@ -90,7 +103,7 @@ pub enum Unenforced {
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(DaemonError::Signals)?;
     let shared = Arc::new(Shared::new(options));
-    shared.resume(options.succeed)?;
+    shared.resume(options.place)?;
     let listener = server::listen(&options.run_dir)?;
     spawn("mirror", &shared, Shared::drain_mirrors)?;
     spawn("links", &shared, link_watch::run)?;
@@ -113,7 +126,7 @@ fn spawn(
     body: impl FnOnce(&Arc<Shared>) + Send + 'static,
 ) -> Result<(), DaemonError> {
     let shared = Arc::clone(shared);
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name(name.into())
         .spawn(move || body(&shared))
         .map(drop)
@@ -149,19 +162,23 @@ impl Shared {
         }
     }
 
-    /// Puts the saved snapshot in force, if there is one. If it is to `succeed` another data plane, that
-    /// one retires when all is ready that takes time, and goes on if it does not come to that.
-    fn resume(&self, succeed: bool) -> Result<(), DaemonError> {
+    /// Puts the saved snapshot in force, if there is one. A data plane that runs in its place retires when
+    /// all is ready that takes time, and goes on if it does not come to that.
+    fn resume(&self, place: Place) -> Result<(), DaemonError> {
+        // Beside all else, which takes as long.
+        let _ = thread::Builder::new().name("loader".into()).spawn(bpf::prepare);
         let mut engine = match self.prepare() {
-            Err(error) if succeed => return Err(DaemonError::Unprepared(error)),
+            Err(error) if place == Place::OfLiving => return Err(DaemonError::Unprepared(error)),
             prepared => prepared.unwrap_or_else(|error| {
                 tracing::error!(%error, "the saved snapshot is not in force");
                 None
             }),
         };
         let mut predecessor = None;
-        if succeed {
+        if place != Place::Vacant {
             engine.iter().for_each(Engine::take_misses);
+        }
+        if place == Place::OfLiving {
             predecessor = predecessor::retire(&self.run_dir).map_err(|error| {
                 engine.take().into_iter().for_each(Engine::give_up);
                 DaemonError::Predecessor(error)
@@ -174,7 +191,11 @@ impl Shared {
             tracing::error!(%error, "the newest snapshot is not in force");
         }
         let Some(mut engine) = engine else { return Ok(()) };
-        let await_queues = || predecessor.iter_mut().for_each(Predecessor::await_queues);
+        let await_queues = || match place {
+            Place::Vacant => {}
+            Place::OfLiving => predecessor.iter_mut().for_each(Predecessor::await_queues),
+            Place::OfDying => predecessor::await_end(),
+        };
         let flows = engine.begin(await_queues) as u64;
         if let Some(Predecessor { pid, stopped, .. }) = predecessor {
             let blackout_us = now_ns().saturating_sub(stopped) / 1_000;
@@ -341,14 +362,14 @@ impl Shared {
             });
             let lost = self.engine.lock().as_ref().map_or(0, Engine::mirror_lost);
             self.subscribers.report_lost(lost);
-            std::thread::park_timeout(std::time::Duration::from_secs(1));
+            thread::park_timeout(Duration::from_secs(1));
         }
     }
 
     /// Keeps processors awake while frames come often, for the life of the process.
     fn watch_load(self: &Arc<Self>) {
         loop {
-            std::thread::sleep(Duration::from_nanos(WINDOW.0));
+            thread::sleep(Duration::from_nanos(WINDOW.0));
             if let Some(engine) = self.engine.lock().as_mut() {
                 engine.watch_load(engine.clock().now());
             }
@@ -397,9 +418,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let predecessor = UnixListener::bind(server::path_of(dir.path())).unwrap();
         predecessor.set_nonblocking(true).unwrap();
-        let options =
-            Options { run_dir: dir.path().into(), pins: None, succeed: true, version: "" };
-        let refused = || Shared::new(&options).resume(true).unwrap_err().to_string();
+        let place = Place::OfLiving;
+        let options = Options { run_dir: dir.path().into(), pins: None, place, version: "" };
+        let refused = || Shared::new(&options).resume(place).unwrap_err().to_string();
         saved::store(dir.path(), &Snapshot { tags: Vec::new(), ..snapshot(1) }).unwrap();
         let error = refused();
         assert!(error.contains("goes on") && error.contains("there are only 0 tags"), "{error}");
@@ -416,10 +437,10 @@ mod tests {
         let shared = Shared::new(&Options {
             run_dir: dir.path().into(),
             pins: None,
-            succeed: false,
+            place: Place::Vacant,
             version: "",
         });
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for offset in 0..4 {
                 let shared = &shared;
                 scope.spawn(move || {

@@ -1,4 +1,4 @@
-//! Taking another data plane's place: it is asked to retire when everything else is ready.
+//! Taking another data plane's place: it is asked to retire, or its end is awaited, when everything else is ready.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -29,6 +29,11 @@ impl Predecessor {
         // It closes the connection then, whatever it says before.
         while self.stream.read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
     }
+}
+
+/// Waits until one that was killed is gone, with all that the kernel took apart for it.
+pub(super) fn await_end() {
+    let _ = io::copy(&mut io::stdin(), &mut io::sink());
 }
 
 /// Has the data plane of this run directory retire. `None` if there is none.

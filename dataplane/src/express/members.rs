@@ -14,7 +14,6 @@ use super::offload::flow_id;
 use super::{Egress, ExpressError, Lane, Prepared};
 use crate::pool::FramePool;
 use crate::redirect_targets::RedirectTargets;
-use crate::sys::express;
 use crate::sys::pins::Pins;
 use crate::sys::umem::Umem;
 use crate::sys::wall::Walls;
@@ -120,7 +119,6 @@ impl Members {
         pool: &mut FramePool,
     ) {
         let Some(pins) = &self.pins else { return };
-        express::prepare();
         if self.is_wanted() {
             let mut state = self.state.lock();
             state.prepared = Prepared::load(pins, umem, seed, fill, pool);

@@ -41,9 +41,11 @@ pub mod trial;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -326,6 +328,7 @@ impl Lane {
         if let Some(punt) = &*self.kernel.punt.lock()
             && self.kernel.program.punt() != punt.ifindex()
         {
+            tracing::info!("a successor has not come up yet: its misses are judged here again");
             self.kernel.program.set_punt(punt.ifindex());
         }
     }
@@ -444,23 +447,40 @@ impl Prepared {
         if !pins.has_maps(&MAPS) {
             return None;
         }
-        let mut prepared = Self::of(pins, base).inspect_err(|error| {
-            tracing::debug!(%error, "what another data plane has pinned is of no use");
+        let prepared = Self::open(pins, base).and_then(|mut prepared| {
+            let Self { program, pair: Pair { punt, other, walls } } = &mut prepared;
+            let verified = thread::scope(|scope| {
+                let verified = scope.spawn(|| program.verify());
+                if *other != 0 {
+                    let opened = Punt::open(umem, seed, *other, punt::fill_of(fill), walls, pool);
+                    // The first port that is opened tries again, and says why it cannot.
+                    *punt = opened.ok();
+                }
+                verified.join().unwrap_or_else(|panic| resume_unwind(panic))
+            });
+            if let Err(error) = verified {
+                prepared.close(pool);
+                return Err(error);
+            }
+            Ok(prepared)
         });
-        if let Ok(Self { pair: Pair { punt, other, walls }, .. }) = &mut prepared
-            && *other != 0
-        {
-            let opened = Punt::open(umem, seed, *other, punt::fill_of(fill), walls, pool);
-            // The first port that is opened tries again, and says why it cannot.
-            *punt = opened.ok();
-        }
-        prepared.ok()
+        let useless = |error: &io::Error| {
+            tracing::debug!(%error, "what another data plane has pinned is of no use");
+        };
+        prepared.inspect_err(useless).ok()
+    }
+
+    /// With programs that the kernel has yet to verify, and no pair.
+    fn open(pins: Pins, base: &Path) -> io::Result<Self> {
+        let program = Program::open(TcHook::of_kernel(), 1, Some(pins))?;
+        let pair = Pair { other: program.punt(), ..Pair::none(Some(base)) };
+        Ok(Self { program, pair })
     }
 
     fn of(pins: Pins, base: &Path) -> io::Result<Self> {
-        let program = Program::load(TcHook::of_kernel(), 1, Some(pins))?;
-        let pair = Pair { other: program.punt(), ..Pair::none(Some(base)) };
-        Ok(Self { program, pair })
+        let prepared = Self::open(pins, base)?;
+        prepared.program.verify()?;
+        Ok(prepared)
     }
 
     /// Has the program in XDP redirect to those of these interfaces that are among the `targets`. Returns which.

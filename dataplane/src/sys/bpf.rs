@@ -24,7 +24,7 @@ use super::pins::{self, Pins, Place};
 /// dataplane/bpf/redirect.bpf.c, compiled by `cargo xtask bpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/redirect.bpf.o");
 
-/// Made once, because making it takes time.
+/// Made once, because making it takes time. It keeps the paths that maps were pinned at.
 pub(super) static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> =
     LazyLock::new(|| Mutex::new(loader()));
 
@@ -36,8 +36,8 @@ pub(super) fn loader() -> EbpfLoader<'static> {
     loader
 }
 
-/// Does now what the first program to be loaded would wait for.
-pub(super) fn prepare() {
+/// Does now what the first program to be loaded would wait for, or waits until another thread has.
+pub(crate) fn prepare() {
     aya::features();
     LazyLock::force(&LOADER);
 }

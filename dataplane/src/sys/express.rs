@@ -16,12 +16,14 @@ mod memory;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::thread::{self, ScopedJoinHandle};
 
 use aya::maps::{DevMapHash, HashMap, MapData, XskMap};
 use aya::programs::tc::SchedClassifier;
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::programs::{Program as AnyProgram, TestRun, TestRunOptions, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use parking_lot::Mutex;
@@ -49,14 +51,8 @@ pub(crate) const LAYOUT: u32 = 5;
 pub(crate) const MAPS: [&str; 5] =
     ["express_control", "express_ports", "express_index", "express_flows", "express_details"];
 
-/// The loader of programs whose maps are pinned: it keeps their paths.
-static PINNED: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| Mutex::new(bpf::loader()));
-
-/// Does now what takes time of [`Program::load`] with pins, but does not touch them.
-pub(crate) fn prepare() {
-    bpf::prepare();
-    LazyLock::force(&PINNED);
-}
+/// The loader of programs whose maps are not pinned: the other one keeps paths.
+static UNPINNED: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| Mutex::new(bpf::loader()));
 
 /// Receive queues of a port of the switch lane, as a power of two (`QUEUE_BITS`).
 const QUEUE_BITS: u32 = 6;
@@ -90,19 +86,23 @@ impl Program {
     /// maps are pinned there; if they are there already, the programs take them as they are, as
     /// large as they are.
     pub(crate) fn load(hook: TcHook, flows: u32, pins: Option<Pins>) -> io::Result<Self> {
-        let mut loader = if pins.is_some() { &PINNED } else { &LOADER }.lock();
-        if let Some(pins) = &pins {
-            for name in MAPS {
-                loader.map_pin_path(name, pins.map(name));
+        let program = Self::open(hook, flows, pins)?;
+        program.verify()?;
+        Ok(program)
+    }
+
+    /// Likewise, but for the programs themselves: the kernel is to [verify](Self::verify) them.
+    pub(crate) fn open(hook: TcHook, flows: u32, pins: Option<Pins>) -> io::Result<Self> {
+        let mut program = match &pins {
+            Some(pins) => {
+                let mut loader = LOADER.lock();
+                for name in MAPS {
+                    loader.map_pin_path(name, pins.map(name));
+                }
+                load_maps(&mut loader, hook, flows)?
             }
-        }
-        let mut program = loader
-            .map_max_entries("express_index", 2 * buckets_for(flows))
-            .map_max_entries("express_flows", flows)
-            .map_max_entries("express_details", flows)
-            .override_global("peer_is_told", peer_is_told(hook), false)
-            .load(OBJECT)
-            .map_err(kernel_error)?;
+            None => load_maps(&mut UNPINNED.lock(), hook, flows)?,
+        };
         let mut take = |name| program.take_map(name).ok_or(io::ErrorKind::InvalidData);
         let ports = HashMap::try_from(take("express_ports")?).map_err(kernel_error)?;
         let devices = DevMapHash::try_from(take("express_devices")?).map_err(kernel_error)?;
@@ -119,8 +119,6 @@ impl Program {
             cell.set_hashing(&hashing);
             hashing
         });
-        classifier(&mut program)?.load().map_err(kernel_error)?;
-        xdp(&mut program)?.load().map_err(kernel_error)?;
         Ok(Self {
             program: Mutex::new(program),
             ports: Mutex::new(ports),
@@ -135,6 +133,18 @@ impl Program {
             hashing,
             hook,
             pins,
+        })
+    }
+
+    /// Has the kernel verify the programs, each on a processor of its own: some tenths of a second.
+    pub(crate) fn verify(&self) -> io::Result<()> {
+        let mut programs = self.program.lock();
+        thread::scope(|scope| {
+            let verify = |program| scope.spawn(move || verify(program));
+            let verifying: Vec<_> =
+                programs.programs_mut().map(|(_, program)| verify(program)).collect();
+            let mut verified = verifying.into_iter().map(ScopedJoinHandle::join);
+            verified.try_for_each(|it| it.unwrap_or_else(|panic| resume_unwind(panic)))
         })
     }
 
@@ -308,6 +318,25 @@ impl Program {
     fn control(&self) -> &Control {
         self.control.values().first().expect("the array has one value")
     }
+}
+
+/// Makes the maps, with room for `flows` flows, or opens those that are pinned.
+fn load_maps(loader: &mut EbpfLoader<'_>, hook: TcHook, flows: u32) -> io::Result<Ebpf> {
+    let loader = loader
+        .map_max_entries("express_index", 2 * buckets_for(flows))
+        .map_max_entries("express_flows", flows)
+        .map_max_entries("express_details", flows)
+        .override_global("peer_is_told", peer_is_told(hook), false);
+    loader.load(OBJECT).map_err(kernel_error)
+}
+
+fn verify(program: &mut AnyProgram) -> io::Result<()> {
+    let verified = match program {
+        AnyProgram::SchedClassifier(program) => program.load(),
+        AnyProgram::Xdp(program) => program.load(),
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    };
+    verified.map_err(kernel_error)
 }
 
 /// First kernel that tells a packet that is handed to a device's peer that it is for this host

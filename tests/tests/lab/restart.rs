@@ -111,9 +111,14 @@ fn outlive() -> Shown {
     let mut connection = settled(&lab)?;
     let dialogue = dialogue(&lab, &lab.netns("a")?, SocketAddr::new(v4(2), UDP))?;
     for _ in 0..2 {
+        // Until it is well, so that its end is watched for.
+        thread::sleep(Duration::from_millis(1_500));
         kill_and_await(&lab)?;
         thread::sleep(Duration::from_millis(200));
     }
+    let log = lab.log();
+    ensure!(log.contains("is ending; another one gets ready"), "it was not seen to end:\n{log}");
+    ensure!(log.contains("; another one goes on"), "its heir has not taken over:\n{log}");
     let counted = dialogue.end()?;
     println!("over two restarts: {counted:?}");
     ensure!(counted.sent > 500, "too few to tell: {counted:?}");
@@ -238,8 +243,8 @@ fn owned(lab: &Fixture) -> Result<Vec<u64>, Failed> {
     Ok(lab.dataplane()?.connections_by)
 }
 
-/// The program that is to take over ends at once, hangs, or speaks another protocol. The last takes as long
-/// as the supervisor waits for a successor.
+/// The program that is to take over ends at once, speaks another protocol, or hangs when it has taken the misses.
+/// The last takes as long as the supervisor waits for a successor.
 fn upgrade_fails() -> Shown {
     let lab = up(LONG_GRACE)?;
     let _responder = Responder::start(&lab.netns("b")?, &[ECHO, Service::Udp(UDP)])?;
@@ -254,8 +259,16 @@ fn upgrade_fails() -> Shown {
     refused(&lab, &stand_in)?;
     let heard = Conduct::heard(run_dir)?;
     ensure!(heard.contains("a message of protocol version 4, and this firedoor"), "{heard}");
+    std::fs::remove_file(run_dir.join("stand-in.heard"))?;
     Conduct::Hangs.ask(run_dir)?;
-    let told = refused(&lab, &stand_in)?;
+    ask_to_upgrade(&lab, &stand_in)?;
+    let hangs = wait_for(|| Ok(Conduct::hangs(run_dir)))?;
+    ensure!(hangs, "the stand-in has not got as far:\n{}", lab.log_tail());
+    let taken_back = || Ok(lab.log().contains("its misses are judged here again"));
+    ensure!(wait_for(taken_back)?, "{}", lab.log());
+    let heard = lab.ask("a", v4(2), Service::Udp(UDP))?;
+    ensure!(heard == Outcome::Reachable, "beside one that hangs, a conversation heard {heard:?}");
+    let told = refusal(&lab)?;
     ensure!(told.contains("has not taken over"), "{told}");
     ensure!(echoes(&mut connection), "the connection is gone");
     ensure!(before == (dataplane_pid(&lab)?, lab.epoch()?), "another data plane runs");
@@ -386,16 +399,25 @@ fn ports_have_counted(status: &Status) -> Shown {
 /// What the supervisor says of an upgrade to a program that cannot take over. It is asked as
 /// `firedoor upgrade` asks it.
 fn refused(lab: &Fixture, program: &Path) -> Result<String, Failed> {
+    ask_to_upgrade(lab, program)?;
+    refusal(lab)
+}
+
+fn ask_to_upgrade(lab: &Fixture, program: &Path) -> Shown {
+    std::fs::write(lab.run_dir().upgrade(), program.as_os_str().as_encoded_bytes())?;
+    send(supervisor_pid(lab)?, Signal::SIGUSR1)
+}
+
+/// What comes of it.
+fn refusal(lab: &Fixture) -> Result<String, Failed> {
     let asked = lab.run_dir().upgrade();
-    std::fs::write(&asked, program.as_os_str().as_encoded_bytes())?;
-    send(supervisor_pid(lab)?, Signal::SIGUSR1)?;
     let mut told = String::new();
     wait_up_to(2 * PATIENCE, || {
         told = std::fs::read_to_string(&asked)?;
         Ok(told.starts_with("failed: "))
     })?;
     println!("{told}");
-    ensure!(told.starts_with("failed: "), "{} was not refused: {told}", program.display());
+    ensure!(told.starts_with("failed: "), "it was not refused: {told}");
     Ok(told)
 }
 

@@ -1,5 +1,5 @@
-//! A program that the supervisor starts as a data plane, and that is none: this test's own executable, under
-//! the arguments of the role. A [file](Conduct::ask) in the run directory says how it is to fail.
+//! A program that the supervisor starts as a data plane, and that does not become one: this test's own executable,
+//! under the arguments of the role. A [file](Conduct::ask) in the run directory says how it is to fail.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use firedoor_api::Decoder;
+use firedoor_classifier::snapshot::Snapshot;
+use firedoor_dataplane::engine::Engine;
+use firedoor_dataplane::interface::Interfaces;
 use libtest_mimic::Failed;
 
 /// How a stand-in fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conduct {
-    /// It lives, and does nothing.
+    /// It gets ready beside the data plane that runs, has that one's misses sent to itself, and does no more.
     Hangs,
     /// It asks the data plane that runs to retire, by a message of protocol version 4.
     SpeaksAnother,
@@ -26,6 +30,11 @@ impl Conduct {
     /// Says how the next stand-in of that run directory is to fail.
     pub(crate) fn ask(self, run_dir: &Path) -> Result<(), Failed> {
         Ok(fs::write(conduct(run_dir), format!("{self:?}"))?)
+    }
+
+    /// Whether a stand-in that hangs has got as far.
+    pub(crate) fn hangs(run_dir: &Path) -> bool {
+        heard(run_dir).exists()
     }
 
     /// What the data plane has answered a stand-in that speaks another version.
@@ -47,11 +56,21 @@ pub(crate) fn run_if_asked() -> Option<io::Result<()>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let at = arguments.iter().position(|argument| argument == "--run-dir")?;
     let run_dir = Path::new(arguments.get(at + 1)?);
-    (arguments.first()? == "dataplane").then(|| run(run_dir))
+    let at = arguments.iter().position(|argument| argument == "--pins");
+    let pins = at.and_then(|at| arguments.get(at + 1)).map(PathBuf::from);
+    (arguments.first()? == "dataplane").then(|| run(run_dir, pins))
 }
 
-fn run(run_dir: &Path) -> io::Result<()> {
+fn run(run_dir: &Path, pins: Option<PathBuf>) -> io::Result<()> {
     if fs::read_to_string(conduct(run_dir))? == format!("{:?}", Conduct::Hangs) {
+        let mut decoder = Decoder::<Snapshot>::default();
+        decoder.push(&fs::read(run_dir.join("snapshot"))?);
+        let saved = decoder.next_message().map_err(io::Error::other)?;
+        let snapshot = saved.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let engine = Engine::prepare(snapshot, Box::new(Interfaces::new(pins)));
+        let engine = engine.map_err(io::Error::other)?;
+        engine.take_misses();
+        fs::write(heard(run_dir), "")?;
         loop {
             thread::sleep(Duration::from_secs(60));
         }

@@ -458,6 +458,9 @@ pub(crate) struct DataplaneArgs {
     /// Take the place of the data plane that runs there
     #[arg(long)]
     pub(crate) succeed: bool,
+    /// Take the place of one that was killed, once standard input ends
+    #[arg(long, conflicts_with = "succeed")]
+    pub(crate) inherit: bool,
     /// The process to end with
     #[arg(long, value_name = "PID")]
     pub(crate) supervisor: Option<i32>,

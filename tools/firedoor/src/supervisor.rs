@@ -4,6 +4,11 @@
 //! alone: frames move without control, and control waits for a data plane. Roles are children in
 //! process groups of their own, so Ctrl-C reaches only the supervisor, which then stops them in
 //! order; and they end by themselves when it is gone.
+//!
+//! A data plane that is killed takes the kernel longer to take apart than its heir takes to get ready. So this one is
+//! started at the [first sign](watch) of the other's end, and gets the ports when that one is gone.
+
+mod watch;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -13,7 +18,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +32,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+use self::watch::Watch;
 use crate::huge_pages;
 
 /// A role that ends is started again at once. If it goes on ending: the first, and the longest, wait.
@@ -59,10 +65,11 @@ impl Supervisor {
         config: PathBuf,
         capture: Option<PathBuf>,
     ) -> anyhow::Result<Self> {
-        let signals = watch_signals()?;
+        let (sender, signals) = watch_signals()?;
         let mut arguments = role_arguments("dataplane", &run_dir);
         arguments.extend(pins_of(&run_dir).into_iter().flat_map(|pins| ["--pins".into(), pins]));
-        let dataplane = Role::new("data plane", arguments, true);
+        let mut dataplane = Role::new("data plane", arguments, true);
+        dataplane.watched = Some((run_dir.clone(), sender));
         let mut arguments = role_arguments("control", &run_dir);
         arguments.extend(["--config".into(), config]);
         arguments.extend(capture.into_iter().flat_map(|dir| ["--capture".into(), dir]));
@@ -184,6 +191,11 @@ struct Role {
     /// It was told to end, to be started again from another program.
     is_replaced: bool,
     successor: Option<Successor>,
+    /// Where its end shows first, and who is to hear of it, if it may have an heir.
+    watched: Option<(RunDir, Sender<i32>)>,
+    watch: Option<Watch>,
+    /// The same role, which waits for the end of the one that was killed.
+    heir: Option<Child>,
 }
 
 /// The same role of another program, which has not taken over yet.
@@ -227,18 +239,29 @@ impl Role {
             restart_at: None,
             is_replaced: false,
             successor: None,
+            watched: None,
+            watch: None,
+            heir: None,
         }
     }
 
     fn start(&mut self) -> anyhow::Result<()> {
-        self.child = Some(self.spawn(&self.program, &[])?);
-        self.started = Instant::now();
-        self.restart_at = None;
+        let child = self.spawn(&self.program, &[], Stdio::null())?;
+        self.install(child);
         self.is_replaced = false;
         Ok(())
     }
 
-    fn spawn(&self, program: &Program, more: &[&str]) -> anyhow::Result<Child> {
+    /// From now on that is its process.
+    fn install(&mut self, child: Child) {
+        let watched = self.watched.as_ref();
+        self.watch = watched.map(|(dir, signals)| Watch::begin(dir, child.id(), WELL, signals));
+        self.child = Some(child);
+        self.started = Instant::now();
+        self.restart_at = None;
+    }
+
+    fn spawn(&self, program: &Program, more: &[&str], stdin: Stdio) -> anyhow::Result<Child> {
         let mut command = program.command();
         if self.has_large_tables {
             huge_pages::ask_for(&mut command);
@@ -247,7 +270,7 @@ impl Role {
             .arg0("firedoor")
             .args(&self.arguments)
             .args(more)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", self.name))
@@ -258,7 +281,10 @@ impl Role {
         if self.successor.is_some() {
             bail!("another upgrade is on its way");
         }
-        let child = self.spawn(&program, &["--succeed"])?;
+        if self.heir.is_some() {
+            bail!("the {} has just been killed, and is started again: try once more", self.name);
+        }
+        let child = self.spawn(&program, &["--succeed"], Stdio::null())?;
         self.successor = Some(Successor { program, child, started: Instant::now() });
         Ok(())
     }
@@ -286,8 +312,8 @@ impl Role {
             )));
         }
         let Successor { program, child, .. } = self.successor.take()?;
-        (self.program, self.child) = (program.clone(), Some(child));
-        (self.started, self.restart_at) = (Instant::now(), None);
+        self.program = program.clone();
+        self.install(child);
         Some(Ok(program))
     }
 
@@ -306,6 +332,12 @@ impl Role {
         }
     }
 
+    fn end_heir(&mut self) {
+        if let Some(mut heir) = self.heir.take() {
+            let _ = heir.kill().and_then(|()| heir.wait());
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(child) = &self.child
             && let Ok(pid) = i32::try_from(child.id())
@@ -315,10 +347,37 @@ impl Role {
         }
     }
 
+    /// Starts its heir at the first sign of its end, if it was well.
+    fn tend_heir(&mut self, is_up: bool) -> anyhow::Result<()> {
+        let is_ending = self.watch.take_if(|watch| watch.is_ending()).is_some();
+        let is_awaited = self.is_replaced || self.successor.is_some();
+        if is_ending && is_up && !is_awaited && self.child.is_some() {
+            // There must not be two, whatever the sign was.
+            self.signal(Signal::SIGKILL);
+            tracing::warn!("{} is ending; another one gets ready", self.name);
+            self.heir = Some(self.spawn(&self.program, &["--inherit"], Stdio::piped())?);
+        }
+        Ok(())
+    }
+
+    /// The heir, if it has not ended. It goes on once its standard input has.
+    fn take_heir(&mut self) -> Option<Child> {
+        let mut heir = self.heir.take()?;
+        drop(heir.stdin.take());
+        matches!(heir.try_wait(), Ok(None)).then_some(heir)
+    }
+
     /// Notices its end, and starts it again when it is time.
     fn tend(&mut self, is_up: bool) -> anyhow::Result<()> {
+        self.tend_heir(is_up)?;
         if let Some(status) = self.ended() {
             self.child = None;
+            if let Some(heir) = self.take_heir() {
+                tracing::warn!("{} ended ({}); another one goes on", self.name, describe(status));
+                self.failures = 0;
+                self.install(heir);
+                return Ok(());
+            }
             if self.is_replaced {
                 return self.start();
             }
@@ -354,8 +413,9 @@ impl Role {
 
     /// Stops it: asked at first, killed if it takes too long.
     fn stop(&mut self, signals: &Receiver<i32>) {
-        self.restart_at = None;
+        (self.restart_at, self.watch) = (None, None);
         self.end_successor();
+        self.end_heir();
         self.signal(Signal::SIGTERM);
         let deadline = Instant::now() + PATIENCE;
         while self.child.is_some() && self.ended().is_none() {
@@ -372,10 +432,11 @@ impl Role {
     }
 }
 
-/// Signals as messages, so that waiting for one can have a limit.
-fn watch_signals() -> anyhow::Result<Receiver<i32>> {
+/// Signals as messages, so that waiting for one can have a limit, and a way to send more.
+fn watch_signals() -> anyhow::Result<(Sender<i32>, Receiver<i32>)> {
     let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1])?;
     let (sender, receiver) = mpsc::channel();
+    let more = sender.clone();
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             if sender.send(signal).is_err() {
@@ -383,7 +444,7 @@ fn watch_signals() -> anyhow::Result<Receiver<i32>> {
             }
         }
     })?;
-    Ok(receiver)
+    Ok((more, receiver))
 }
 
 fn role_arguments(role: &str, run_dir: &RunDir) -> Vec<PathBuf> {

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use firedoor_control::lifeline::Lifeline;
 use firedoor_control::rundir::{Role, RunDir};
+use firedoor_dataplane::daemon::Place;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -16,10 +18,18 @@ pub(crate) fn dataplane(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     end_with(args.supervisor)?;
     let run_dir = RunDir::at(&args.run_dir);
     run_dir.enter(Role::Dataplane)?;
+    let lifeline = Lifeline::hold(&run_dir);
+    if let Err(error) = &lifeline {
+        tracing::warn!(%error, "if it is killed, this data plane is replaced later than it could be");
+    }
     let options = firedoor_dataplane::daemon::Options {
         run_dir: args.run_dir.clone(),
         pins: args.pins.clone(),
-        succeed: args.succeed,
+        place: match (args.succeed, args.inherit) {
+            (false, false) => Place::Vacant,
+            (true, _) => Place::OfLiving,
+            (false, true) => Place::OfDying,
+        },
         version: crate::VERSION,
     };
     let ended = firedoor_dataplane::daemon::run(&options);
