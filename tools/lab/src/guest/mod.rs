@@ -168,7 +168,8 @@ impl EventLoop {
 
     /// Turns until the [`Guest`] is dropped.
     fn run(mut self) {
-        let mut moved = true;
+        // Before the first look at the tap, where frames may wait by now: else who listens nowhere yet refuses them.
+        let mut moved = self.step_tasks();
         while self.take_orders() {
             let now = self.now();
             let polled = self.interface.poll(now, &mut self.tap, &mut self.sockets);
