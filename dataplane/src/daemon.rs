@@ -43,16 +43,16 @@ pub struct Options {
     /// Where in a BPF file system the express lane outlives the process, if it is to.
     pub pins: Option<PathBuf>,
     /// Whose place it takes.
-    pub place: Place,
+    pub succession: Succession,
     /// The version that it tells.
     pub version: &'static str,
 }
 
 /// Whose place a data plane takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Succession {
     /// Nobody's, or that of one that has ended.
-    Vacant,
+    None,
     /// That of one that runs, which is asked to retire.
     OfLiving,
     /// That of one that was killed, and that the kernel has not taken apart yet: standard input ends when it has.
@@ -103,7 +103,7 @@ pub enum Unenforced {
 pub fn run(options: &Options) -> Result<(), DaemonError> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(DaemonError::Signals)?;
     let shared = Arc::new(Shared::new(options));
-    shared.resume(options.place)?;
+    shared.resume(options.succession)?;
     let listener = server::listen(&options.run_dir)?;
     spawn("mirror", &shared, Shared::drain_mirrors)?;
     spawn("links", &shared, link_watch::run)?;
@@ -164,21 +164,23 @@ impl Shared {
 
     /// Puts the saved snapshot in force, if there is one. A data plane that runs in its place retires when
     /// all is ready that takes time, and goes on if it does not come to that.
-    fn resume(&self, place: Place) -> Result<(), DaemonError> {
+    fn resume(&self, succession: Succession) -> Result<(), DaemonError> {
         // Beside all else, which takes as long.
         let _ = thread::Builder::new().name("loader".into()).spawn(bpf::prepare);
         let mut engine = match self.prepare() {
-            Err(error) if place == Place::OfLiving => return Err(DaemonError::Unprepared(error)),
+            Err(error) if succession == Succession::OfLiving => {
+                return Err(DaemonError::Unprepared(error));
+            }
             prepared => prepared.unwrap_or_else(|error| {
                 tracing::error!(%error, "the saved snapshot is not in force");
                 None
             }),
         };
         let mut predecessor = None;
-        if place != Place::Vacant {
+        if succession != Succession::None {
             engine.iter().for_each(Engine::take_misses);
         }
-        if place == Place::OfLiving {
+        if succession == Succession::OfLiving {
             predecessor = predecessor::retire(&self.run_dir).map_err(|error| {
                 engine.take().into_iter().for_each(Engine::give_up);
                 DaemonError::Predecessor(error)
@@ -191,10 +193,10 @@ impl Shared {
             tracing::error!(%error, "the newest snapshot is not in force");
         }
         let Some(mut engine) = engine else { return Ok(()) };
-        let await_queues = || match place {
-            Place::Vacant => {}
-            Place::OfLiving => predecessor.iter_mut().for_each(Predecessor::await_queues),
-            Place::OfDying => predecessor::await_end(),
+        let await_queues = || match succession {
+            Succession::None => {}
+            Succession::OfLiving => predecessor.iter_mut().for_each(Predecessor::await_queues),
+            Succession::OfDying => predecessor::await_end(),
         };
         let flows = engine.begin(await_queues) as u64;
         if let Some(Predecessor { pid, stopped, .. }) = predecessor {
@@ -418,9 +420,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let predecessor = UnixListener::bind(server::path_of(dir.path())).unwrap();
         predecessor.set_nonblocking(true).unwrap();
-        let place = Place::OfLiving;
-        let options = Options { run_dir: dir.path().into(), pins: None, place, version: "" };
-        let refused = || Shared::new(&options).resume(place).unwrap_err().to_string();
+        let succession = Succession::OfLiving;
+        let options = Options { run_dir: dir.path().into(), pins: None, succession, version: "" };
+        let refused = || Shared::new(&options).resume(succession).unwrap_err().to_string();
         saved::store(dir.path(), &Snapshot { tags: Vec::new(), ..snapshot(1) }).unwrap();
         let error = refused();
         assert!(error.contains("goes on") && error.contains("there are only 0 tags"), "{error}");
@@ -437,7 +439,7 @@ mod tests {
         let shared = Shared::new(&Options {
             run_dir: dir.path().into(),
             pins: None,
-            place: Place::Vacant,
+            succession: Succession::None,
             version: "",
         });
         thread::scope(|scope| {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use firedoor_control::lifeline::Lifeline;
 use firedoor_control::rundir::{Role, RunDir};
-use firedoor_dataplane::daemon::Place;
+use firedoor_dataplane::daemon::Succession;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -25,10 +25,10 @@ pub(crate) fn dataplane(args: &DataplaneArgs) -> anyhow::Result<ExitCode> {
     let options = firedoor_dataplane::daemon::Options {
         run_dir: args.run_dir.clone(),
         pins: args.pins.clone(),
-        place: match (args.succeed, args.inherit) {
-            (false, false) => Place::Vacant,
-            (true, _) => Place::OfLiving,
-            (false, true) => Place::OfDying,
+        succession: match (args.succeed, args.inherit) {
+            (false, false) => Succession::None,
+            (true, _) => Succession::OfLiving,
+            (false, true) => Succession::OfDying,
         },
         version: crate::VERSION,
     };
