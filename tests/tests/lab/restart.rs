@@ -259,7 +259,6 @@ fn upgrade_fails() -> Shown {
     refused(&lab, &stand_in)?;
     let heard = Conduct::heard(run_dir)?;
     ensure!(heard.contains("a message of protocol version 4, and this firedoor"), "{heard}");
-    std::fs::remove_file(run_dir.join("stand-in.heard"))?;
     Conduct::Hangs.ask(run_dir)?;
     ask_to_upgrade(&lab, &stand_in)?;
     let hangs = wait_for(|| Ok(Conduct::hangs(run_dir)))?;
@@ -270,6 +269,7 @@ fn upgrade_fails() -> Shown {
     ensure!(heard == Outcome::Reachable, "beside one that hangs, a conversation heard {heard:?}");
     let told = refusal(&lab)?;
     ensure!(told.contains("has not taken over"), "{told}");
+    Conduct::forget(run_dir)?;
     ensure!(echoes(&mut connection), "the connection is gone");
     ensure!(before == (dataplane_pid(&lab)?, lab.epoch()?), "another data plane runs");
     let counted = dialogue.end()?;

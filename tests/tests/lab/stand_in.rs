@@ -28,8 +28,17 @@ const RETIRE: [u8; 7] = [0, 0, 0, 3, 0, 4, 6];
 
 impl Conduct {
     /// Says how the next stand-in of that run directory is to fail.
-    pub(crate) fn ask(self, run_dir: &Path) -> Result<(), Failed> {
-        Ok(fs::write(conduct(run_dir), format!("{self:?}"))?)
+    pub(crate) fn ask(self, run_dir: &Path) -> io::Result<()> {
+        Self::forget(run_dir)?;
+        fs::write(conduct(run_dir), format!("{self:?}"))
+    }
+
+    /// Leaves nothing of what stand-ins were asked, and what they have said.
+    pub(crate) fn forget(run_dir: &Path) -> io::Result<()> {
+        [conduct(run_dir), heard(run_dir)].iter().try_for_each(|path| match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        })
     }
 
     /// Whether a stand-in that hangs has got as far.
