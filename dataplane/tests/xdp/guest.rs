@@ -127,11 +127,9 @@ fn lane() -> Result<Lane, Failed> {
     Ok(lane)
 }
 
-/// Gives the kernel the verdict on what the guest sends.
-fn install(lane: &Lane, ends: Ends, from: &Link, to: &Link) -> Result<Slot, Failed> {
-    let [src_port, dst_port] = PORTS;
-    let id = FlowId::new(from.index, 6, (ends.src, src_port), (ends.dst, dst_port));
-    let verdict = FlowVerdict {
+/// The kernel's verdict of frames with these addresses: to that port.
+fn verdict_to(to: &Link, ends: Ends) -> FlowVerdict {
+    FlowVerdict {
         eth_dst: ends.eth_dst.0,
         eth_src: ends.eth_src.0,
         egress: egress_of(to),
@@ -140,8 +138,14 @@ fn install(lane: &Lane, ends: Ends, from: &Link, to: &Link) -> Result<Slot, Fail
         epoch: 1,
         is_reply: false,
         tcp_flags: 2,
-    };
-    let slot = lane.flows().install(&id, &verdict)?;
+    }
+}
+
+/// Gives the kernel the verdict on what the guest sends.
+fn install(lane: &Lane, ends: Ends, from: &Link, to: &Link) -> Result<Slot, Failed> {
+    let [src_port, dst_port] = PORTS;
+    let id = FlowId::new(from.index, 6, (ends.src, src_port), (ends.dst, dst_port));
+    let slot = lane.flows().install(&id, &verdict_to(to, ends))?;
     lane.let_go();
     Ok(slot)
 }

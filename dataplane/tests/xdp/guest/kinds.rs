@@ -10,13 +10,13 @@ use firedoor_classifier::extract::extract;
 use firedoor_classifier::wire::tcp;
 use firedoor_classifier::{MacAddr, PortId};
 use firedoor_dataplane::express::punt::ExpressPort;
-use firedoor_dataplane::express::{FlowId, FlowVerdict, Lane, egress_of};
+use firedoor_dataplane::express::{FlowId, Lane};
 use firedoor_dataplane::link::Link;
 use firedoor_dataplane::port::Port;
 use firedoor_dataplane::sys::tap;
 use libtest_mimic::Failed;
 
-use super::{HEADER, LENGTH, data, guest, header_of, lane};
+use super::{HEADER, LENGTH, data, guest, header_of, lane, verdict_to};
 use crate::express::open;
 use crate::host::{self, Host};
 
@@ -91,19 +91,10 @@ impl Talk {
 
     /// The kernel's verdict: to that port.
     fn judge(self, lane: &Lane, from: &Link, to: &Link) -> Result<(), Failed> {
-        let Ends { eth_src, eth_dst, src, dst } = self.ends();
-        let id = FlowId::new(from.index, self.protocol(), (src, self.from), (dst, SERVER));
-        let verdict = FlowVerdict {
-            eth_dst: eth_dst.0,
-            eth_src: eth_src.0,
-            egress: egress_of(to),
-            max_frame: to.mtu as u16 + 14,
-            rule: 0,
-            epoch: 1,
-            is_reply: false,
-            tcp_flags: 2,
-        };
-        lane.flows().install(&id, &verdict)?;
+        let ends = self.ends();
+        let id =
+            FlowId::new(from.index, self.protocol(), (ends.src, self.from), (ends.dst, SERVER));
+        lane.flows().install(&id, &verdict_to(to, ends))?;
         Ok(())
     }
 
